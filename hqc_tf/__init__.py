@@ -1,1 +1,1 @@
-"""Image search without labels: an encoder and its product-quantization codebooks, learned together."""
+"""Image search without labels: an encoder and its PQ codebooks, learned together."""

@@ -1,0 +1,273 @@
+"""The settings of a run: one dataclass, the absl flags made from it, and the flagfile it leaves.
+
+Every setting stands here once, with its default (the authors' for CIFAR-10), its one-line help and
+its rule. Nothing to the right of this module reads a flag.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import app, flags
+
+DATASETS = ("fashion_mnist", "cifar10")
+BACKBONES = ("resnet18_cifar", "resnet18", "resnet50", "vgg16")
+FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
+DISTANCES = ("l2", "squared")
+FLAGFILE = "flags.txt"
+
+
+class UserError(ValueError):
+    """Input a person can mend; the message names the value, the rule and the mend in one line."""
+
+
+def _setting(default, text, choices=None, least=None, above=None):
+    rules = {"choices": choices, "least": least, "above": above}
+    return dataclasses.field(default=default, metadata={"text": text, **rules})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run; each field is a flag of the same name.
+
+    Raises:
+      UserError: a value breaks its rule, or two settings do not go together.
+    """
+
+    dataset: str = _setting(
+        "cifar10", f"what to learn from: {', '.join(DATASETS)}, or folder:PATH, any tree of images"
+    )
+    data_dir: str = _setting(
+        "", "where prepared TFDS data lies; empty: TFDS's own place (~/tensorflow_datasets)"
+    )
+    image_size: int = _setting(32, "side of the square the network sees, in pixels", least=8)
+    resize_size: int = _setting(
+        0,
+        "shorter side before the centre crop when encoding, in pixels; 0: image_size",
+        least=0,
+    )
+    backbone: str = _setting("resnet18_cifar", "the convolutional network", choices=BACKBONES)
+    backbone_width: int = _setting(
+        64, "channels of the first stage; the others scale with it, 64 is the paper's", least=1
+    )
+    backbone_weights: str = _setting(
+        "none", "start of the backbone: none, or ImageNet's (vgg16)", choices=("none", "imagenet")
+    )
+    num_books: int = _setting(8, "codebooks, M; an image takes M * log2(K) bits", least=1)
+    num_words: int = _setting(16, "codewords per book, K: a power of two from 2 to 256", least=2)
+    word_dim: int = _setting(16, "numbers per codeword, D", least=1)
+    quantizer_temperature: float = _setting(
+        0.2, "divides squared distances to the codewords; smaller is harder", above=0
+    )
+
+    instance_quantized_weight: float = _setting(
+        1.0, "weight of instance contrast on the quantized embedding", least=0
+    )
+    instance_embedding_weight: float = _setting(
+        1.0, "weight of instance contrast on the raw embedding", least=0
+    )
+    consistency_weight: float = _setting(0.4, "weight of the consistency term", least=0)
+    part_neighbor_weight: float = _setting(0.1, "weight of the part neighbour term", least=0)
+    codeword_diversity_weight: float = _setting(
+        0.2, "weight of the codeword diversity term", least=0
+    )
+    book_classification_weight: float = _setting(
+        0.0, "weight of guessing which book a part came from", least=0
+    )
+    cross_quantized_weight: float = _setting(
+        0.0, "weight of SPQ's cross quantized contrast", least=0
+    )
+    instance_temperature: float = _setting(
+        0.5, "divides the cosines of both instance contrast terms", above=0
+    )
+    consistency_temperature: float = _setting(
+        0.2, "divides the cosines of the consistency term", above=0
+    )
+    consistency_fusion: str = _setting(
+        "sum", "which vector the consistency term compares", choices=FUSIONS
+    )
+    part_neighbor_temperature: float = _setting(
+        0.5, "divides the cosines of the part neighbour term", above=0
+    )
+    num_neighbors: int = _setting(
+        20, "nearest items per book that the part neighbour term keeps near", least=1
+    )
+    include_positive: bool = _setting(
+        False,
+        "part neighbour term: leave in the item itself and its other view, as the authors can",
+    )
+    codeword_diversity_temperature: float = _setting(
+        1.0, "divides the cosines of the codeword diversity term", above=0
+    )
+    cross_quantized_temperature: float = _setting(
+        0.5, "divides the cosines of the cross quantized term", above=0
+    )
+
+    epochs: int = _setting(800, "passes over the training images", least=1)
+    batch_size: int = _setting(256, "images per step, over all replicas together", least=2)
+    optimizer: str = _setting(
+        "adam",
+        "adam (L2 joined to the gradient, the authors'), or lamb for large batches",
+        choices=("adam", "lamb"),
+    )
+    learning_rate: float = _setting(5e-4, "rate after the warm-up", above=0)
+    warmup_epochs: int = _setting(10, "epochs of linear rise, a step at a time", least=0)
+    warmup_from: float = _setting(1e-5, "rate of the first step", least=0)
+    final_fraction: float = _setting(
+        0.1, "the cosine falls, an epoch at a time, to this part of the rate", least=0
+    )
+    weight_decay: float = _setting(1e-5, "L2 factor, on all weights", least=0)
+    strategy: str = _setting(
+        "one_device",
+        "one_device, or mirrored: every GPU of this machine (without any, its logical CPUs)",
+        choices=("one_device", "mirrored"),
+    )
+    precision: str = _setting(
+        "float32",
+        "of the network; quantizer and losses stay float32 or wider",
+        choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
+    )
+    seed: int = _setting(1, "of initial weights, order of images and augmentation", least=0)
+    checkpoint_steps: int = _setting(200, "steps between two saved states to resume from", least=1)
+
+    top_k: int = _setting(1000, "R of mAP@R: results counted per query", least=1)
+    distance: str = _setting(
+        "l2",
+        "asymmetric distance in evaluation: l2 (sum of norms, the authors'), or squared",
+        choices=DISTANCES,
+    )
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_rule(field.name, getattr(self, field.name), field.metadata)
+        _check_together(self)
+
+    @property
+    def bits(self):
+        """Bits of a code: M * log2(K)."""
+        return self.num_books * (self.num_words.bit_length() - 1)
+
+    def term_weights(self):
+        """Weight of each loss term by its name, those of weight zero left out."""
+        ending = "_weight"
+        names = [f.name for f in dataclasses.fields(self) if f.name.endswith(ending)]
+        return {n.removesuffix(ending): getattr(self, n) for n in names if getattr(self, n) > 0}
+
+
+def _check_rule(name, value, rule):
+    if rule["choices"] and value not in rule["choices"]:
+        raise UserError(f"--{name}={value}: unknown; take one of {', '.join(rule['choices'])}")
+    if rule["least"] is not None and not value >= rule["least"]:
+        raise UserError(f"--{name}={value}: must be at least {rule['least']}; raise it")
+    if rule["above"] is not None and not value > rule["above"]:
+        raise UserError(f"--{name}={value}: must be above {rule['above']}; raise it")
+
+
+def _check_together(config):
+    c = config
+    if c.num_words & (c.num_words - 1) or c.num_words > 256:
+        raise UserError(
+            f"--num_words={c.num_words}: a code is whole bits in one byte a book; "
+            "take a power of two from 2 to 256"
+        )
+    if c.dataset not in DATASETS and not c.dataset.startswith("folder:"):
+        raise UserError(
+            f"--dataset={c.dataset}: unknown; take {', '.join(DATASETS)}, or folder:PATH"
+        )
+    if "\n" in c.dataset + c.data_dir:
+        raise UserError("--dataset or --data_dir holds a line break: rename the folder")
+    if c.warmup_epochs >= c.epochs:
+        raise UserError(
+            f"--warmup_epochs={c.warmup_epochs}: must be fewer than --epochs={c.epochs}; lower it"
+        )
+    if 0 < c.resize_size < c.image_size:
+        raise UserError(
+            f"--resize_size={c.resize_size}: must hold a crop of --image_size={c.image_size}; "
+            "raise it, or give 0"
+        )
+    if c.part_neighbor_weight and c.num_neighbors >= 2 * c.batch_size - 2:
+        raise UserError(
+            f"--num_neighbors={c.num_neighbors}: a batch of {c.batch_size} has only "
+            f"{2 * c.batch_size - 2} negatives, and the term needs some beyond the neighbours; "
+            "lower it or raise --batch_size"
+        )
+    if c.backbone == "vgg16" and c.backbone_width != 64:
+        raise UserError(
+            f"--backbone_width={c.backbone_width}: vgg16 has one width; take 64 or a resnet"
+        )
+    if c.backbone != "vgg16" and c.backbone_weights != "none":
+        raise UserError(
+            f"--backbone_weights={c.backbone_weights}: only vgg16 has them; take none or vgg16"
+        )
+    if not c.term_weights():
+        raise UserError("all loss weights are zero: nothing would be learned; raise one")
+
+
+def define_flags(flag_values=flags.FLAGS):
+    """Makes an absl flag of every setting in `flag_values`.
+
+    A command follows it with `flags.adopt_module_key_flags(config)`, so that --helpshort lists them.
+    """
+    kinds = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    for field in dataclasses.fields(Config):
+        text, choices = field.metadata["text"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, field.default, choices, text, flag_values=flag_values)
+        else:
+            define = kinds.get(field.type, flags.DEFINE_string)
+            define(field.name, field.default, text, flag_values=flag_values)
+
+
+def from_flags(flag_values=flags.FLAGS):
+    """The `Config` that parsed flags ask for."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    return Config(**{name: flag_values[name].value for name in names})
+
+
+def to_flagfile(config):
+    """The text of a flagfile that repeats the run of `config`."""
+    head = "# The settings of this run, resolved; --flagfile=THIS --workdir=OTHER repeats it.\n"
+    settings = dataclasses.asdict(config)
+    return head + "".join(f"--{name}={value}\n" for name, value in settings.items())
+
+
+def from_workdir(workdir):
+    """The `Config` that a training left in `workdir`.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    path = pathlib.Path(workdir) / FLAGFILE
+    if not path.is_file():
+        raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "flagfile", "", ""), values)
+    try:
+        values(["", f"--flagfile={path}"])
+    except flags.Error as error:
+        raise UserError(f"{path}: {error}; mend the line or train anew") from error
+    return from_flags(values)
+
+
+def run(main):
+    """Runs a command: flags, then `main()`; what a person can mend is one line and status 2."""
+
+    def parse(argv):
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            return _stop(f"{error} (--helpshort lists the flags)")
+
+    def guarded(argv):
+        try:
+            return main(argv[1:])
+        except UserError as error:
+            return _stop(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _stop(message):
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,246 @@
+"""The loss terms of the paper, each a pure function from two views of a batch to a scalar.
+
+Shapes: b images in this replica's batch, B in the batch of all replicas, M books of D-dimensional
+parts. Row i of `a` and row i of `b` are two views of one image; its negatives are the 2B-2 views of
+the other images.
+
+On one replica b = B and the extra arguments keep their defaults. On several, `everyone` holds the
+same tensors for all B images, this replica's rows among them from row `offset` on: a loss then
+takes local anchors against the whole batch and returns this replica's share, so that the sum over
+replicas is the loss of the whole batch.
+
+Similarities are matrix products of normalised rows: nothing larger than the local anchors times
+the global batch is built, per book where the term is per book.
+"""
+
+import tensorflow as tf
+
+from hqc_tf.config import FUSIONS
+
+# exp() of it is zero in float32 and wider, and unlike -inf it leaves no NaN in a difference.
+_MASKED = -1e9
+
+
+def instance_contrastive_loss(a, b, temperature, everyone=None, offset=0):
+    """NT-Xent over the 2B items, the other view being the positive.
+
+    Source: the paper's instance contrast, on quantized and on raw embeddings; the authors'
+    temperature is 0.5.
+
+    Args:
+      a, b: float [b, dim], the two views.
+      temperature: divides the cosines.
+      everyone: (a, b) of the global batch, [B, dim] each.
+      offset: row of `everyone` where this replica's rows begin.
+
+    Returns:
+      float scalar, mean cross-entropy over the 2B anchors (this replica's share).
+    """
+    all_a, all_b = everyone or (a, b)
+    negatives = _negatives(_cosines(a, b, all_a, all_b) / temperature, offset)
+    positive = tf.reduce_sum(_unit(a) * _unit(b), -1) / temperature
+    # Cross-entropy with one positive: log(1 + sum exp(negatives) / exp(positive)).
+    each = tf.nn.softplus(tf.reduce_logsumexp(negatives, -1) - positive)
+    return tf.reduce_sum(each) / (2 * _rows(all_a))
+
+
+def consistency_loss(
+    embedding_a,
+    embedding_b,
+    quantized_a,
+    quantized_b,
+    temperature,
+    fusion="sum",
+    everyone=None,
+    offset=0,
+):
+    """Consistent contrastive regularization: both views see the same negatives alike.
+
+    For image i, the cosines of r_a,i and of r_b,i to the same 2B-2 negatives become two
+    distributions; the loss is their symmetric KL divergence, half each way, mean over B. Source:
+    the paper's consistency term; the authors' temperature is 0.2, and 2.0 (weight 40) for "cross".
+
+    Args:
+      embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
+      temperature: divides the cosines.
+      fusion: what r is: "sum" f + z, "concat" [f; z], "max" elementwise, "quantized" z,
+        "embedding" f, or "cross": z_a's distribution over the negatives' z against f_b's over their
+        f, plus f_a's against z_b's.
+      everyone: the four tensors of the global batch, [B, M*D] each.
+      offset: row of `everyone` where this replica's rows begin.
+
+    Returns:
+      float scalar (this replica's share).
+
+    Raises:
+      ValueError: unknown fusion.
+    """
+    if fusion not in FUSIONS:
+        raise ValueError(f"fusion={fusion!r}: not one of {', '.join(FUSIONS)}; take one of these")
+    local = embedding_a, embedding_b, quantized_a, quantized_b
+    views = zip(_fuse(fusion, *local), _fuse(fusion, *(everyone or local)), strict=True)
+    log_probs = [_log_neighborhood(*r, *all_r, temperature, offset) for r, all_r in views]
+    if fusion == "cross":
+        (z_a, z_b), (f_a, f_b) = log_probs
+        divergence = _symmetric_divergence(z_a, f_b) + _symmetric_divergence(f_a, z_b)
+    else:
+        divergence = _symmetric_divergence(*log_probs[0])
+    return divergence / _rows((everyone or local)[0])
+
+
+def part_neighbor_loss(
+    quantized_a,
+    quantized_b,
+    num_books,
+    temperature,
+    num_neighbors=20,
+    include_positive=False,
+    everyone=None,
+    offset=0,
+):
+    """Part neighbour consistency: in each book an item keeps its nearest neighbours near.
+
+    Per book, the mean over the 2B anchors of
+    -log(sum over the `num_neighbors` largest of exp(cos/t) / sum over all of exp(cos/t)), cosines
+    taken between parts of z; then the mean over books. Source: the paper's part neighbour term;
+    the authors' temperature is 0.5.
+
+    Args:
+      quantized_a, quantized_b: float [b, M*D].
+      num_books: M.
+      temperature: divides the cosines.
+      num_neighbors: how many of the largest count as neighbours.
+      include_positive: as in the authors' program, nothing is left out then: neither the other
+        view nor the anchor itself.
+      everyone: (quantized_a, quantized_b) of the global batch, [B, M*D] each.
+      offset: row of `everyone` where this replica's rows begin.
+
+    Returns:
+      float scalar (this replica's share).
+    """
+    local = [_by_book(z, num_books) for z in (quantized_a, quantized_b)]
+    all_a, all_b = (_by_book(z, num_books) for z in everyone) if everyone else local
+    logits = _cosines(*local, all_a, all_b) / temperature
+    if not include_positive:
+        logits = _negatives(logits, offset)
+    largest = tf.math.top_k(logits, tf.minimum(num_neighbors, tf.shape(logits)[-1]), sorted=False)
+    each = tf.reduce_logsumexp(logits, -1) - tf.reduce_logsumexp(largest.values, -1)
+    return tf.reduce_sum(each) / (2 * num_books * _rows(all_a))
+
+
+def codeword_diversity_loss(similarity_a, similarity_b, temperature=1.0, everyone=None):
+    """Codeword diversity: negative entropy of the mean use of each book's words.
+
+    p = softmax over words of similarity / temperature, averaged over the 2B items; the loss is
+    sum_k p_k log(p_k + 1e-5), mean over books. Source: the paper's diversity term. The authors have
+    no temperature: cosines then bound it to -2.77..-2.45 for K = 16, so it hardly acts.
+
+    Args:
+      similarity_a, similarity_b: float [b, M, K], cosines of parts and codewords.
+      temperature: divides the cosines.
+      everyone: (similarity_a, similarity_b) of the global batch, [B, M, K] each.
+
+    Returns:
+      float scalar (this replica's share).
+    """
+    all_a, all_b = everyone or (similarity_a, similarity_b)
+    usage = tf.reduce_mean(tf.nn.softmax(tf.concat([all_a, all_b], 0) / temperature), 0)
+    negative_entropy = tf.reduce_mean(tf.reduce_sum(usage * tf.math.log(usage + 1e-5), -1))
+    # Each replica holds the whole term, and gradients are summed over replicas.
+    return negative_entropy * tf.cast(tf.shape(similarity_a)[0] / tf.shape(all_a)[0], usage.dtype)
+
+
+def book_classification_loss(log_probs_a, log_probs_b, everyone_rows=None):
+    """Book classification: from which book does a part come; both views' mean NLL added.
+
+    Source: the authors' program, an auxiliary term of weight 0 by default.
+
+    Args:
+      log_probs_a, log_probs_b: float [b*M, M], the M parts of one image in a row.
+      everyone_rows: B*M, the rows of the global batch; default: those given.
+
+    Returns:
+      float scalar (this replica's share).
+    """
+    num_books = log_probs_a.shape[-1]
+    right = tf.reshape(log_probs_a + log_probs_b, [-1, num_books, num_books])
+    rows = tf.shape(log_probs_a)[0] if everyone_rows is None else everyone_rows
+    return -tf.reduce_sum(tf.linalg.trace(right)) / tf.cast(rows, right.dtype)
+
+
+def cross_quantized_loss(
+    embedding_a, embedding_b, quantized_a, quantized_b, temperature=0.5, everyone=None, offset=0
+):
+    """Cross quantized contrast: NT-Xent of {f_a; z_b} plus NT-Xent of {f_b; z_a}.
+
+    Source: SPQ (Jang and Cho, ICCV 2021), an auxiliary term of weight 0 by default.
+
+    Args:
+      embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
+      temperature: divides the cosines.
+      everyone: the four tensors of the global batch, [B, M*D] each.
+      offset: row of `everyone` where this replica's rows begin.
+
+    Returns:
+      float scalar (this replica's share).
+    """
+    local = embedding_a, embedding_b, quantized_a, quantized_b
+    all_fa, all_fb, all_za, all_zb = everyone or local
+    one = instance_contrastive_loss(embedding_a, quantized_b, temperature, (all_fa, all_zb), offset)
+    other = instance_contrastive_loss(
+        embedding_b, quantized_a, temperature, (all_fb, all_za), offset
+    )
+    return one + other
+
+
+def _unit(x):
+    return tf.math.l2_normalize(x, -1)
+
+
+def _rows(x):
+    return tf.cast(tf.shape(x)[-2], x.dtype)
+
+
+def _cosines(a, b, all_a, all_b):
+    """Cosines of both views' rows with everyone's: [..., b, d] -> [2, ..., b, 2B], a's first."""
+    keys = _unit(tf.concat([all_a, all_b], -2))
+    return tf.matmul(_unit(tf.stack([a, b])), keys, transpose_b=True)
+
+
+def _negatives(logits, offset):
+    """Masks, in [..., b, 2B], the two columns of each row that are views of the row's own image."""
+    count, columns = tf.shape(logits)[-2], tf.shape(logits)[-1]
+    own = tf.range(count) + offset
+    same_image = tf.one_hot(own, columns // 2, dtype=logits.dtype)
+    return logits + _MASKED * tf.concat([same_image, same_image], 1)
+
+
+def _log_neighborhood(a, b, all_a, all_b, temperature, offset):
+    """Log of how each view's row spreads over its negatives: [b, 2B] for a, the same for b."""
+    logits = _negatives(_cosines(a, b, all_a, all_b) / temperature, offset)
+    return tf.unstack(tf.nn.log_softmax(logits))
+
+
+def _symmetric_divergence(log_p, log_q):
+    return tf.reduce_sum(0.5 * (tf.exp(log_p) - tf.exp(log_q)) * (log_p - log_q))
+
+
+def _fuse(fusion, f_a, f_b, z_a, z_b):
+    """The spaces (r_a, r_b) in which `fusion` looks at neighbours; "cross" has two."""
+    if fusion == "sum":
+        return [(f_a + z_a, f_b + z_b)]
+    if fusion == "concat":
+        return [(tf.concat([f_a, z_a], -1), tf.concat([f_b, z_b], -1))]
+    if fusion == "max":
+        return [(tf.maximum(f_a, z_a), tf.maximum(f_b, z_b))]
+    return {
+        "quantized": [(z_a, z_b)],
+        "embedding": [(f_a, f_b)],
+        "cross": [(z_a, z_b), (f_a, f_b)],
+    }[fusion]
+
+
+def _by_book(z, num_books):
+    """[n, M*D] -> [M, n, D]."""
+    parts = tf.reshape(z, [tf.shape(z)[0], num_books, z.shape[-1] // num_books])
+    return tf.transpose(parts, [1, 0, 2])
