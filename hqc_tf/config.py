@@ -125,7 +125,7 @@ class Config:
     precision: str = _setting(
         "float32",
         "of the network; quantizer and losses stay float32 or wider",
-        choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
+        choices=("float32", "mixed_bfloat16", "float64"),
     )
     seed: int = _setting(1, "of initial weights, order of images and augmentation", least=0)
     checkpoint_steps: int = _setting(200, "steps between two saved states to resume from", least=1)
@@ -206,7 +206,7 @@ def _check_together(config):
 def define_flags(flag_values=flags.FLAGS):
     """Makes an absl flag of every setting in `flag_values`.
 
-    A command follows it with `flags.adopt_module_key_flags(config)`, so that --helpshort lists them.
+    A command then calls `flags.adopt_module_key_flags(config)`, so that --helpshort lists them.
     """
     kinds = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for field in dataclasses.fields(Config):

@@ -1,0 +1,87 @@
+# make setup, data, test, lint, demo, clean: each first sets up whatever it needs and is missing.
+# The machine needs GNU make, Python 3.11 and a package registry that pip reaches.
+
+PYTHON ?= python3.11
+export TF_CPP_MIN_LOG_LEVEL = 2
+
+VENV_PYTHON := .venv/bin/python
+INSTALLED := .venv/installed
+
+DATA_DIR := data/tfds
+# The version that the pinned TFDS prepares.
+FASHION_MNIST := $(DATA_DIR)/fashion_mnist/3.0.1/dataset_info.json
+DEBIAN_DIR := $(or $(wildcard /usr/share/datasets/fashion-mnist),data/debian)
+
+.PHONY: setup data test lint demo clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt
+	touch $@
+
+data: $(FASHION_MNIST)
+
+# Unpacking Debian's package needs no root. Without apt, or without a mirror, TFDS downloads.
+# It is unpacked aside and moved, so that a broken-off attempt leaves no half of it.
+APT_GET := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20
+define FETCH_DEBIAN_PACKAGE
+rm -rf data/debian.part && mkdir -p data/debian.part && ( \
+	cd data/debian.part && \
+	{ $(APT_GET) download dataset-fashion-mnist 2>apt.log || { [ "$$(id -u)" = 0 ] && \
+		$(APT_GET) update 2>>apt.log && \
+		$(APT_GET) download dataset-fashion-mnist 2>>apt.log; }; } && \
+	dpkg-deb -x dataset-fashion-mnist_*.deb . \
+) && mv data/debian.part/usr/share/datasets/fashion-mnist data/debian && rm -rf data/debian.part
+endef
+
+$(FASHION_MNIST): | $(INSTALLED)
+	@if [ ! -d $(DEBIAN_DIR) ] && command -v apt-get >/dev/null && \
+		command -v dpkg-deb >/dev/null; then \
+		{ $(FETCH_DEBIAN_PACKAGE); } || \
+		echo "apt-get could not fetch dataset-fashion-mnist; data/debian.part/apt.log says why"; \
+	fi
+	$(VENV_PYTHON) -m hqc_tf.prepare --dataset=fashion_mnist --data_dir=$(DATA_DIR) \
+		--debian_dir=$(DEBIAN_DIR)
+
+test: $(INSTALLED)
+	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
+	$(VENV_PYTHON) -m pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+# Two test images as files, the way a user's own queries come.
+define WRITE_QUERIES
+import pathlib
+import PIL.Image
+import tensorflow_datasets as tfds
+folder = pathlib.Path("demo/queries")
+folder.mkdir(parents=True, exist_ok=True)
+split = tfds.load("fashion_mnist", split="test", data_dir="$(DATA_DIR)", download=False)
+examples = list(split.take(2).as_numpy_iterator())
+del split
+for number, example in enumerate(examples, start=1):
+    PIL.Image.fromarray(example["image"][..., 0]).save(folder / f"query{number}.png")
+endef
+export WRITE_QUERIES
+
+demo: $(INSTALLED) data
+	$(VENV_PYTHON) -m hqc_tf.train --flagfile=configs/demo.flags --workdir=demo/run
+	$(VENV_PYTHON) -m hqc_tf.evaluate --workdir=demo/run
+	$(VENV_PYTHON) -m export.saved_model --workdir=demo/run --output=demo/serving
+	$(VENV_PYTHON) -m export.index --saved_model=demo/serving --dataset=fashion_mnist \
+		--data_dir=$(DATA_DIR) --output=demo/index
+	$(VENV_PYTHON) -c "$$WRITE_QUERIES"
+	$(VENV_PYTHON) -m export.search --index=demo/index --k=10 \
+		demo/queries/query1.png demo/queries/query2.png
+	$(VENV_PYTHON) -m export.gallery --index=demo/index --dataset=fashion_mnist \
+		--data_dir=$(DATA_DIR) --output=demo/neighbours.png
+
+# What the demo and the tests leave; .venv and data, which take a network to bring back, stay.
+clean:
+	rm -rf demo .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,253 @@
+"""Views of images: the random ones that training compares, the plain one that is encoded.
+
+Images are float32 [B, H, W, 3] in [0, 1] unless said. Each operation takes one set of parameters
+per image, so that a batch is one call; `draw` makes the parameters of a batch from a seed alone.
+Definitions follow torchvision's of the same names, which the authors' settings refer to
+(method: RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, in this order).
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+AREA = 0.08, 1.0
+RATIO = 3 / 4, 4 / 3
+CROP_TRIES = 10
+JITTER_PROBABILITY = 0.8
+JITTER = 0.4
+HUE = 0.1
+GREY_PROBABILITY = 0.2
+SIGMA = 0.1, 2.0
+LUMA = 0.2989, 0.587, 0.114
+
+# What a slot of the jitter's order holds.
+BRIGHTNESS, CONTRAST, SATURATION, HUE_SHIFT, NOTHING = range(5)
+
+
+class Draw(NamedTuple):
+    """One random view of each of B images.
+
+    Attributes:
+      crop: float [B, 2 * CROP_TRIES + 2] in [0, 1), what `crop_boxes` turns into boxes.
+      flip: bool [B], mirrored left to right.
+      order: int32 [B, 4], the jitter's operations in their order; NOTHING in all four for none.
+      factors: float [B, 4], of brightness, contrast, saturation, and the shift of hue in turns.
+      grey: bool [B].
+      sigma: float [B], of the blur, in pixels.
+    """
+
+    crop: tf.Tensor
+    flip: tf.Tensor
+    order: tf.Tensor
+    factors: tf.Tensor
+    grey: tf.Tensor
+    sigma: tf.Tensor
+
+
+class Boxes(NamedTuple):
+    """Whole-pixel rectangles, int32 [B] each."""
+
+    top: tf.Tensor
+    left: tf.Tensor
+    height: tf.Tensor
+    width: tf.Tensor
+
+
+def draw(seed, batch_size):
+    """Parameters of one view of each of `batch_size` images, a function of int [2] `seed` alone."""
+    columns = 2 * CROP_TRIES + 2
+    uniform = tf.random.stateless_uniform([batch_size, columns + 12], seed)
+    crop, (flip, jitter, grey, sigma), ranks, factors = (
+        uniform[:, :columns],
+        tf.unstack(uniform[:, columns : columns + 4], axis=1),
+        uniform[:, columns + 4 : columns + 8],
+        uniform[:, columns + 8 :],
+    )
+    order = tf.where(jitter[:, None] < JITTER_PROBABILITY, tf.argsort(ranks), NOTHING)
+    spread = tf.constant([JITTER, JITTER, JITTER, HUE])
+    middle = tf.constant([1.0, 1.0, 1.0, 0.0])
+    return Draw(
+        crop=crop,
+        flip=flip < 0.5,
+        order=order,
+        factors=middle + spread * (2 * factors - 1),
+        grey=grey < GREY_PROBABILITY,
+        sigma=SIGMA[0] + (SIGMA[1] - SIGMA[0]) * sigma,
+    )
+
+
+def crop_boxes(uniform, height, width):
+    """RandomResizedCrop's boxes: area 0.08-1 of the image, sides 3:4 to 4:3 (log-uniform).
+
+    Ten tries, the first that fits counts; none: the largest centred box of a permitted ratio.
+
+    Args:
+      uniform: float [B, 2 * CROP_TRIES + 2] in [0, 1), `Draw.crop`.
+      height, width: of the images in pixels, int scalars or [B].
+
+    Returns:
+      `Boxes` of B boxes inside the images.
+    """
+    full_h, full_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    tries = uniform[:, : 2 * CROP_TRIES]
+    area = _between(tries[:, ::2], *AREA) * tf.reshape(full_h * full_w, [-1, 1])
+    ratio = tf.exp(_between(tries[:, 1::2], *(tf.math.log(r) for r in RATIO)))
+    tried_w, tried_h = tf.round(tf.sqrt(area * ratio)), tf.round(tf.sqrt(area / ratio))
+    fits_w = (tried_w > 0) & (tried_w <= tf.reshape(full_w, [-1, 1]))
+    fits = fits_w & (tried_h > 0) & (tried_h <= tf.reshape(full_h, [-1, 1]))
+    first = tf.argmax(tf.cast(fits, tf.int32), axis=1)
+    found = tf.reduce_any(fits, axis=1)
+    box_w = tf.where(found, tf.gather(tried_w, first, batch_dims=1), _within_ratio(full_w, full_h))
+    box_h = tf.where(found, tf.gather(tried_h, first, batch_dims=1), _within_ratio(full_h, full_w))
+    place_h, place_w = uniform[:, -2], uniform[:, -1]
+    top = tf.where(found, place_h * (full_h - box_h + 1), (full_h - box_h) / 2)
+    left = tf.where(found, place_w * (full_w - box_w + 1), (full_w - box_w) / 2)
+    return Boxes(*(tf.cast(x, tf.int32) for x in (tf.floor(top), tf.floor(left), box_h, box_w)))
+
+
+def crop(images, boxes, flip, size):
+    """Cuts a box out of each image, mirrors it where asked and resizes it to a square.
+
+    Bilinear with anti-aliasing, pixels outside the box unseen: what cutting first and
+    `tf.image.resize(antialias=True)` after give. A resampling is a matrix per image and axis, so a
+    batch takes two matrix products.
+
+    Args:
+      images: float [B, H, W, 3].
+      boxes: `Boxes` of B boxes.
+      flip: bool [B].
+      size: side of the square, in pixels.
+
+    Returns:
+      float [B, size, size, 3].
+    """
+    shape = tf.shape(images)
+    rows = _resampling(boxes.top, boxes.height, size, shape[1])
+    columns = _resampling(boxes.left, boxes.width, size, shape[2])
+    columns = tf.where(flip[:, None, None], columns[:, ::-1], columns)
+    tall = tf.matmul(rows, tf.reshape(images, [shape[0], shape[1], shape[2] * 3]))
+    sideways = tf.transpose(tf.reshape(tall, [shape[0], size, shape[2], 3]), [0, 2, 1, 3])
+    square = tf.matmul(columns, tf.reshape(sideways, [shape[0], shape[2], size * 3]))
+    return tf.transpose(tf.reshape(square, [-1, size, size, 3]), [0, 2, 1, 3])
+
+
+def crop_one(image, box, flip, size):
+    """`crop` of a single image of any size, float [H, W, 3] -> [size, size, 3]."""
+    cut = tf.slice(image, [box.top, box.left, 0], [box.height, box.width, 3])
+    square = tf.image.resize(cut, [size, size], antialias=True)
+    return tf.where(flip, square[:, ::-1], square)
+
+
+def color_jitter(images, order, factors):
+    """Brightness, contrast, saturation and hue, in each image's own order.
+
+    Brightness f: f x. Contrast f: f x + (1 - f) mean(grey(x)). Saturation f: f x + (1 - f) grey(x).
+    Each is clipped to [0, 1]. Hue h: turns the hue by h of a full circle.
+
+    Args:
+      images: float [B, H, W, 3].
+      order: int [B, 4], `Draw.order`.
+      factors: float [B, 4], `Draw.factors`.
+
+    Returns:
+      float [B, H, W, 3].
+    """
+    for slot in range(4):
+        operation = order[:, slot]
+        images = _blend(images, operation, factors)
+        images = _shift_hue(images, tf.where(operation == HUE_SHIFT), factors[:, HUE_SHIFT])
+    return images
+
+
+def grayscale(images, chosen):
+    """Grey where bool [B] `chosen` says so: 0.2989 R + 0.587 G + 0.114 B in all three channels."""
+    return tf.where(chosen[:, None, None, None], _grey(images), images)
+
+
+def blur(images, sigma):
+    """Gaussian blur of 3x3 pixels, mirrored at the border: weights exp(-d^2 / 2 sigma^2), sum 1.
+
+    Args:
+      images: float [B, H, W, 3].
+      sigma: float [B], in pixels.
+
+    Returns:
+      float [B, H, W, 3].
+    """
+    side = tf.exp(-0.5 / tf.square(sigma))[:, None, None, None]
+    middle = 1 / (1 + 2 * side)
+    side *= middle
+    padded = tf.pad(images, [[0, 0], [1, 1], [0, 0], [0, 0]], "REFLECT")
+    images = middle * images + side * (padded[:, :-2] + padded[:, 2:])
+    padded = tf.pad(images, [[0, 0], [0, 0], [1, 1], [0, 0]], "REFLECT")
+    return middle * images + side * (padded[:, :, :-2] + padded[:, :, 2:])
+
+
+def recolor(crops, drawn):
+    """All that follows the crop: jitter, grey, blur; float [B, H, W, 3], `Draw` -> the same."""
+    crops = color_jitter(crops, drawn.order, drawn.factors)
+    return blur(grayscale(crops, drawn.grey), drawn.sigma)
+
+
+def plain_view(images, resize_size, size):
+    """The view that is encoded: shorter side to `resize_size`, then the centre square.
+
+    Args:
+      images: uint8 or float in [0, 255], [H, W, 3] or [B, H, W, 3].
+      resize_size: in pixels, at least `size`.
+      size: side of the square, in pixels.
+
+    Returns:
+      float32 [size, size, 3] or [B, size, size, 3] in [0, 1].
+    """
+    height, width = tf.unstack(tf.shape(images)[-3:-1])
+    shorter = tf.minimum(height, width)
+    new = [resize_size * height // shorter, resize_size * width // shorter]
+    resized = tf.image.resize(images, new, antialias=True) / 255.0
+    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    square = resized[..., top : top + size, left : left + size, :]
+    return tf.ensure_shape(square, [*images.shape[:-3], size, size, 3])
+
+
+def _between(uniform, low, high):
+    return low + (high - low) * uniform
+
+
+def _within_ratio(side, other):
+    """The longest length up to `side` whose ratio to `other` is permitted."""
+    return tf.minimum(side, tf.round(other * RATIO[1]))
+
+
+def _resampling(start, length, size, full):
+    """[B, size, full]: row i holds the weights that make output pixel i from the pixels of a box."""
+    start, length = (tf.cast(x, tf.float32)[:, None, None] for x in (start, length))
+    scale = length / size
+    centres = start + scale * (tf.range(size, dtype=tf.float32)[:, None] + 0.5)
+    pixels = tf.range(full, dtype=tf.float32)
+    weights = tf.nn.relu(1 - tf.abs(pixels + 0.5 - centres) / tf.maximum(scale, 1.0))
+    weights = tf.where((pixels >= start) & (pixels < start + length), weights, 0.0)
+    return weights / tf.reduce_sum(weights, -1, keepdims=True)
+
+
+def _grey(images):
+    return tf.tensordot(images, tf.constant(LUMA), 1)[..., None]
+
+
+def _blend(images, operation, factors):
+    """One of the three blends per image: factor * x + (1 - factor) * what it fades to."""
+    own = tf.gather(factors, tf.minimum(operation, SATURATION), batch_dims=1)
+    factor = tf.where(operation <= SATURATION, own, 1.0)[:, None, None, None]
+    grey = _grey(images)
+    mean = tf.reduce_mean(grey, [1, 2, 3])
+    level = tf.where(operation == CONTRAST, mean, 0.0)[:, None, None, None]
+    saturation = tf.cast(operation == SATURATION, grey.dtype)[:, None, None, None]
+    fades_to = level + saturation * grey
+    return tf.clip_by_value(factor * images + (1 - factor) * fades_to, 0.0, 1.0)
+
+
+def _shift_hue(images, rows, turns):
+    """Turns the hue of the images at int64 [n, 1] `rows`, and leaves the others."""
+    hsv = tf.image.rgb_to_hsv(tf.gather_nd(images, rows))
+    hue = tf.math.floormod(hsv[..., 0] + tf.gather_nd(turns, rows)[:, None, None], 1.0)
+    turned = tf.image.hsv_to_rgb(tf.concat([hue[..., None], hsv[..., 1:]], -1))
+    return tf.tensor_scatter_nd_update(images, rows, turned)

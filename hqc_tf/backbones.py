@@ -1,0 +1,107 @@
+"""The convolutional networks, from a square image in [0, 1] to a feature vector.
+
+Convolutions start as PyTorch starts them (Kaiming uniform with a = sqrt 5), batch norm has eps 1e-5
+and keeps 0.9 of its moving averages a step: the authors' settings.
+"""
+
+import tensorflow as tf
+
+from hqc_tf.config import UserError
+
+layers = tf.keras.layers
+
+IMAGENET_MEAN = 0.485, 0.456, 0.406
+IMAGENET_VARIANCE = 0.229**2, 0.224**2, 0.225**2
+
+# Uniform within 1 / sqrt(fan in).
+_KAIMING = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
+
+
+def build_backbone(name, width, size, weights="none"):
+    """The network of `--backbone`.
+
+    Args:
+      name: "resnet18_cifar" (3x3 stem of stride 1, no pooling, image as it is), "resnet18" or
+        "resnet50" (7x7 stem, ImageNet's mean and deviation taken out first; the stride of a
+        bottleneck in its 3x3 convolution), or "vgg16" (up to its second 4096-wide layer).
+      width: channels of the first stage; 64 in the papers. vgg16 has one width.
+      size: side of the image in pixels; vgg16 needs 224, as its dense layers do.
+      weights: "none", or "imagenet" for vgg16.
+
+    Returns:
+      Keras model: float [B, size, size, 3] in [0, 1] -> float [B, features].
+
+    Raises:
+      UserError: vgg16 at another size than 224, or ImageNet's weights are not to be had.
+    """
+    if name == "vgg16":
+        return _vgg16(size, weights)
+    image = layers.Input([size, size, 3])
+    if name == "resnet18_cifar":
+        x = _normed(_conv(width, 3)(image))
+    else:
+        x = layers.Normalization(mean=IMAGENET_MEAN, variance=IMAGENET_VARIANCE)(image)
+        x = _normed(_conv(width, 7, stride=2)(x))
+        x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
+    block = _bottleneck if name == "resnet50" else _basic_block
+    for stage, depth in enumerate([3, 4, 6, 3] if name == "resnet50" else [2, 2, 2, 2]):
+        for place in range(depth):
+            x = block(x, width * 2**stage, stride=2 if stage and not place else 1)
+    return tf.keras.Model(image, layers.GlobalAveragePooling2D()(x), name=name)
+
+
+def _conv(channels, kernel, stride=1):
+    initializer = tf.keras.initializers.VarianceScaling(**_KAIMING)
+    padding = "same" if stride == 1 else "valid"
+    convolution = layers.Conv2D(
+        channels, kernel, stride, padding, use_bias=False, kernel_initializer=initializer
+    )
+    if kernel == 1 or stride == 1:
+        return convolution
+    # PyTorch pads both sides alike; "same" would pad only the far one where the stride is 2.
+    return tf.keras.Sequential([layers.ZeroPadding2D(kernel // 2), convolution])
+
+
+def _batch_norm():
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+
+
+def _normed(x):
+    return layers.ReLU()(_batch_norm()(x))
+
+
+def _shortcut(x, channels, stride):
+    if stride == 1 and x.shape[-1] == channels:
+        return x
+    return _batch_norm()(_conv(channels, 1, stride)(x))
+
+
+def _basic_block(x, channels, stride):
+    inner = _normed(_conv(channels, 3, stride)(x))
+    inner = _batch_norm()(_conv(channels, 3)(inner))
+    return layers.ReLU()(layers.Add()([inner, _shortcut(x, channels, stride)]))
+
+
+def _bottleneck(x, channels, stride):
+    inner = _normed(_conv(channels, 1)(x))
+    inner = _normed(_conv(channels, 3, stride)(inner))
+    inner = _batch_norm()(_conv(4 * channels, 1)(inner))
+    return layers.ReLU()(layers.Add()([inner, _shortcut(x, 4 * channels, stride)]))
+
+
+def _vgg16(size, weights):
+    if size != 224:
+        raise UserError(f"--image_size={size}: vgg16 takes 224; give 224 or a resnet")
+    try:
+        network = tf.keras.applications.VGG16(weights=None if weights == "none" else weights)
+    except Exception as error:
+        # Keras raises a bare Exception when its download fails.
+        raise UserError(
+            f"--backbone_weights={weights}: Keras could not fetch them ({error}); "
+            "put its file into ~/.keras/models, or give none"
+        ) from error
+    image = layers.Input([size, size, 3])
+    # Keras' weights expect blue, green, red with their means taken out.
+    prepared = tf.keras.applications.vgg16.preprocess_input(255.0 * image)
+    trunk = tf.keras.Model(network.input, network.get_layer("fc2").output)
+    return tf.keras.Model(image, trunk(prepared), name="vgg16")

@@ -1,0 +1,261 @@
+"""Images and their batches: data sets through TFDS, folders of files, and the two views of a step.
+
+What a step sees is a function of the step alone (its number and the seed): a run that starts again
+in the middle reads on exactly where it was, and nothing has to be replayed.
+"""
+
+import functools
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from hqc_tf import augment
+from hqc_tf.config import UserError
+
+# One in so many images of a labelled folder, in the order of names, is a query.
+FOLDER_QUERY_EVERY = 10
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_READ_BATCH = 500
+
+
+class Images(NamedTuple):
+    """A set of images, in memory or as files.
+
+    Attributes:
+      pixels: uint8 [N, H, W, 3], or None where the images are files.
+      paths: N file names, or None where the pixels are in memory.
+      ids: N names by which search results tell images apart.
+      labels: int [N], or None where nothing is known; only evaluation looks at them.
+      label_names: name of each label, or None.
+    """
+
+    pixels: np.ndarray | None
+    paths: list | None
+    ids: list
+    labels: np.ndarray | None
+    label_names: list | None
+
+    def __len__(self):
+        return len(self.ids)
+
+    def take(self, rows):
+        """The images at int [n] `rows`."""
+        return Images(
+            pixels=None if self.pixels is None else self.pixels[rows],
+            paths=None if self.paths is None else [self.paths[row] for row in rows],
+            ids=[self.ids[row] for row in rows],
+            labels=None if self.labels is None else self.labels[rows],
+            label_names=self.label_names,
+        )
+
+
+def load_split(dataset, role, data_dir=""):
+    """The images that play a role in the benchmark of `--dataset`.
+
+    For `fashion_mnist` and `cifar10` the official train split is learned from and searched, the
+    test split asks. In a folder with sub-folders for labels every tenth image asks and the others
+    are learned from and searched; in one without, all are learned from and there is no query.
+
+    Args:
+      dataset: `--dataset`.
+      role: "train" (learned from), "database" (searched) or "query" (asks).
+      data_dir: where prepared TFDS data lies; empty: TFDS's own place.
+
+    Returns:
+      `Images`, or None for the queries of images without labels.
+
+    Raises:
+      UserError: unknown data set, not prepared, no such folder, no image in it.
+    """
+    if dataset.startswith("folder:"):
+        return _folder_split(load_images(dataset), role)
+    return load_images(f"{dataset}/{'test' if role == 'query' else 'train'}", data_dir)
+
+
+def protocol(dataset):
+    """The name under which results on `--dataset` stand."""
+    folder = f"folder, 1 in {FOLDER_QUERY_EVERY} asks"
+    return folder if dataset.startswith("folder:") else f"{dataset} official"
+
+
+def load_images(dataset, data_dir=""):
+    """One set of images: `folder:PATH`, `name` (its train split) or `name/split` of TFDS.
+
+    A split may be a slice in TFDS's form, such as `cifar10/test[:500]`.
+
+    Raises:
+      UserError: unknown data set or split, not prepared, no such folder, no image in it.
+    """
+    if dataset.startswith("folder:"):
+        return _read_folder(pathlib.Path(dataset.removeprefix("folder:")))
+    name, _, split = dataset.partition("/")
+    return _read_tfds(name, split or "train", data_dir)
+
+
+def training_views(images, config, first_step, last_step):
+    """The batches of steps `first_step` up to `last_step`: a tf.data.Dataset of two views.
+
+    An epoch goes through the images in a shuffled order of its own and drops the rest that fills no
+    batch.
+
+    Args:
+      images: `Images`.
+      config: `Config`; its batch_size, image_size and seed are read.
+      first_step, last_step: steps counted from the start of the run, from 0.
+
+    Returns:
+      Dataset of (view_a, view_b), float32 [B, size, size, 3] in [0, 1], B the global batch.
+
+    Raises:
+      UserError: fewer images than a batch takes.
+    """
+    per_epoch = steps_per_epoch(images, config)
+    batch, size = config.batch_size, config.image_size
+
+    def plan(step):
+        epoch, place = step // per_epoch, step % per_epoch
+        order_seed = tf.stack([config.seed, epoch])
+        rows = tf.random.experimental.index_shuffle(
+            place * batch + tf.range(batch, dtype=tf.int64), order_seed, len(images) - 1
+        )
+        seeds = tf.stack([config.seed, 2 * step]), tf.stack([config.seed, 2 * step + 1])
+        return rows, tuple(augment.draw(seed, batch) for seed in seeds)
+
+    steps = tf.data.Dataset.range(first_step, last_step).map(plan)
+    crops = _crops_of_pixels if images.paths is None else _crops_of_files
+    return (
+        crops(steps, images, batch, size)
+        .map(
+            lambda crops, drawn: tuple(map(augment.recolor, crops, drawn)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def steps_per_epoch(images, config):
+    """Whole batches in one pass over `images`; UserError where there is none."""
+    if len(images) < config.batch_size:
+        raise UserError(
+            f"--batch_size={config.batch_size}: there are only {len(images)} images to learn from; "
+            "lower it or add images"
+        )
+    return len(images) // config.batch_size
+
+
+def plain_batches(images, resize_size, size, batch_size):
+    """The images in order as they are encoded: Dataset of float32 [b, size, size, 3] in [0, 1]."""
+
+    def view(pixels):
+        return augment.plain_view(pixels, resize_size, size)
+
+    if images.paths is None:
+        batches = raw_batches(images, batch_size)
+        return batches.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    files = tf.data.Dataset.from_tensor_slices(images.paths)
+    views = files.map(lambda path: view(read_image(path)), num_parallel_calls=tf.data.AUTOTUNE)
+    return views.batch(batch_size).prefetch(2)
+
+
+def raw_batches(images, batch_size):
+    """In-memory images in order: Dataset of uint8 [b, H, W, 3], cut from the array as needed."""
+    starts = tf.data.Dataset.range(0, len(images), batch_size)
+    pixels = tf.constant(images.pixels)
+    return starts.map(lambda start: pixels[start : start + batch_size])
+
+
+def read_image(path):
+    """The file at string scalar `path` -> uint8 [H, W, 3]; the first frame of a GIF."""
+    return decode_image(tf.io.read_file(path))
+
+
+def decode_image(contents):
+    """JPEG, PNG, BMP or GIF bytes -> uint8 [H, W, 3]."""
+    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _crops_of_pixels(steps, images, batch, size):
+    pixels = tf.constant(images.pixels)
+    height, width = images.pixels.shape[1:3]
+
+    def cut(rows, drawn):
+        batch_pixels = tf.cast(tf.gather(pixels, rows), tf.float32) / 255.0
+        return tuple(
+            augment.crop(batch_pixels, augment.crop_boxes(d.crop, height, width), d.flip, size)
+            for d in drawn
+        ), drawn
+
+    return steps.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _crops_of_files(steps, images, batch, size):
+    paths = tf.constant(images.paths)
+
+    def cut(row, drawn):
+        image = tf.cast(read_image(paths[row]), tf.float32) / 255.0
+        height, width = tf.unstack(tf.shape(image)[:2])
+        crops = []
+        for d in drawn:
+            box = augment.Boxes(
+                *(side[0] for side in augment.crop_boxes(d.crop[None], height, width))
+            )
+            crops.append(augment.crop_one(image, box, d.flip, size))
+        return tuple(crops), drawn
+
+    items = steps.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+    return items.batch(batch, drop_remainder=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_tfds(name, split, data_dir):
+    # TFDS takes seconds to import, and a folder of files does not need it.
+    import tensorflow_datasets as tfds
+
+    where = data_dir or "TFDS's own place"
+    mend = (
+        f"`python -m hqc_tf.prepare --dataset={name} --data_dir=DIR` makes it, or --data_dir "
+        "names where it is"
+    )
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise UserError(f"dataset {name}: TFDS knows none of this name; take another") from error
+    if not builder.is_prepared():
+        raise UserError(f"dataset {name}: not prepared in {where}; {mend}")
+    try:
+        items = builder.as_dataset(split=split, shuffle_files=False).batch(_READ_BATCH)
+    except ValueError as error:
+        raise UserError(f"split {split} of {name}: {error}; take one that it has") from error
+    read = [(item["image"], item["label"]) for item in tfds.as_numpy(items)]
+    pixels = np.concatenate([image for image, _ in read])
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    names = builder.info.features["label"].names
+    ids = [f"{name}/{split}/{row:05d}" for row in range(len(pixels))]
+    return Images(pixels, None, ids, np.concatenate([label for _, label in read]), names)
+
+
+def _read_folder(root):
+    if not root.is_dir():
+        raise UserError(f"folder:{root}: no such folder; name one that holds images")
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(
+            f"folder:{root}: no image in it or below; put {', '.join(SUFFIXES)} files there"
+        )
+    ids = [str(file.relative_to(root)) for file in files]
+    tops = [file.relative_to(root).parts[0] for file in files]
+    if any(file.parent == root for file in files) or len(set(tops)) < 2:
+        return Images(None, [str(file) for file in files], ids, None, None)
+    names, labels = np.unique(tops, return_inverse=True)
+    return Images(None, [str(file) for file in files], ids, labels, names.tolist())
+
+
+def _folder_split(images, role):
+    if images.labels is None or len(images) < FOLDER_QUERY_EVERY:
+        return None if role == "query" else images
+    asks = np.arange(len(images)) % FOLDER_QUERY_EVERY == FOLDER_QUERY_EVERY - 1
+    return images.take(np.flatnonzero(asks if role == "query" else ~asks))

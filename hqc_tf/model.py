@@ -1,0 +1,182 @@
+"""The model that learns: encoder, quantizer, and a train step over two views."""
+
+import dataclasses
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from hqc_tf import backbones, distribute, losses
+from hqc_tf.config import Config
+from hqc_tf.quantizer import ProductQuantizer
+
+PROJECTION = 512
+
+
+class Encoding(NamedTuple):
+    """What the model makes of a batch of images.
+
+    Attributes:
+      embedding: float [B, M*D], f.
+      quantized: float [B, M*D], z, softly quantized.
+      similarity: float [B, M, K], cosine of each part with each codeword.
+    """
+
+    embedding: tf.Tensor
+    quantized: tf.Tensor
+    similarity: tf.Tensor
+
+
+def build_encoder(config):
+    """Backbone and projection: float [B, size, size, 3] in [0, 1] -> float [B, M*D].
+
+    The projection is a layer of 512 with ReLU and one of M*D, without batch norm or L2 norm; they
+    start as N(0, 0.01) and Glorot uniform. Source: the authors' program.
+    """
+    backbone = backbones.build_backbone(
+        config.backbone, config.backbone_width, config.image_size, config.backbone_weights
+    )
+    hidden = tf.keras.layers.Dense(
+        PROJECTION,
+        activation="relu",
+        kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
+    )
+    embedding = tf.keras.layers.Dense(config.num_books * config.word_dim, name="embedding")
+    return tf.keras.Model(backbone.input, embedding(hidden(backbone.output)), name="encoder")
+
+
+class HQC(tf.keras.Model):
+    """Hierarchical Quantization Consistency (Wu, Zhang, Liwicki, BMVC 2023).
+
+    `fit` takes a dataset of (view_a, view_b), float [B, size, size, 3] in [0, 1] each; the views go
+    through the network one after the other, so that batch-norm statistics are per view. The loss
+    is the weighted sum of the terms whose weight is above zero, over the batch of all replicas.
+
+    Args:
+      config: `Config`.
+
+    Call arguments:
+      images: float [B, size, size, 3] in [0, 1].
+      training: whether batch norm uses the batch.
+
+    Returns of a call: an `Encoding`.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.quantizer = ProductQuantizer(
+            config.num_books, config.num_words, config.word_dim, config.quantizer_temperature
+        )
+        self.quantizer.build([None, config.num_books * config.word_dim])
+        self.weights_of_terms = config.term_weights()
+        self.book_classifier = None
+        if "book_classification" in self.weights_of_terms:
+            self.book_classifier = _book_classifier(config, self.quantizer.dtype)
+        self.trackers = [
+            tf.keras.metrics.Mean(name=name) for name in ["loss", *self.weights_of_terms]
+        ]
+
+    @property
+    def metrics(self):
+        return self.trackers
+
+    def call(self, images, training=False):
+        embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
+        return Encoding(embedding, *self.quantizer(embedding))
+
+    def encode(self, images):
+        """float [B, size, size, 3] in [0, 1] -> embedding float [B, M*D], codes uint8 [B, M]."""
+        embedding = tf.cast(self.encoder(images, training=False), self.quantizer.dtype)
+        return embedding, self.quantizer.encode(embedding)
+
+    def train_step(self, views):
+        with tf.GradientTape() as tape:
+            a, b = (self(view, training=True) for view in views)
+            terms = self.loss_terms(a, b)
+            total = tf.add_n([self.weights_of_terms[name] * term for name, term in terms.items()])
+        gradients = tape.gradient(total, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self._track([total, *terms.values()])
+
+    def loss_terms(self, a, b):
+        """This replica's share of each loss term, unweighted.
+
+        Args:
+          a, b: `Encoding`s of the two views of this replica's images.
+
+        Returns:
+          dict of name -> float scalar, in the order of the settings; those of weight zero are left
+          out.
+        """
+        c = self.config
+        local = [tensor for pair in zip(a, b, strict=True) for tensor in pair]
+        everyone, offset = distribute.gather_batch(local)
+        (f_a, f_b, z_a, z_b, s_a, s_b), (all_f, all_z, all_s) = local, _pairs(everyone)
+        pairs, quantized = (f_a, f_b, z_a, z_b), (z_a, z_b)
+        everything = (*all_f, *all_z)
+        terms = {
+            "instance_quantized": lambda: losses.instance_contrastive_loss(
+                *quantized, c.instance_temperature, all_z, offset
+            ),
+            "instance_embedding": lambda: losses.instance_contrastive_loss(
+                f_a, f_b, c.instance_temperature, all_f, offset
+            ),
+            "consistency": lambda: losses.consistency_loss(
+                *pairs, c.consistency_temperature, c.consistency_fusion, everything, offset
+            ),
+            "part_neighbor": lambda: losses.part_neighbor_loss(
+                *quantized,
+                c.num_books,
+                c.part_neighbor_temperature,
+                c.num_neighbors,
+                c.include_positive,
+                all_z,
+                offset,
+            ),
+            "codeword_diversity": lambda: losses.codeword_diversity_loss(
+                s_a, s_b, c.codeword_diversity_temperature, all_s
+            ),
+            "book_classification": lambda: losses.book_classification_loss(
+                *(self._book_log_probs(z) for z in quantized),
+                everyone_rows=tf.shape(all_z[0])[0] * c.num_books,
+            ),
+            "cross_quantized": lambda: losses.cross_quantized_loss(
+                *pairs, c.cross_quantized_temperature, everything, offset
+            ),
+        }
+        return {name: terms[name]() for name in self.weights_of_terms}
+
+    def get_config(self):
+        return {"config": dataclasses.asdict(self.config), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(Config(**config["config"]), name=config["name"])
+
+    def _book_log_probs(self, quantized):
+        parts = tf.reshape(quantized, [-1, self.config.word_dim])
+        return tf.nn.log_softmax(self.book_classifier(parts))
+
+    def _track(self, shares):
+        # A metric is averaged over replicas, and the shares add up to the loss.
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        for tracker, share in zip(self.trackers, shares, strict=True):
+            tracker.update_state(share * replicas)
+        return {tracker.name: tracker.result() for tracker in self.trackers}
+
+
+def _book_classifier(config, dtype):
+    """A small network from a part of z to the book it came from: D -> 4D, ReLU -> M."""
+    return tf.keras.Sequential(
+        [
+            tf.keras.layers.Input([config.word_dim]),
+            tf.keras.layers.Dense(4 * config.word_dim, activation="relu", dtype=dtype),
+            tf.keras.layers.Dense(config.num_books, dtype=dtype),
+        ],
+        name="book_classifier",
+    )
+
+
+def _pairs(tensors):
+    return [tuple(tensors[place : place + 2]) for place in range(0, len(tensors), 2)]

@@ -1,0 +1,103 @@
+"""The optimizers and the learning rate of each step."""
+
+import math
+
+import tensorflow as tf
+
+
+class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """See `warmup_cosine`, whose arguments it takes."""
+
+    def __init__(
+        self, base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from=1e-5
+    ):
+        super().__init__()
+        self.base = base
+        self.epochs = epochs
+        self.warmup_epochs = warmup_epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.final_fraction = final_fraction
+        self.warmup_from = warmup_from
+
+    def __call__(self, step):
+        # Whole numbers first: float32 cannot tell steps apart beyond 2**24.
+        step = tf.cast(step, tf.int64)
+        warmup_steps = self.warmup_epochs * self.steps_per_epoch
+        done = tf.cast(tf.minimum(step, warmup_steps), tf.float32) / max(warmup_steps, 1)
+        reached = self._cosine(tf.cast(self.warmup_epochs, tf.float32))
+        rising = self.warmup_from + (reached - self.warmup_from) * done
+        epoch = tf.minimum(step // self.steps_per_epoch + 1, self.epochs)
+        return tf.where(step < warmup_steps, rising, self._cosine(tf.cast(epoch, tf.float32)))
+
+    def _cosine(self, epoch):
+        final = self.base * self.final_fraction
+        return final + (self.base - final) * 0.5 * (1 + tf.cos(math.pi * epoch / self.epochs))
+
+    def get_config(self):
+        return {
+            "base": self.base,
+            "epochs": self.epochs,
+            "warmup_epochs": self.warmup_epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "final_fraction": self.final_fraction,
+            "warmup_from": self.warmup_from,
+        }
+
+
+def warmup_cosine(base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from=1e-5):
+    """The authors' schedule: a rise of whole steps, then a cosine of whole epochs.
+
+    The cosine c(e) falls from `base` at e = 0 to `final_fraction * base` at e = `epochs`. The rise
+    goes in equal steps from `warmup_from` to c(`warmup_epochs`), which it would reach with the
+    first step after the warm-up; from there on epoch e, counted from 0, has c(e + 1).
+
+    Args:
+      base: learning rate at the top of the cosine.
+      epochs, warmup_epochs: of the run, and of its rise; 0 leaves the rise out.
+      steps_per_epoch: steps in an epoch.
+      final_fraction: of `base`, in the last epoch.
+      warmup_from: rate of step 0.
+
+    Returns:
+      A Keras learning-rate schedule: int step -> float32 rate.
+    """
+    return WarmupCosine(base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from)
+
+
+class CoupledAdam(tf.keras.optimizers.Adam):
+    """Adam whose weight decay joins the gradient, as PyTorch's Adam and the authors have it.
+
+    Keras' own `weight_decay` is AdamW's, which leaves the moments alone.
+
+    Args:
+      learning_rate: float or schedule.
+      l2: factor; l2 * weight is added to the gradient of every weight.
+    """
+
+    def __init__(self, learning_rate, l2=0.0, epsilon=1e-8, name="CoupledAdam", **kwargs):
+        super().__init__(learning_rate, epsilon=epsilon, name=name, **kwargs)
+        self.l2 = l2
+
+    def update_step(self, gradient, variable):
+        super().update_step(gradient + self.l2 * variable, variable)
+
+    def get_config(self):
+        return super().get_config() | {"l2": self.l2}
+
+
+def make_optimizer(config, steps_per_epoch):
+    """The optimizer of `--optimizer` with the schedule of `config`, a `Config`."""
+    rate = warmup_cosine(
+        config.learning_rate,
+        config.epochs,
+        config.warmup_epochs,
+        steps_per_epoch,
+        config.final_fraction,
+        config.warmup_from,
+    )
+    if config.optimizer == "adam":
+        return CoupledAdam(rate, l2=config.weight_decay)
+    # TensorFlow Addons takes seconds to import, and only LAMB needs it.
+    import tensorflow_addons as tfa
+
+    return tfa.optimizers.LAMB(rate, weight_decay=config.weight_decay)

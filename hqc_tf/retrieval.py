@@ -1,0 +1,173 @@
+"""Asymmetric retrieval: distances of raw query embeddings to the codes of a database.
+
+A query is not quantized. Its distances to all words of all books are computed once, and the
+distance to an image is the sum of those that the image's code names.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+DISTANCES = ("l2", "squared")
+
+# The search holds about four float32 arrays of this many elements at once (64 MiB), or of N where
+# the database is larger, and 8 bytes for each of the N*M words, whatever the number of queries.
+CHUNK_ELEMENTS = 2**22
+
+
+class Nearest(NamedTuple):
+    """The k nearest database rows of each query, nearest first."""
+
+    rows: tf.Tensor  # [Q, k] int32
+    distances: tf.Tensor  # [Q, k] float32
+
+
+def distance_tables(
+    query_embeddings: tf.Tensor, codebooks: tf.Tensor, distance: str = "l2"
+) -> tf.Tensor:
+    """Distances of every query part to every word of its book.
+
+    Differences are taken directly: the three-term expansion loses digits where a part lies near
+    a word, and those are the distances that decide the first places.
+
+    Args:
+        query_embeddings: [Q, M*D] float, as the network gives them.
+        codebooks: [M, K, D] float.
+        distance: "l2" for norms (authors' program), "squared" for squared norms (ScaNN).
+
+    Returns:
+        [Q, M, K] float32.
+
+    Raises:
+        ValueError: `distance` is unknown, or the embeddings are not M*D wide.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}, but must be one of {DISTANCES}: pass one.")
+    queries = tf.cast(query_embeddings, tf.float32)
+    codebooks = tf.cast(codebooks, tf.float32)
+    num_books, _, word_dim = codebooks.shape
+    if queries.shape.rank != 2 or queries.shape[1] != num_books * word_dim:
+        raise ValueError(
+            f"query_embeddings have the shape {queries.shape}, but codebooks of the shape "
+            f"{codebooks.shape} need [Q, {num_books * word_dim}]: embed the queries with the model "
+            "that these codebooks belong to."
+        )
+    parts = tf.reshape(queries, [-1, num_books, 1, word_dim])
+    squared = tf.reduce_sum(tf.square(parts - codebooks), axis=-1)
+    return tf.sqrt(squared) if distance == "l2" else squared
+
+
+def asymmetric_distances(
+    query_embeddings: tf.Tensor,
+    codes: tf.Tensor,
+    codebooks: tf.Tensor,
+    distance: str = "l2",
+) -> tf.Tensor:
+    """Distances of every query to every code (method, "Evaluation"; authors' program).
+
+    Equal codes get bit-identical distances to a query, so that ties are ties.
+
+    Args:
+        query_embeddings: [Q, M*D] float.
+        codes: [N, M] uint8, the word that each image has in each book.
+        codebooks: [M, K, D] float.
+        distance: "l2" for the sum over books of norms, "squared" for that of squared norms.
+
+    Returns:
+        [Q, N] float32.
+
+    Raises:
+        ValueError: as `distance_tables`, or the codes are not M wide or name a word beyond K.
+    """
+    tables = distance_tables(query_embeddings, codebooks, distance)
+    _, num_books, num_words = tables.shape
+    codes = np.asarray(codes)
+    _check_codes(codes, num_books, num_words)
+    # Adds the M table rows of each code in the order of the books. A product with one-hot codes
+    # is slower, and at the edges of its blocks it rounds equal codes differently.
+    words = codes + np.arange(num_books, dtype=np.int32) * num_words
+    images = np.repeat(np.arange(len(codes), dtype=np.int32), num_books)
+    by_word = tf.transpose(tf.reshape(tables, [-1, num_books * num_words]))
+    return tf.transpose(tf.sparse.segment_sum(by_word, words.ravel(), images))
+
+
+def candidate_distances(tables: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+    """Exact distances of each query to candidates of its own, to re-rank an approximate search.
+
+    Args:
+        tables: [Q, M, K] float32 from `distance_tables`.
+        codes: [Q, R, M] uint8, the codes of the R candidates of each query.
+
+    Returns:
+        [Q, R] float32.
+    """
+    words = tf.transpose(tf.cast(codes, tf.int32), [0, 2, 1])
+    return tf.reduce_sum(tf.gather(tables, words, batch_dims=2), axis=1)
+
+
+def nearest(
+    query_embeddings: tf.Tensor,
+    codes: tf.Tensor,
+    codebooks: tf.Tensor,
+    k: int,
+    distance: str = "l2",
+) -> Nearest:
+    """The k nearest images of each query by exhaustive search; ties go to the lower row.
+
+    Args:
+        query_embeddings: [Q, M*D] float, Q at least 1.
+        codes: [N, M] uint8.
+        codebooks: [M, K, D] float.
+        k: how many to return, 1 to N.
+        distance: "l2" or "squared", as in `asymmetric_distances`.
+
+    Returns:
+        `Nearest` with `.rows` [Q, k] int32 and `.distances` [Q, k] float32.
+
+    Raises:
+        ValueError: as `asymmetric_distances`, or k is not in 1 to N.
+    """
+    chunks = list(nearest_by_chunk(query_embeddings, codes, codebooks, k, distance))
+    return Nearest(*(tf.concat(parts, axis=0) for parts in zip(*chunks, strict=True)))
+
+
+def nearest_by_chunk(
+    query_embeddings: tf.Tensor,
+    codes: tf.Tensor,
+    codebooks: tf.Tensor,
+    k: int,
+    distance: str = "l2",
+) -> Iterator[Nearest]:
+    """`nearest` for one run of consecutive queries after the other, where Q*k is too large to hold.
+
+    The arguments and errors are those of `nearest`. A run has as many queries as fit into
+    `CHUNK_ELEMENTS` distances, at least one.
+    """
+    codes = np.asarray(codes)
+    if not 1 <= k <= len(codes):
+        raise ValueError(
+            f"k is {k}, but must lie in 1 to {len(codes)}, the number of codes: ask for fewer."
+        )
+    elements_per_query = max(len(codes), np.prod(codebooks.shape))
+    step = max(1, CHUNK_ELEMENTS // int(elements_per_query))
+    for start in range(0, len(query_embeddings), step):
+        queries = query_embeddings[start : start + step]
+        distances = asymmetric_distances(queries, codes, codebooks, distance)
+        # top_k promises the lower index first among equal values.
+        negated, rows = tf.math.top_k(-distances, k)
+        yield Nearest(rows, -negated)
+
+
+def _check_codes(codes: np.ndarray, num_books: int, num_words: int) -> None:
+    if codes.ndim != 2 or codes.shape[1] != num_books:
+        raise ValueError(
+            f"codes have the shape {codes.shape}, but {num_books} codebooks need "
+            f"[N, {num_books}]: use the codebooks that the codes were made with."
+        )
+    if codes.size and codes.max() >= num_words:
+        raise ValueError(
+            f"codes name word {codes.max()}, but the codebooks have words 0 to {num_words - 1}: "
+            "use the codebooks that the codes were made with."
+        )

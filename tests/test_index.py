@@ -1,0 +1,301 @@
+"""The index finds exactly what a full scan finds, and is written whole or not at all."""
+
+import json
+
+import numpy as np
+import pytest
+
+from export import index as index_lib
+from export.index import load_index, write_index
+from hqc_tf.retrieval import asymmetric_distances
+
+ENCODER = {"fingerprint": "abc", "path": "serving/hqc/1"}
+
+
+def random_set(num_books, num_images, num_words=16, word_dim=4, num_queries=6, seed=0):
+    rng = np.random.default_rng(seed)
+    codebooks = rng.normal(size=[num_books, num_words, word_dim]).astype(np.float32)
+    codes = rng.integers(0, num_words, [num_images, num_books], dtype=np.uint8)
+    queries = rng.normal(size=[num_queries, num_books * word_dim]).astype(np.float32)
+    return codebooks, codes, queries
+
+
+def names(count):
+    return [f"{row}.jpg" for row in range(count)]
+
+
+def write_and_load(path, codebooks, codes):
+    write_index(path, codebooks, codes, names(len(codes)), ENCODER)
+    return load_index(path)
+
+
+def full_scan(codebooks, codes, queries, k):
+    distances = asymmetric_distances(queries, codes, codebooks, "squared").numpy()
+    rows = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return rows, np.take_along_axis(distances, rows, axis=1)
+
+
+def assert_equals_full_scan(index, codebooks, codes, queries, k):
+    rows, distances = index.rows(queries, k)
+    expected_rows, expected_distances = full_scan(codebooks, codes, queries, k)
+    np.testing.assert_allclose(distances, expected_distances, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(rows, expected_rows)
+
+
+@pytest.mark.parametrize(
+    ("num_books", "num_images", "k"),
+    [(1, 50, 10), (3, 300, 10), (4, 5, 5), (4, 1, 1), (8, 5000, 10), (8, 5000, 700), (16, 5000, 1)],
+)
+def test_top_k_equals_full_scan(tmp_path, num_books, num_images, k):
+    codebooks, codes, queries = random_set(num_books, num_images)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    assert_equals_full_scan(index, codebooks, codes, queries, k)
+
+
+@pytest.mark.parametrize("num_words", [2, 4, 8, 32, 256])
+def test_other_numbers_of_words_are_scanned_in_full(tmp_path, num_words):
+    codebooks, codes, queries = random_set(4, 2000, num_words)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    assert index.searcher is None
+    assert_equals_full_scan(index, codebooks, codes, queries, 10)
+
+
+def test_by_hand(tmp_path):
+    codebooks = np.arange(16, dtype=np.float32).reshape(1, 16, 1)
+    write_index(tmp_path / "i", codebooks, np.uint8([[9], [3], [5], [3]]), list("dabc"), ENCODER)
+    ids, distances = load_index(tmp_path / "i").search(np.float32([[3.5], [9.0]]), 3)
+    assert ids == [["a", "c", "b"], ["d", "b", "a"]]
+    np.testing.assert_allclose(distances, [[0.25, 0.25, 2.25], [0, 16, 36]])
+
+
+@pytest.mark.parametrize("num_books", [4, 8, 16])
+def test_thousands_of_equal_codes(tmp_path, num_books):
+    """500 codes in pairs one word apart, 60 images each: int8 tables alone cut the wrong ones."""
+    codebooks, codes, queries = random_set(num_books, 500, num_queries=50)
+    rng = np.random.default_rng(1)
+    codes[:250, 1:] = codes[250:, 1:]
+    codes = codes[rng.integers(0, 500, 30_000)]
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    assert_equals_full_scan(index, codebooks, codes, queries, 10)
+    assert_equals_full_scan(index, codebooks, codes, queries[:5], 1000)
+
+
+def test_equal_words_tie_different_codes(tmp_path):
+    """Every book is collapsed to two words: 4**4 distances for 16**4 codes, so ties abound."""
+    codebooks, codes, queries = random_set(4, 3000)
+    codebooks = codebooks[:, np.arange(16) % 2]
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    assert_equals_full_scan(index, codebooks, codes, queries, 10)
+
+
+def test_all_images_equally_near(tmp_path):
+    codebooks, codes, queries = random_set(4, 3000)
+    index = write_and_load(tmp_path / "index", 0 * codebooks, codes)
+    rows, _ = index.rows(queries, 7)
+    np.testing.assert_array_equal(rows, np.tile(np.arange(7), [len(queries), 1]))
+
+
+@pytest.mark.parametrize(("num_books", "word_dim"), [(1, 1), (8, 4), (70, 2)])
+def test_scann_distances_are_never_too_large(tmp_path, num_books, word_dim):
+    """What makes the search exact: ScaNN's tables are rounded down."""
+    codebooks, codes, queries = random_set(num_books, 1000, word_dim=word_dim)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    count = len(index.distinct_codes)
+    found, bounds = index.searcher.search_batched(queries, final_num_neighbors=count)
+    exact = asymmetric_distances(queries, index.distinct_codes, codebooks, "squared").numpy()
+    exact = np.take_along_axis(exact, found.astype(int), axis=1)
+    assert (bounds <= exact * (1 + 1e-6) + 1e-5).all()
+    assert (np.sort(found, axis=1) == np.arange(count)).all()
+
+
+def test_too_few_candidates_are_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_lib, "MIN_CANDIDATES", 1)
+    codebooks, codes, queries = random_set(16, 20_000, num_queries=300)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    codes_of_two, distances_of_two, _ = index._candidates(queries, 2)
+    best_of_two = codes_of_two[np.arange(300), distances_of_two.argmin(axis=1)]
+    nearest = full_scan(codebooks, index.distinct_codes, queries, 1)[0][:, 0]
+    assert (best_of_two != nearest).any()  # else the next line would prove nothing
+    assert_equals_full_scan(index, codebooks, codes, queries, 1)
+
+
+def test_chunks_of_queries_change_nothing(tmp_path, monkeypatch):
+    codebooks, codes, queries = random_set(8, 5000, num_queries=300)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    whole = index.rows(queries, 10)
+    monkeypatch.setattr(index_lib.retrieval, "CHUNK_ELEMENTS", 7 * 8 * 100)
+    chunked = index.rows(queries, 10)
+    one_by_one = [index.rows(query[None], 10).rows[0] for query in queries[:20]]
+    np.testing.assert_array_equal(whole.rows, chunked.rows)
+    np.testing.assert_array_equal(whole.rows[:20], one_by_one)
+    assert whole.distances.dtype == np.float32
+
+
+def test_contents_survive_moving_the_folder(tmp_path):
+    codebooks, codes, queries = random_set(8, 300)
+    ids = [f"photos/{row % 40}\n\u00e4\U0001f600\udcff\0" for row in range(299)] + [""]
+    write_index(tmp_path / "first", codebooks, codes, ids, ENCODER)
+    (tmp_path / "first").rename(tmp_path / 'elsewhere "\u00e4"')
+    index = load_index(tmp_path / 'elsewhere "\u00e4"')
+    found, _ = index.search(queries, 300)
+    rows, _ = full_scan(codebooks, codes, queries, 300)
+    assert found == [[ids[row] for row in query] for query in rows]
+    np.testing.assert_array_equal(index.codes, codes)
+    np.testing.assert_array_equal(index.codebooks, codebooks)
+    assert index.num_images == 300
+    assert index.manifest["bits"] == 32
+    assert index.manifest["distance"] == "squared"
+    assert index.manifest["encoder"] == ENCODER
+
+
+def test_all_ids_empty(tmp_path):
+    codebooks, codes, queries = random_set(2, 4)
+    write_index(tmp_path / "index", codebooks, codes, [""] * 4, ENCODER)
+    assert load_index(tmp_path / "index").search(queries[:1], 2)[0] == [["", ""]]
+
+
+def test_stock_scann_loads_the_folder_where_it_was_written(tmp_path):
+    from scann.scann_ops.py import scann_ops_pybind
+
+    codebooks, codes, queries = random_set(8, 300)
+    write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
+    found, _ = scann_ops_pybind.load_searcher(str(tmp_path / "index")).search_batched(queries)
+    assert found.shape == (len(queries), 100)
+
+
+def test_failed_write_leaves_the_old_index(tmp_path, monkeypatch):
+    codebooks, codes, queries = random_set(8, 300)
+    before = write_and_load(tmp_path / "index", codebooks, codes).rows(queries, 5)
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(index_lib, "_write_scann_files", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_index(tmp_path / "index", codebooks, codes[::-1], names(300), ENCODER)
+    after = load_index(tmp_path / "index").rows(queries, 5)
+    np.testing.assert_array_equal(after.rows, before.rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_failed_move_leaves_the_old_index(tmp_path, monkeypatch):
+    codebooks, codes, _ = random_set(8, 300)
+    write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
+    rename = index_lib.pathlib.Path.rename
+
+    def fail_for_the_new(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError("Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(index_lib.pathlib.Path, "rename", fail_for_the_new)
+    with pytest.raises(OSError, match="Input/output"):
+        write_index(tmp_path / "index", codebooks, codes[:9], names(9), ENCODER)
+    assert load_index(tmp_path / "index").num_images == 300
+
+
+def test_index_is_replaced(tmp_path):
+    codebooks, codes, _ = random_set(8, 300)
+    open_index = write_and_load(tmp_path / "index", codebooks, codes)
+    (tmp_path / ".index.partial").mkdir()
+    (tmp_path / ".index.partial" / "left by a killed write").touch()
+    assert write_and_load(tmp_path / "index", codebooks, codes[:9]).num_images == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    np.testing.assert_array_equal(open_index.codes, codes)
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", '{"format": "another"}', "[1]", "{"])
+def test_foreign_folder_is_left_alone(tmp_path, manifest):
+    codebooks, codes, _ = random_set(2, 5)
+    (tmp_path / "photo.jpg").write_bytes(b"precious")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match=f"{tmp_path} is no index"):
+        write_index(tmp_path, codebooks, codes, names(5), ENCODER)
+    with pytest.raises(ValueError, match=f"{tmp_path} is no index"):
+        load_index(tmp_path)
+    assert (tmp_path / "photo.jpg").read_bytes() == b"precious"
+
+
+def test_empty_folder_is_used_and_a_file_is_not(tmp_path):
+    codebooks, codes, _ = random_set(2, 5)
+    (tmp_path / "empty").mkdir()
+    assert write_and_load(tmp_path / "empty", codebooks, codes).num_images == 5
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file, but an index is a folder"):
+        write_index(tmp_path / "file", codebooks, codes, names(5), ENCODER)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": np.zeros([5, 2], np.int64)}, r"codes are int64 \(5, 2\), but must be uint8"),
+        ({"codes": np.zeros([5, 3], np.uint8)}, r"must be uint8 \[N, 2\]"),
+        ({"codes": np.zeros([0, 2], np.uint8)}, "N at least 1"),
+        ({"codes": np.full([5, 2], 16, np.uint8)}, "name word 16, but .* words 0 to 15"),
+        ({"codebooks": np.zeros([2, 16, 4])}, "codebooks are float64"),
+        ({"codebooks": np.full([2, 16, 4], np.nan, np.float32)}, "must be finite"),
+        ({"ids": names(4)}, "4 ids for 5 codes: pass one id for each code"),
+        ({"encoder": {"path": "p"}}, "must have fingerprint and path"),
+    ],
+)
+def test_contents_that_do_not_fit_are_refused(tmp_path, change, message):
+    codebooks, codes, _ = random_set(2, 5)
+    contents = {"codebooks": codebooks, "codes": codes, "ids": names(5), "encoder": ENCODER}
+    with pytest.raises(ValueError, match=message):
+        write_index(tmp_path / "index", **(contents | change))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "k", "message"),
+    [
+        (np.zeros([1, 8]), 6, "k is 6, but must lie in 1 to 5"),
+        (np.zeros([1, 8]), 0, "k is 0"),
+        (np.zeros([1, 9]), 1, r"shape \(1, 9\), but index .* needs \[Q, 8\]"),
+        (np.zeros([8]), 1, r"shape \(8,\)"),
+        (np.zeros([0, 8]), 1, "Q at least 1"),
+        (np.full([1, 8], np.nan), 1, "NaN or infinity"),
+    ],
+)
+def test_queries_that_do_not_fit_are_refused(tmp_path, embeddings, k, message):
+    codebooks, codes, _ = random_set(2, 5)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    with pytest.raises(ValueError, match=message):
+        index.search(embeddings, k)
+
+
+def test_load_refuses_what_it_cannot_serve(tmp_path):
+    path = tmp_path / "index"
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        load_index(path)
+    codebooks, codes, _ = random_set(2, 300)
+    write_index(path, codebooks, codes, names(300), ENCODER)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"num_images": 299}))
+    with pytest.raises(ValueError, match=r"but the manifest says .*: rebuild"):
+        load_index(path)
+    (path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 9}))
+    with pytest.raises(ValueError, match="format version 9, but this program reads 1"):
+        load_index(path)
+
+
+@pytest.mark.parametrize("name", ["hashed_dataset", "grouped_rows", "id_bytes", "codebooks"])
+def test_load_refuses_a_file_cut_short_or_missing(tmp_path, name):
+    codebooks, codes, _ = random_set(2, 300)
+    write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
+    file = tmp_path / "index" / f"{name}.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{name}.npy cannot be read"):
+        load_index(tmp_path / "index")
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{name}.npy cannot be read"):
+        load_index(tmp_path / "index")
+
+
+def test_check_encoder(tmp_path):
+    codebooks, codes, _ = random_set(2, 5)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    index.check_encoder("abc")
+    with pytest.raises(ValueError, match="belongs to encoder abc .*, not xyz: rebuild it with"):
+        index.check_encoder("xyz")
