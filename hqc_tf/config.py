@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 DATASETS = ("fashion_mnist", "cifar10")
 BACKBONES = ("resnet18_cifar", "resnet18", "resnet50", "vgg16")
@@ -251,7 +251,7 @@ def from_workdir(workdir):
 
 
 def run(main):
-    """Runs a command: flags, then `main()`; what a person can mend is one line and status 2."""
+    """Runs a command: flags, then `main(arguments)`; what a person can mend is a line, status 2."""
 
     def parse(argv):
         try:
@@ -260,6 +260,7 @@ def run(main):
             return _stop(f"{error} (--helpshort lists the flags)")
 
     def guarded(argv):
+        logging.set_verbosity(logging.WARNING)
         try:
             return main(argv[1:])
         except UserError as error:

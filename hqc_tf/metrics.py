@@ -86,6 +86,26 @@ def average_precision(relevant: np.ndarray) -> np.ndarray:
     return np.sum(precision, axis=1, where=relevant) / np.maximum(hits[:, -1], 1)
 
 
+def chance_level(database_labels: np.ndarray, query_labels: np.ndarray, top_k: int) -> float:
+    """mAP@top_k that a random order of the database has in expectation.
+
+    Where a share p of the database is relevant, a relevant image at place i has precision
+    (1 + (i - 1) p) / i; the mean over places is p + (1 - p) H / top_k, H the harmonic number.
+
+    Args:
+        database_labels, query_labels, top_k: as in `evaluate_codes`.
+    """
+    database_labels, query_labels = np.asarray(database_labels), np.asarray(query_labels)
+    kinds, queries_of_kind = np.unique(query_labels, axis=0, return_counts=True)
+    if kinds.ndim == 1:
+        shares = np.array([np.mean(database_labels == kind) for kind in kinds])
+    else:
+        shares = np.array([np.mean((database_labels & kind).any(axis=1)) for kind in kinds])
+    harmonic = np.sum(1 / np.arange(1, top_k + 1)) / top_k
+    expected = np.where(shares > 0, shares + (1 - shares) * harmonic, 0)
+    return float(np.average(expected, weights=queries_of_kind))
+
+
 def _relevance(found_labels: np.ndarray, query_labels: np.ndarray) -> np.ndarray:
     """[Q, R] bool from classes [Q, R] and [Q], or from packed multi-hot [Q, R, C/8], [Q, C/8]."""
     if query_labels.ndim == 1:

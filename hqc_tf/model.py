@@ -1,15 +1,16 @@
 """The model that learns: encoder, quantizer, and a train step over two views."""
 
 import dataclasses
+import pathlib
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from hqc_tf import backbones, distribute, losses
-from hqc_tf.config import Config
+from hqc_tf import backbones, config, distribute, losses
 from hqc_tf.quantizer import ProductQuantizer
 
 PROJECTION = 512
+WEIGHTS = "checkpoints/last"
 
 
 class Encoding(NamedTuple):
@@ -26,21 +27,21 @@ class Encoding(NamedTuple):
     similarity: tf.Tensor
 
 
-def build_encoder(config):
+def build_encoder(settings):
     """Backbone and projection: float [B, size, size, 3] in [0, 1] -> float [B, M*D].
 
     The projection is a layer of 512 with ReLU and one of M*D, without batch norm or L2 norm; they
     start as N(0, 0.01) and Glorot uniform. Source: the authors' program.
     """
     backbone = backbones.build_backbone(
-        config.backbone, config.backbone_width, config.image_size, config.backbone_weights
+        settings.backbone, settings.backbone_width, settings.image_size, settings.backbone_weights
     )
     hidden = tf.keras.layers.Dense(
         PROJECTION,
         activation="relu",
         kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
     )
-    embedding = tf.keras.layers.Dense(config.num_books * config.word_dim, name="embedding")
+    embedding = tf.keras.layers.Dense(settings.num_books * settings.word_dim, name="embedding")
     return tf.keras.Model(backbone.input, embedding(hidden(backbone.output)), name="encoder")
 
 
@@ -52,7 +53,7 @@ class HQC(tf.keras.Model):
     is the weighted sum of the terms whose weight is above zero, over the batch of all replicas.
 
     Args:
-      config: `Config`.
+      settings: `Config`.
 
     Call arguments:
       images: float [B, size, size, 3] in [0, 1].
@@ -61,18 +62,21 @@ class HQC(tf.keras.Model):
     Returns of a call: an `Encoding`.
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, settings, **kwargs):
         super().__init__(**kwargs)
-        self.config = config
-        self.encoder = build_encoder(config)
+        self.settings = settings
+        self.encoder = build_encoder(settings)
         self.quantizer = ProductQuantizer(
-            config.num_books, config.num_words, config.word_dim, config.quantizer_temperature
+            settings.num_books,
+            settings.num_words,
+            settings.word_dim,
+            settings.quantizer_temperature,
         )
-        self.quantizer.build([None, config.num_books * config.word_dim])
-        self.weights_of_terms = config.term_weights()
+        self.quantizer.build([None, settings.num_books * settings.word_dim])
+        self.weights_of_terms = settings.term_weights()
         self.book_classifier = None
         if "book_classification" in self.weights_of_terms:
-            self.book_classifier = _book_classifier(config, self.quantizer.dtype)
+            self.book_classifier = _book_classifier(settings, self.quantizer.dtype)
         self.trackers = [
             tf.keras.metrics.Mean(name=name) for name in ["loss", *self.weights_of_terms]
         ]
@@ -109,7 +113,7 @@ class HQC(tf.keras.Model):
           dict of name -> float scalar, in the order of the settings; those of weight zero are left
           out.
         """
-        c = self.config
+        c = self.settings
         local = [tensor for pair in zip(a, b, strict=True) for tensor in pair]
         everyone, offset = distribute.gather_batch(local)
         (f_a, f_b, z_a, z_b, s_a, s_b), (all_f, all_z, all_s) = local, _pairs(everyone)
@@ -148,14 +152,14 @@ class HQC(tf.keras.Model):
         return {name: terms[name]() for name in self.weights_of_terms}
 
     def get_config(self):
-        return {"config": dataclasses.asdict(self.config), "name": self.name}
+        return {"settings": dataclasses.asdict(self.settings), "name": self.name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(Config(**config["config"]), name=config["name"])
+    def from_config(cls, values, custom_objects=None):
+        return cls(config.Config(**values["settings"]), name=values["name"])
 
     def _book_log_probs(self, quantized):
-        parts = tf.reshape(quantized, [-1, self.config.word_dim])
+        parts = tf.reshape(quantized, [-1, self.settings.word_dim])
         return tf.nn.log_softmax(self.book_classifier(parts))
 
     def _track(self, shares):
@@ -166,13 +170,53 @@ class HQC(tf.keras.Model):
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
 
-def _book_classifier(config, dtype):
+def build_model(settings):
+    """A new `HQC` of `settings` under its precision, its weights drawn from its seed."""
+    tf.keras.mixed_precision.set_global_policy(settings.precision)
+    tf.keras.utils.set_random_seed(settings.seed)
+    return HQC(settings)
+
+
+def save_weights(model, workdir, step):
+    """Saves what encoding needs after `step` steps; the newest whole set is what `load` takes."""
+    saved = tf.train.Checkpoint(
+        encoder=model.encoder, quantizer=model.quantizer, step=tf.Variable(step, dtype=tf.int64)
+    )
+    manager = tf.train.CheckpointManager(saved, pathlib.Path(workdir, WEIGHTS), max_to_keep=1)
+    manager.save(checkpoint_number=step)
+
+
+def saved_step(workdir):
+    """Steps behind the weights saved in `workdir`, or None where there are none."""
+    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS))
+    if newest is None:
+        return None
+    return int(tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
+def load(workdir):
+    """The model that a training left in `workdir`, ready to encode.
+
+    Raises:
+      config.UserError: there is no trained model.
+    """
+    settings = config.from_workdir(workdir)
+    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS))
+    if newest is None:
+        raise config.UserError(f"--workdir={workdir}: no weights there yet; train into it first")
+    model = build_model(settings)
+    saved = tf.train.Checkpoint(encoder=model.encoder, quantizer=model.quantizer)
+    saved.restore(newest).assert_existing_objects_matched().expect_partial()
+    return model
+
+
+def _book_classifier(settings, dtype):
     """A small network from a part of z to the book it came from: D -> 4D, ReLU -> M."""
     return tf.keras.Sequential(
         [
-            tf.keras.layers.Input([config.word_dim]),
-            tf.keras.layers.Dense(4 * config.word_dim, activation="relu", dtype=dtype),
-            tf.keras.layers.Dense(config.num_books, dtype=dtype),
+            tf.keras.layers.Input([settings.word_dim]),
+            tf.keras.layers.Dense(4 * settings.word_dim, activation="relu", dtype=dtype),
+            tf.keras.layers.Dense(settings.num_books, dtype=dtype),
         ],
         name="book_classifier",
     )

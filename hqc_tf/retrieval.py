@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-DISTANCES = ("l2", "squared")
+from hqc_tf.config import DISTANCES
 
 # The search holds about four float32 arrays of this many elements at once (64 MiB), or of N where
 # the database is larger, and 8 bytes for each of the N*M words, whatever the number of queries.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from export import index as index_lib
+from export import neighbors
 from export.index import load_index, write_index
 from hqc_tf.retrieval import asymmetric_distances
 
@@ -109,7 +110,7 @@ def test_scann_distances_are_never_too_large(tmp_path, num_books, word_dim):
 
 
 def test_too_few_candidates_are_asked_for_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(index_lib, "MIN_CANDIDATES", 1)
+    monkeypatch.setattr(neighbors, "MIN_CANDIDATES", 1)
     codebooks, codes, queries = random_set(16, 20_000, num_queries=300)
     index = write_and_load(tmp_path / "index", codebooks, codes)
     codes_of_two, distances_of_two, _ = index._candidates(queries, 2)
@@ -123,7 +124,7 @@ def test_chunks_of_queries_change_nothing(tmp_path, monkeypatch):
     codebooks, codes, queries = random_set(8, 5000, num_queries=300)
     index = write_and_load(tmp_path / "index", codebooks, codes)
     whole = index.rows(queries, 10)
-    monkeypatch.setattr(index_lib.retrieval, "CHUNK_ELEMENTS", 7 * 8 * 100)
+    monkeypatch.setattr(neighbors.retrieval, "CHUNK_ELEMENTS", 7 * 8 * 100)
     chunked = index.rows(queries, 10)
     one_by_one = [index.rows(query[None], 10).rows[0] for query in queries[:20]]
     np.testing.assert_array_equal(whole.rows, chunked.rows)
@@ -267,7 +268,7 @@ def test_queries_that_do_not_fit_are_refused(tmp_path, embeddings, k, message):
 
 def test_load_refuses_what_it_cannot_serve(tmp_path):
     path = tmp_path / "index"
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(ValueError, match="is no folder"):
         load_index(path)
     codebooks, codes, _ = random_set(2, 300)
     write_index(path, codebooks, codes, names(300), ENCODER)

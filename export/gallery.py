@@ -1,0 +1,104 @@
+"""A picture of some queries and their nearest images, right and wrong ones marked.
+
+`python -m export.gallery --index=index/ --dataset=fashion_mnist --output=neighbours.png`
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from export.encode import encode_images, load_encoder
+from export.index import load_index
+from hqc_tf import config, data
+from hqc_tf.config import UserError
+
+RIGHT, WRONG, UNKNOWN = "#2a8f3c", "#c8342b", "#888888"
+
+
+def draw_gallery(queries, neighbors, path):
+    """Writes a PNG with a row per query: the query, then its neighbours, nearest first.
+
+    A frame is green with a tick where the label is the query's, red with a cross where it is not,
+    grey where there are no labels.
+
+    Args:
+      queries: `data.Images`, Q of them.
+      neighbors: Q `data.Images` of k images each.
+      path: file to write; it appears whole.
+    """
+    # Matplotlib is slow to import, and only this command draws.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = 1 + len(neighbors[0])
+    figure, axes = pyplot.subplots(
+        len(queries), columns, figsize=(columns * 0.95, len(queries) * 1.12), squeeze=False
+    )
+    for row, found in enumerate(neighbors):
+        query = queries.take([row])
+        _show(axes[row][0], query, 0, "black", _name(query, 0), width=2.5)
+        for place in range(len(found)):
+            color, mark = _verdict(query, found, place)
+            _show(axes[row][place + 1], found, place, color, f"{mark} {_name(found, place)}")
+    figure.suptitle(f"Query (left) and its {columns - 1} nearest images", fontsize=11)
+    figure.tight_layout(rect=(0, 0, 1, 0.98), pad=0.4)
+    aside = pathlib.Path(path).with_name(f".{pathlib.Path(path).name}.partial")
+    figure.savefig(aside, format="png", dpi=110)
+    pyplot.close(figure)
+    aside.rename(path)
+
+
+def _verdict(query, found, place):
+    if query.labels is None or found.labels is None:
+        return UNKNOWN, ""
+    return (RIGHT, "✓") if found.labels[place] == query.labels[0] else (WRONG, "✗")
+
+
+def _name(images, row):
+    return "" if images.labels is None else images.label_names[images.labels[row]]
+
+
+def _show(axis, images, row, color, title, width=2.0):
+    pixels = data.read_image(images.paths[row]) if images.paths else images.pixels[row]
+    axis.imshow(np.asarray(pixels))
+    axis.set_title(title, fontsize=6, color=color, pad=2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(edgecolor=color, linewidth=width)
+
+
+def main(_):
+    values = flags.FLAGS
+    index = load_index(values.index)
+    encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
+    index.check_encoder(encoder.manifest["fingerprint"])
+    images = data.load_images(values.dataset, values.data_dir)
+    if len(images) != index.num_images:
+        raise UserError(
+            f"--dataset={values.dataset}: {len(images)} images, but --index={values.index} holds "
+            f"{index.num_images}; name the images that were indexed"
+        )
+    asked = data.load_split(values.dataset, "query", values.data_dir) or images
+    rows = np.random.default_rng(values.seed).choice(
+        len(asked), min(values.queries, len(asked)), replace=False
+    )
+    queries = asked.take(rows)
+    found = index.rows(encode_images(encoder, queries).embeddings, values.k).rows
+    draw_gallery(queries, [images.take(row) for row in found], values.output)
+    print(values.output)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("index", None, "folder that export.index wrote", required=True)
+    flags.DEFINE_string("dataset", None, "the images that were indexed", required=True)
+    flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
+    flags.DEFINE_string("output", "neighbours.png", "picture to write")
+    flags.DEFINE_string("saved_model", "", "the index's encoder, if it lies elsewhere by now")
+    flags.DEFINE_integer("queries", 8, "how many queries to draw", lower_bound=1)
+    flags.DEFINE_integer("k", 10, "neighbours per query", lower_bound=1)
+    flags.DEFINE_integer("seed", 1, "which queries are drawn")
+    config.run(main)
