@@ -1,7 +1,8 @@
 """Views of images: the random ones that training compares, the plain one that is encoded.
 
-Images are float32 [B, H, W, 3] in [0, 1] unless said. Each operation takes one set of parameters
-per image, so that a batch is one call; `draw` makes the parameters of a batch from a seed alone.
+Images are float32 [B, H, W, 3] in [0, 1] unless said; the colour operations take their three
+channels apart. Each operation takes one set of parameters per image, so that a batch is one call;
+`draw` makes the parameters of a batch from a seed alone.
 Definitions follow torchvision's of the same names, which the authors' settings refer to
 (method: RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, in this order).
 """
@@ -54,7 +55,10 @@ class Boxes(NamedTuple):
 
 
 def draw(seed, batch_size):
-    """Parameters of one view of each of `batch_size` images, a function of int [2] `seed` alone."""
+    """Parameters of one view of each of `batch_size` images.
+
+    Row i is a function of int [2] `seed` and of i alone: a larger batch begins with the same rows.
+    """
     columns = 2 * CROP_TRIES + 2
     uniform = tf.random.stateless_uniform([batch_size, columns + 12], seed)
     crop, (flip, jitter, grey, sigma), ranks, factors = (
@@ -72,7 +76,7 @@ def draw(seed, batch_size):
         order=order,
         factors=middle + spread * (2 * factors - 1),
         grey=grey < GREY_PROBABILITY,
-        sigma=SIGMA[0] + (SIGMA[1] - SIGMA[0]) * sigma,
+        sigma=_between(sigma, *SIGMA),
     )
 
 
@@ -105,6 +109,7 @@ def crop_boxes(uniform, height, width):
     return Boxes(*(tf.cast(x, tf.int32) for x in (tf.floor(top), tf.floor(left), box_h, box_w)))
 
 
+@tf.function(jit_compile=True)
 def crop(images, boxes, flip, size):
     """Cuts a box out of each image, mirrors it where asked and resizes it to a square.
 
@@ -121,14 +126,10 @@ def crop(images, boxes, flip, size):
     Returns:
       float [B, size, size, 3].
     """
-    shape = tf.shape(images)
-    rows = _resampling(boxes.top, boxes.height, size, shape[1])
-    columns = _resampling(boxes.left, boxes.width, size, shape[2])
+    rows = _resampling(boxes.top, boxes.height, size, images.shape[1])
+    columns = _resampling(boxes.left, boxes.width, size, images.shape[2])
     columns = tf.where(flip[:, None, None], columns[:, ::-1], columns)
-    tall = tf.matmul(rows, tf.reshape(images, [shape[0], shape[1], shape[2] * 3]))
-    sideways = tf.transpose(tf.reshape(tall, [shape[0], size, shape[2], 3]), [0, 2, 1, 3])
-    square = tf.matmul(columns, tf.reshape(sideways, [shape[0], shape[2], size * 3]))
-    return tf.transpose(tf.reshape(square, [-1, size, size, 3]), [0, 2, 1, 3])
+    return tf.einsum("bih,bhwc,bjw->bijc", rows, images, columns)
 
 
 def crop_one(image, box, flip, size):
@@ -138,55 +139,60 @@ def crop_one(image, box, flip, size):
     return tf.where(flip, square[:, ::-1], square)
 
 
-def color_jitter(images, order, factors):
+def recolor(crops, drawn):
+    """All that follows the crop: jitter, grey, blur; float [B, H, W, 3], `Draw` -> the same."""
+    planes = _jitter_and_grey(crops, drawn.order, drawn.factors, drawn.grey)
+    return tf.transpose(blur(planes, drawn.sigma), [1, 2, 3, 0])
+
+
+# Compiled, an operation takes one pass over the pixels instead of ten. The blur is compiled apart:
+# fused with what comes before, it would compute the colours anew for each of its nine pixels.
+@tf.function(jit_compile=True)
+def _jitter_and_grey(images, order, factors, grey):
+    """[B, H, W, 3] -> [3, B, H, W]."""
+    channels = color_jitter(tf.unstack(images, axis=-1), order, factors)
+    return tf.stack(grayscale(channels, grey))
+
+
+def color_jitter(channels, order, factors):
     """Brightness, contrast, saturation and hue, in each image's own order.
 
     Brightness f: f x. Contrast f: f x + (1 - f) mean(grey(x)). Saturation f: f x + (1 - f) grey(x).
     Each is clipped to [0, 1]. Hue h: turns the hue by h of a full circle.
 
     Args:
-      images: float [B, H, W, 3].
+      channels: red, green and blue, float [B, H, W] each; so is what is returned.
       order: int [B, 4], `Draw.order`.
-      factors: float [B, 4], `Draw.factors`.
-
-    Returns:
-      float [B, H, W, 3].
+      factors: float [B, 4], `Draw.factors`; hue turns by at most half a circle.
     """
     for slot in range(4):
         operation = order[:, slot]
-        images = _blend(images, operation, factors)
-        images = _shift_hue(images, tf.where(operation == HUE_SHIFT), factors[:, HUE_SHIFT])
-    return images
+        blended = _blend(channels, operation, factors)
+        turned = _turn_hue(channels, factors[:, HUE_SHIFT, None, None])
+        is_hue = (operation == HUE_SHIFT)[:, None, None]
+        channels = [tf.where(is_hue, t, b) for t, b in zip(turned, blended, strict=True)]
+    return channels
 
 
-def grayscale(images, chosen):
+def grayscale(channels, chosen):
     """Grey where bool [B] `chosen` says so: 0.2989 R + 0.587 G + 0.114 B in all three channels."""
-    return tf.where(chosen[:, None, None, None], _grey(images), images)
+    grey = _grey(channels)
+    return [tf.where(chosen[:, None, None], grey, channel) for channel in channels]
 
 
-def blur(images, sigma):
+@tf.function(jit_compile=True)
+def blur(planes, sigma):
     """Gaussian blur of 3x3 pixels, mirrored at the border: weights exp(-d^2 / 2 sigma^2), sum 1.
 
-    Args:
-      images: float [B, H, W, 3].
-      sigma: float [B], in pixels.
-
-    Returns:
-      float [B, H, W, 3].
+    Float [3, B, H, W] -> the same, with float [B] `sigma` in pixels.
     """
-    side = tf.exp(-0.5 / tf.square(sigma))[:, None, None, None]
+    side = tf.exp(-0.5 / tf.square(sigma))[:, None, None]
     middle = 1 / (1 + 2 * side)
     side *= middle
-    padded = tf.pad(images, [[0, 0], [1, 1], [0, 0], [0, 0]], "REFLECT")
-    images = middle * images + side * (padded[:, :-2] + padded[:, 2:])
-    padded = tf.pad(images, [[0, 0], [0, 0], [1, 1], [0, 0]], "REFLECT")
-    return middle * images + side * (padded[:, :, :-2] + padded[:, :, 2:])
-
-
-def recolor(crops, drawn):
-    """All that follows the crop: jitter, grey, blur; float [B, H, W, 3], `Draw` -> the same."""
-    crops = color_jitter(crops, drawn.order, drawn.factors)
-    return blur(grayscale(crops, drawn.grey), drawn.sigma)
+    padded = tf.pad(planes, [[0, 0], [0, 0], [1, 1], [0, 0]], "REFLECT")
+    planes = middle * planes + side * (padded[:, :, :-2] + padded[:, :, 2:])
+    padded = tf.pad(planes, [[0, 0], [0, 0], [0, 0], [1, 1]], "REFLECT")
+    return middle * planes + side * (padded[..., :-2] + padded[..., 2:])
 
 
 def plain_view(images, resize_size, size):
@@ -219,7 +225,7 @@ def _within_ratio(side, other):
 
 
 def _resampling(start, length, size, full):
-    """[B, size, full]: row i holds the weights that make output pixel i from the pixels of a box."""
+    """[B, size, full]: row i holds the weights that make output pixel i from a box's pixels."""
     start, length = (tf.cast(x, tf.float32)[:, None, None] for x in (start, length))
     scale = length / size
     centres = start + scale * (tf.range(size, dtype=tf.float32)[:, None] + 0.5)
@@ -229,25 +235,35 @@ def _resampling(start, length, size, full):
     return weights / tf.reduce_sum(weights, -1, keepdims=True)
 
 
-def _grey(images):
-    return tf.tensordot(images, tf.constant(LUMA), 1)[..., None]
+def _grey(channels):
+    return sum(weight * channel for weight, channel in zip(LUMA, channels, strict=True))
 
 
-def _blend(images, operation, factors):
+def _blend(channels, operation, factors):
     """One of the three blends per image: factor * x + (1 - factor) * what it fades to."""
     own = tf.gather(factors, tf.minimum(operation, SATURATION), batch_dims=1)
-    factor = tf.where(operation <= SATURATION, own, 1.0)[:, None, None, None]
-    grey = _grey(images)
-    mean = tf.reduce_mean(grey, [1, 2, 3])
-    level = tf.where(operation == CONTRAST, mean, 0.0)[:, None, None, None]
-    saturation = tf.cast(operation == SATURATION, grey.dtype)[:, None, None, None]
-    fades_to = level + saturation * grey
-    return tf.clip_by_value(factor * images + (1 - factor) * fades_to, 0.0, 1.0)
+    factor = tf.where(operation <= SATURATION, own, 1.0)[:, None, None]
+    operation = operation[:, None, None]
+    grey = _grey(channels)
+    level = tf.where(operation == CONTRAST, tf.reduce_mean(grey, [1, 2], keepdims=True), 0.0)
+    fades_to = tf.where(operation == SATURATION, grey, level)
+    return [tf.clip_by_value(factor * x + (1 - factor) * fades_to, 0.0, 1.0) for x in channels]
 
 
-def _shift_hue(images, rows, turns):
-    """Turns the hue of the images at int64 [n, 1] `rows`, and leaves the others."""
-    hsv = tf.image.rgb_to_hsv(tf.gather_nd(images, rows))
-    hue = tf.math.floormod(hsv[..., 0] + tf.gather_nd(turns, rows)[:, None, None], 1.0)
-    turned = tf.image.hsv_to_rgb(tf.concat([hue[..., None], hsv[..., 1:]], -1))
-    return tf.tensor_scatter_nd_update(images, rows, turned)
+def _turn_hue(channels, turns):
+    """Turns the hue as HSV has it, by at most half a circle.
+
+    Hue runs here from 0 to 6 chroma instead of 0 to 1: no division, and grey is no special case.
+    """
+    red, green, blue = channels
+    high = tf.maximum(tf.maximum(red, green), blue)
+    low = tf.minimum(tf.minimum(red, green), blue)
+    chroma = high - low
+    hue = tf.where(high == green, 2 * chroma + blue - red, 4 * chroma + red - green)
+    hue = tf.where(high == red, green - blue, hue)
+    hue += 6 * turns * chroma
+    hue = tf.where(hue < 0, hue + 6 * chroma, hue)
+    hue = tf.where(hue > 6 * chroma, hue - 6 * chroma, hue)
+    red = tf.abs(hue - 3 * chroma) - chroma
+    green, blue = (2 * chroma - tf.abs(hue - peak * chroma) for peak in (2, 4))
+    return [low + tf.clip_by_value(x, 0.0, chroma) for x in (red, green, blue)]

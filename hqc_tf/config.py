@@ -260,7 +260,7 @@ def run(main):
             return _stop(f"{error} (--helpshort lists the flags)")
 
     def guarded(argv):
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)
         try:
             return main(argv[1:])
         except UserError as error:

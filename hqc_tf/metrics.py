@@ -89,8 +89,11 @@ def average_precision(relevant: np.ndarray) -> np.ndarray:
 def chance_level(database_labels: np.ndarray, query_labels: np.ndarray, top_k: int) -> float:
     """mAP@top_k that a random order of the database has in expectation.
 
-    Where a share p of the database is relevant, a relevant image at place i has precision
-    (1 + (i - 1) p) / i; the mean over places is p + (1 - p) H / top_k, H the harmonic number.
+    Of the top_k = R places, n are relevant, about R p for a share p of the database, and at least
+    one with probability P = 1 - (1 - p)^R. The relevant place i has precision
+    (1 + (i - 1) (n - 1) / (R - 1)) / i; its mean over places and n is
+    P h + (R p - P) / (R - 1) (1 - h), where h is the mean of 1/i. (Draws count as independent:
+    the database is taken to be much larger than R.)
 
     Args:
         database_labels, query_labels, top_k: as in `evaluate_codes`.
@@ -101,8 +104,10 @@ def chance_level(database_labels: np.ndarray, query_labels: np.ndarray, top_k: i
         shares = np.array([np.mean(database_labels == kind) for kind in kinds])
     else:
         shares = np.array([np.mean((database_labels & kind).any(axis=1)) for kind in kinds])
-    harmonic = np.sum(1 / np.arange(1, top_k + 1)) / top_k
-    expected = np.where(shares > 0, shares + (1 - shares) * harmonic, 0)
+    first = np.mean(1 / np.arange(1, top_k + 1))
+    any_relevant = 1 - (1 - shares) ** top_k
+    more = (top_k * shares - any_relevant) / max(top_k - 1, 1)
+    expected = any_relevant * first + more * (1 - first)
     return float(np.average(expected, weights=queries_of_kind))
 
 

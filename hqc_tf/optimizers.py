@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 
 
+@tf.keras.utils.register_keras_serializable("hqc_tf")
 class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
     """See `warmup_cosine`, whose arguments it takes."""
 

@@ -8,11 +8,13 @@ import json
 import pathlib
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
-from hqc_tf import prepare
-from hqc_tf.config import Config
+from hqc_tf import data, prepare
+from hqc_tf.config import Config, to_flagfile
+from hqc_tf.model import build_model, save_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,7 +32,7 @@ def set_policy():
     tf.keras.mixed_precision.set_global_policy(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config():
     """Makes the `Config` of a network that trains in seconds, with some settings changed."""
     settings = {
@@ -58,9 +60,37 @@ def load_reference():
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fashion_mnist_dir():
     data_dir = ROOT / "data/tfds"
     if prepare.find_prepared("fashion_mnist", data_dir) is None:
         pytest.skip("Fashion-MNIST is not prepared in data/tfds: `make data` does it")
     return str(data_dir)
+
+
+@pytest.fixture(scope="session")
+def photos(fashion_mnist_dir, tmp_path_factory):
+    """A folder of 60 real images, 28x28 grey PNG, in a sub-folder per class."""
+    images = data.load_images("fashion_mnist/test[:60]", fashion_mnist_dir)
+    folder = tmp_path_factory.mktemp("photos")
+    for row, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        path = folder / f"class{label}" / f"{row}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(pixels).convert("L").save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def workdir(small_config, photos, tmp_path_factory):
+    """What a training leaves, without the training: weights as drawn, said to be of step 7.
+
+    The last layer is enlarged, so that embeddings spread over the codewords as learned ones do.
+    """
+    folder = tmp_path_factory.mktemp("workdir")
+    settings = small_config(dataset=f"folder:{photos}", top_k=10)
+    (folder / "flags.txt").write_text(to_flagfile(settings))
+    model = build_model(settings)
+    last = model.encoder.get_layer("embedding").kernel
+    last.assign(1e4 * last)
+    save_weights(model, folder, step=7)
+    return folder

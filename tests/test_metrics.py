@@ -165,3 +165,26 @@ def test_chunks_do_not_change_the_scores(monkeypatch, queries_per_chunk):
 def test_arguments_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         metrics.evaluate_codes(**({"top_k": 10} | random_case() | change))
+
+
+def test_chance_level_is_the_mean_of_random_orders():
+    rng = np.random.default_rng(1)
+    database = np.repeat(np.arange(4), [2500, 1500, 750, 250])
+    query = np.arange(4)
+    found = [
+        metrics.average_precision(rng.choice(database, 50) == query[:, None]) for _ in range(3000)
+    ]
+    assert metrics.chance_level(database, query, 50) == pytest.approx(np.mean(found), rel=0.01)
+
+
+def test_chance_level_of_multi_hot_labels_counts_shared_ones():
+    one_hot = np.eye(4, dtype=np.uint8)
+    database, query = np.array([0, 0, 1, 2]), np.array([0, 1, 3])
+    assert metrics.chance_level(one_hot[database], one_hot[query], 3) == pytest.approx(
+        metrics.chance_level(database, query, 3)
+    )
+    assert metrics.chance_level([[1, 1], [0, 1]], [[0, 1]], 2) == pytest.approx(1.0)
+
+
+def test_chance_level_of_a_query_without_relevant_images_is_zero():
+    assert metrics.chance_level([0, 0], [1], 2) == 0

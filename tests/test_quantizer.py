@@ -20,6 +20,11 @@ def with_codebooks(codebooks, temperature=0.2, **kwargs):
     return quantizer
 
 
+def assert_near(result, expected):
+    """Equal to 1e-5 of the largest; small numbers are differences of large ones."""
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def random_case(num_books=3, num_words=8, word_dim=5, batch=20, dtype=np.float32):
     rng = np.random.default_rng(0)
     codebooks = rng.standard_normal([num_books, num_words, word_dim]).astype(dtype)
@@ -45,10 +50,8 @@ def test_soft_values_similarity_and_codes_are_the_authors(load_reference, name):
     quantizer = with_codebooks(arrays["codebooks"], meta["tau_soft_quantization"])
     for view in "ab":
         result = quantizer(arrays[f"embedding_{view}"])
-        np.testing.assert_allclose(result.quantized, arrays[f"soft_{view}"], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(
-            result.similarity, arrays[f"similarity_{view}"], rtol=1e-5, atol=1e-6
-        )
+        assert_near(result.quantized, arrays[f"soft_{view}"])
+        assert_near(result.similarity, arrays[f"similarity_{view}"])
     np.testing.assert_array_equal(quantizer.encode(arrays["embedding_a"]), arrays["codes_a"])
 
 
@@ -132,7 +135,7 @@ def test_a_part_of_zeros_is_similar_to_nothing_and_has_gradients():
     with tf.GradientTape() as tape:
         tape.watch(embedding)
         result = quantizer(embedding)
-        total = tf.reduce_sum(tf.square(result.similarity)) + tf.reduce_sum(result.quantized)
+        total = tf.reduce_sum(result.similarity) + tf.reduce_sum(result.quantized)
     np.testing.assert_array_equal(result.similarity, np.zeros([2, 3, 8]))
     for gradient in tape.gradient(total, [embedding, quantizer.codebooks]):
         assert np.isfinite(gradient).all()

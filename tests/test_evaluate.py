@@ -1,0 +1,49 @@
+import json
+
+import numpy as np
+import pytest
+
+from hqc_tf import encode, evaluate, metrics, model
+
+
+def test_a_result_is_that_of_its_parts(workdir, photos):
+    from hqc_tf import data
+
+    trained = model.load(workdir)
+    result = evaluate.evaluate(trained, 7)
+    database = data.load_split(f"folder:{photos}", "database")
+    query = data.load_split(f"folder:{photos}", "query")
+    codes = encode.encode_images(trained, database).codes
+    embeddings = encode.encode_images(trained, query).embeddings
+    found = metrics.evaluate_codes(
+        trained.quantizer.codebooks, codes, database.labels, embeddings, query.labels, 10, "l2"
+    )
+    assert result["mean_average_precision"] == pytest.approx(found.mean_average_precision)
+    assert result["precision_at_k"]["10"] == pytest.approx(found.precision_at_k[9])
+    assert (result["step"], result["database"], result["queries"]) == (7, 54, 6)
+
+
+def test_results_are_appended_one_line_each(workdir, tmp_path):
+    result = evaluate.evaluate(model.load(workdir), 7)
+    evaluate.record(tmp_path, result)
+    evaluate.record(tmp_path, result | {"distance": "squared"})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["distance"] for line in lines] == ["l2", "squared"]
+    assert lines[0] == result
+
+
+def test_the_line_for_a_person_names_protocol_distance_and_budget(workdir):
+    line = evaluate.describe(evaluate.evaluate(model.load(workdir), 7))
+    assert "step 7" in line and "mAP@10 " in line and "(l2, 4 bits; chance " in line
+    assert "[folder, 1 in 10 asks: 6 queries, 54 images]" in line
+
+
+def test_encoding_does_not_depend_on_the_batch(workdir, photos, monkeypatch):
+    from hqc_tf import data
+
+    trained, images = model.load(workdir), data.load_images(f"folder:{photos}")
+    whole = encode.encode_images(trained, images)
+    monkeypatch.setattr(encode, "BATCH", 7)
+    parts = encode.encode_images(trained, images)
+    np.testing.assert_allclose(parts.embeddings, whole.embeddings, rtol=1e-4, atol=1e-6)
+    assert np.mean(parts.codes == whole.codes) > 0.99

@@ -1,0 +1,75 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hqc_tf import backbones, config, model, train
+from hqc_tf.config import UserError
+
+layers = tf.keras.layers
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch):
+    """One convolution for the network: tracing a ResNet would take most of the time here."""
+
+    def build(name, width, size, weights):
+        image = layers.Input([size, size, 3])
+        x = layers.BatchNormalization()(layers.Conv2D(width, 3, 2)(image))
+        return tf.keras.Model(image, layers.Flatten()(x))
+
+    monkeypatch.setattr(backbones, "build_backbone", build)
+
+
+@pytest.fixture
+def settings(small_config, photos):
+    return small_config(dataset=f"folder:{photos}", top_k=10)
+
+
+def test_training_leaves_what_the_other_commands_need(settings, tmp_path):
+    result = train.train_and_evaluate(settings, tmp_path)
+    assert config.from_workdir(tmp_path) == settings
+    assert model.saved_step(tmp_path) == result["step"] > 0
+    assert 0 <= result["mean_average_precision"] <= 1
+    untrained = model.build_model(settings)
+    assert not np.array_equal(
+        untrained.quantizer.codebooks, model.load(tmp_path).quantizer.codebooks
+    )
+
+
+def test_the_flags_of_a_workdir_repeat_the_run(settings, tmp_path):
+    train.train_and_evaluate(settings, tmp_path / "first")
+    repeated = config.from_workdir(tmp_path / "first")
+    train.train_and_evaluate(repeated, tmp_path / "second")
+    first, second = (model.load(tmp_path / name) for name in ("first", "second"))
+    # Not to the bit: oneDNN's convolutions may add in another order each time.
+    for one, other in zip(first.encoder.weights, second.encoder.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_data_may_move_but_settings_may_not_change(settings, tmp_path):
+    train.train_and_evaluate(settings, tmp_path)
+    moved = dataclasses.replace(settings, data_dir="elsewhere")
+    assert train.train_and_evaluate(moved, tmp_path)["step"] == model.saved_step(tmp_path)
+    with pytest.raises(UserError, match="made with --seed=1, not 2; take another --workdir"):
+        train.train_and_evaluate(dataclasses.replace(settings, seed=2), tmp_path)
+
+
+def test_images_without_labels_train_and_are_not_judged(small_config, photos, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in sorted(photos.rglob("*.png"))[:12]:
+        (flat / file.name).write_bytes(file.read_bytes())
+    assert (
+        train.train_and_evaluate(small_config(dataset=f"folder:{flat}"), tmp_path / "run") is None
+    )
+    assert model.saved_step(tmp_path / "run") == 6
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_path):
+    large = dataclasses.replace(settings, batch_size=10_000)
+    with pytest.raises(UserError, match="--batch_size=10000: there are only 54 images"):
+        train.train_and_evaluate(large, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
