@@ -48,7 +48,7 @@ $(FASHION_MNIST): | $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
-	$(VENV_PYTHON) -m pytest
+	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check

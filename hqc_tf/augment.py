@@ -210,7 +210,8 @@ def plain_view(images, resize_size, size):
     shorter = tf.minimum(height, width)
     new = [resize_size * height // shorter, resize_size * width // shorter]
     resized = tf.image.resize(images, new, antialias=True) / 255.0
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    # To even where the margin is odd, as torchvision's centre crop rounds.
+    top, left = (tf.cast(tf.round((side - size) / 2), tf.int32) for side in new)
     square = resized[..., top : top + size, left : left + size, :]
     return tf.ensure_shape(square, [*images.shape[:-3], size, size, 3])
 

@@ -207,7 +207,7 @@ def test_training_on_real_images_lowers_the_loss(small_config, fashion_mnist_dir
     network = compiled(settings)
     network.train_step(views)
     before = sum(learned_together(network, views).values())
-    for _ in range(10):
+    for _ in range(6):
         network.train_step(views)
     assert sum(learned_together(network, views).values()) < before - 0.1
 
