@@ -35,7 +35,7 @@ def draw_gallery(queries, neighbors, path):
 
     columns = 1 + len(neighbors[0])
     figure, axes = pyplot.subplots(
-        len(queries), columns, figsize=(columns * 0.95, len(queries) * 1.12), squeeze=False
+        len(queries), columns, figsize=(columns * 0.95, len(queries) * 1.16), squeeze=False
     )
     for row, found in enumerate(neighbors):
         query = queries.take([row])
@@ -64,7 +64,7 @@ def _name(images, row):
 def _show(axis, images, row, color, title, width=2.0):
     pixels = data.read_image(images.paths[row]) if images.paths else images.pixels[row]
     axis.imshow(np.asarray(pixels))
-    axis.set_title(title, fontsize=6, color=color, pad=2)
+    axis.set_title(title, fontsize=6, color=color, pad=3.5)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

@@ -5,6 +5,7 @@ its rule. Nothing to the right of this module reads a flag.
 """
 
 import dataclasses
+import math
 import pathlib
 import sys
 
@@ -157,6 +158,8 @@ class Config:
 def _check_rule(name, value, rule):
     if rule["choices"] and value not in rule["choices"]:
         raise UserError(f"--{name}={value}: unknown; take one of {', '.join(rule['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{name}={value}: must be a finite number; give one")
     if rule["least"] is not None and not value >= rule["least"]:
         raise UserError(f"--{name}={value}: must be at least {rule['least']}; raise it")
     if rule["above"] is not None and not value > rule["above"]:
@@ -174,8 +177,13 @@ def _check_together(config):
         raise UserError(
             f"--dataset={c.dataset}: unknown; take {', '.join(DATASETS)}, or folder:PATH"
         )
-    if "\n" in c.dataset + c.data_dir:
-        raise UserError("--dataset or --data_dir holds a line break: rename the folder")
+    for name in (c.dataset, c.data_dir):
+        if "\n" in name or name != name.strip():
+            # A flagfile has one flag a line, and absl strips the lines.
+            raise UserError(
+                f"{name!r}: a folder's name may hold no line break and no blank at its ends, or "
+                "flags.txt could not repeat it; rename it"
+            )
     if c.warmup_epochs >= c.epochs:
         raise UserError(
             f"--warmup_epochs={c.warmup_epochs}: must be fewer than --epochs={c.epochs}; lower it"

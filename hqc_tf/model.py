@@ -85,6 +85,13 @@ class HQC(tf.keras.Model):
     def metrics(self):
         return self.trackers
 
+    def compile(self, optimizer, **kwargs):
+        super().compile(optimizer=optimizer, **kwargs)
+        # Variables that the first step made would have it traced a second time. Keras' legacy
+        # optimizers, LAMB among them, cannot make theirs before.
+        if isinstance(self.optimizer, tf.keras.optimizers.Optimizer):
+            self.optimizer.build(self.trainable_variables)
+
     def call(self, images, training=False):
         embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
         return Encoding(embedding, *self.quantizer(embedding))
