@@ -2,7 +2,6 @@
 # The machine needs GNU make, Python 3.11 and a package registry that pip reaches.
 
 PYTHON ?= python3.11
-export TF_CPP_MIN_LOG_LEVEL = 2
 
 VENV_PYTHON := .venv/bin/python
 INSTALLED := .venv/installed

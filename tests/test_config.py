@@ -129,11 +129,18 @@ def test_too_small_a_value_is_refused(name, least):
 
 
 @pytest.mark.parametrize("name", ABOVE)
-@pytest.mark.parametrize("value", [0.0, -0.5, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -0.5])
 def test_what_must_be_positive_is(name, value):
     with pytest.raises(UserError) as caught:
         Config(**{name: value})
     assert str(caught.value) == f"--{name}={value}: must be above 0; raise it"
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Config) if f.type is float])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_finite_number_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name}={value}: must be a finite number; give one"):
+        Config(**{name: value})
 
 
 def test_every_number_has_a_bound():
@@ -158,11 +165,19 @@ def test_every_number_has_a_bound():
             {"dataset": "imagenet"},
             "--dataset=imagenet: unknown; take fashion_mnist, cifar10, or folder:PATH",
         ),
-        (
-            {"dataset": "folder:a\nb"},
-            "--dataset or --data_dir holds a line break: rename the folder",
+        *(
+            (
+                {setting: name},
+                f"{name!r}: a folder's name may hold no line break and no blank at its ends, or "
+                "flags.txt could not repeat it; rename it",
+            )
+            for setting, name in [
+                ("dataset", "folder:a\nb"),
+                ("dataset", "folder:a "),
+                ("data_dir", "a\nb"),
+                ("data_dir", " a"),
+            ]
         ),
-        ({"data_dir": "a\nb"}, "--dataset or --data_dir holds a line break: rename the folder"),
         (
             {"epochs": 10, "warmup_epochs": 10},
             "--warmup_epochs=10: must be fewer than --epochs=10; lower it",
