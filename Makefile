@@ -56,21 +56,19 @@ lint: $(INSTALLED)
 # Two test images as files, the way a user's own queries come.
 define WRITE_QUERIES
 import pathlib
+from hqc_tf import data
 import PIL.Image
-import tensorflow_datasets as tfds
 folder = pathlib.Path("demo/queries")
 folder.mkdir(parents=True, exist_ok=True)
-split = tfds.load("fashion_mnist", split="test", data_dir="$(DATA_DIR)", download=False)
-examples = list(split.take(2).as_numpy_iterator())
-del split
-for number, example in enumerate(examples, start=1):
-    PIL.Image.fromarray(example["image"][..., 0]).save(folder / f"query{number}.png")
+images = data.load_images("fashion_mnist/test[:2]", "$(DATA_DIR)")
+for number, pixels in enumerate(images.pixels, start=1):
+    PIL.Image.fromarray(pixels).save(folder / f"query{number}.png")
 endef
 export WRITE_QUERIES
 
 demo: $(INSTALLED) data
 	$(VENV_PYTHON) -m hqc_tf.train --flagfile=configs/demo.flags --workdir=demo/run
-	$(VENV_PYTHON) -m hqc_tf.evaluate --workdir=demo/run
+	$(VENV_PYTHON) -m hqc_tf.evaluate --workdir=demo/run --untrained
 	$(VENV_PYTHON) -m export.saved_model --workdir=demo/run --output=demo/serving
 	$(VENV_PYTHON) -m export.index --saved_model=demo/serving --dataset=fashion_mnist \
 		--data_dir=$(DATA_DIR) --output=demo/index

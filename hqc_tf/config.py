@@ -123,9 +123,18 @@ class Config:
         "one_device, or mirrored: every GPU of this machine (without any, its logical CPUs)",
         choices=("one_device", "mirrored"),
     )
+    augment_on: str = _setting(
+        "host",
+        "where colours and blur are made: host, beside the device, or device, in the step",
+        choices=("host", "device"),
+    )
+    joint_views: bool = _setting(
+        False,
+        "both views in one pass, with batch-norm statistics over both; the authors' way is two",
+    )
     precision: str = _setting(
         "float32",
-        "of the network; quantizer and losses stay float32 or wider",
+        "of the network, float32 where the device gains nothing; losses stay float32 or wider",
         choices=("float32", "mixed_bfloat16", "float64"),
     )
     seed: int = _setting(1, "of initial weights, order of images and augmentation", least=0)

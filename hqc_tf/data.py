@@ -102,11 +102,13 @@ def training_views(images, config, first_step, last_step):
 
     Args:
       images: `Images`.
-      config: `Config`; its batch_size, image_size and seed are read.
+      config: `Config`; its batch_size, image_size, augment_on and seed are read.
       first_step, last_step: steps counted from the start of the run, from 0.
 
     Returns:
-      Dataset of (view_a, view_b), float32 [B, size, size, 3] in [0, 1], B the global batch.
+      Dataset of (view_a, view_b), float32 [B, size, size, 3] in [0, 1], B the global batch; with
+      augment_on="device", of ((crop_a, crop_b), (draw_a, draw_b)), which `augment.recolor` makes
+      views of.
 
     Raises:
       UserError: fewer images than a batch takes.
@@ -124,15 +126,16 @@ def training_views(images, config, first_step, last_step):
         return rows, tuple(augment.draw(seed, batch) for seed in seeds)
 
     steps = tf.data.Dataset.range(first_step, last_step).map(plan)
-    crops = _crops_of_pixels if images.paths is None else _crops_of_files
-    return (
-        crops(steps, images, batch, size)
-        .map(
-            lambda crops, drawn: tuple(map(augment.recolor, crops, drawn)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    cut = _crops_of_pixels if images.paths is None else _crops_of_files
+    batches = cut(steps, images, batch, size)
+    if config.augment_on == "host":
+        batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def recolor_views(crops, draws):
+    """Crops and draws of two views, as with augment_on="device" -> (view_a, view_b)."""
+    return tuple(map(augment.recolor, crops, draws))
 
 
 def steps_per_epoch(images, config):

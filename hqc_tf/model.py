@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from hqc_tf import backbones, config, distribute, losses
+from hqc_tf import backbones, config, data, distribute, losses
 from hqc_tf.quantizer import ProductQuantizer
 
 PROJECTION = 512
@@ -48,9 +48,11 @@ def build_encoder(settings):
 class HQC(tf.keras.Model):
     """Hierarchical Quantization Consistency (Wu, Zhang, Liwicki, BMVC 2023).
 
-    `fit` takes a dataset of (view_a, view_b), float [B, size, size, 3] in [0, 1] each; the views go
-    through the network one after the other, so that batch-norm statistics are per view. The loss
-    is the weighted sum of the terms whose weight is above zero, over the batch of all replicas.
+    `fit` takes the dataset of `data.training_views`: (view_a, view_b), float [B, size, size, 3] in
+    [0, 1] each. The views go through the network one after the other, so that batch-norm statistics
+    are per view; with `joint_views` they go together, and each is normalised by the mean and
+    variance of both. The loss is the weighted sum of the terms whose weight is above zero, over the
+    batch of all replicas.
 
     Args:
       settings: `Config`.
@@ -101,14 +103,26 @@ class HQC(tf.keras.Model):
         embedding = tf.cast(self.encoder(images, training=False), self.quantizer.dtype)
         return embedding, self.quantizer.encode(embedding)
 
-    def train_step(self, views):
+    def train_step(self, batch):
+        # The scopes are what a profile adds up; Keras puts "gradient_tape" before the backward's.
+        with tf.name_scope("views"):
+            views = data.recolor_views(*batch) if self.settings.augment_on == "device" else batch
         with tf.GradientTape() as tape:
-            a, b = (self(view, training=True) for view in views)
-            terms = self.loss_terms(a, b)
-            total = tf.add_n([self.weights_of_terms[name] * term for name, term in terms.items()])
+            with tf.name_scope("forward"):
+                a, b = self._encode_views(views)
+            with tf.name_scope("losses"):
+                terms = self.loss_terms(a, b)
+                total = tf.add_n([self.weights_of_terms[name] * terms[name] for name in terms])
         gradients = tape.gradient(total, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        with tf.name_scope("update"):
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._track([total, *terms.values()])
+
+    def _encode_views(self, views):
+        if not self.settings.joint_views:
+            return [self(view, training=True) for view in views]
+        both = self(tf.concat(views, 0), training=True)
+        return [Encoding(*half) for half in zip(*(tf.split(x, 2) for x in both), strict=True)]
 
     def loss_terms(self, a, b):
         """This replica's share of each loss term, unweighted.

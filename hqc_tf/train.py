@@ -35,6 +35,7 @@ def train_and_evaluate(settings, workdir):
       UserError: `workdir` belongs to a run of other settings, or the data cannot be read.
     """
     workdir = pathlib.Path(workdir)
+    settings = _with_worthwhile_precision(settings)
     _check_workdir(settings, workdir)
     images = data.load_split(settings.dataset, "train", settings.data_dir)
     per_epoch = data.steps_per_epoch(images, settings)
@@ -62,6 +63,13 @@ class SaveWeights(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         model.save_weights(self.model, self.workdir, (epoch + 1) * self.per_epoch)
+
+
+def _with_worthwhile_precision(settings):
+    if settings.precision != "mixed_bfloat16" or distribute.gains_from_bfloat16():
+        return settings
+    print("--precision=mixed_bfloat16: no faster on this device; taking float32", file=sys.stderr)
+    return dataclasses.replace(settings, precision="float32")
 
 
 def _fit(trained, images, per_epoch, workdir):

@@ -189,6 +189,15 @@ def test_the_two_views_of_an_image_differ(small_config):
     assert (np.abs(first[0] - first[1]).max(axis=(1, 2, 3)) > 0.01).all()
 
 
+def test_views_made_in_the_step_are_those_made_beside_it(small_config, source):
+    images = source(random_pixels(9))
+    beside = list(data.training_views(images, small_config(), 0, 3))
+    in_step = data.training_views(images, small_config(augment_on="device"), 0, 3)
+    for expected, batch in zip(beside, in_step, strict=True):
+        for one, other in zip(expected, data.recolor_views(*batch), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_a_run_that_starts_later_sees_the_same(small_config, source):
     # Two steps an epoch: within the first, at its border, within the second.
     images = source(random_pixels(9))

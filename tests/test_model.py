@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import data, losses, model
+from hqc_tf import augment, data, losses, model
 from hqc_tf.config import FUSIONS
 from hqc_tf.optimizers import make_optimizer
 
@@ -102,6 +102,30 @@ def test_a_view_does_not_depend_on_the_other(small_config):
     apart = network(second, training=True).embedding
     network(first, training=True)
     np.testing.assert_allclose(network(second, training=True).embedding, apart, rtol=1e-6)
+
+
+def test_joint_views_are_normalised_by_the_statistics_of_both(small_config):
+    network = compiled(small_config(joint_views=True))
+    views = random_views(network.settings)
+    together = network(tf.concat(views, 0), training=True)
+    a, b = network._encode_views(views)
+    np.testing.assert_allclose(a.embedding, together.embedding[:4], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(b.similarity, together.similarity[4:], rtol=1e-4, atol=1e-6)
+    alone = network(views[0], training=True)
+    assert not np.allclose(a.embedding, alone.embedding, rtol=1e-3)
+    losses_before = network.train_step(views)
+    assert np.isfinite(losses_before["loss"])
+
+
+def test_a_step_that_makes_its_views_equals_one_that_is_given_them(small_config):
+    drawn = tuple(augment.draw([1, view], 4) for view in range(2))
+    crops = random_views(small_config())
+    given = compiled(small_config())
+    making = compiled(small_config(augment_on="device"))
+    making.set_weights(given.get_weights())
+    expected = given.train_step(data.recolor_views(crops, drawn))
+    made = making.train_step((crops, drawn))
+    assert float(made["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
 
 
 def test_loss_is_the_weighted_sum_of_its_terms(small_config):

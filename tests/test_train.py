@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import backbones, config, model, train
+from hqc_tf import backbones, config, distribute, model, train
 from hqc_tf.config import UserError
 
 layers = tf.keras.layers
@@ -73,3 +73,17 @@ def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_
     with pytest.raises(UserError, match="--batch_size=10000: there are only 54 images"):
         train.train_and_evaluate(large, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_that_gains_nothing_becomes_float32(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distribute, "gains_from_bfloat16", lambda: False)
+    wanted = dataclasses.replace(settings, precision="mixed_bfloat16")
+    train.train_and_evaluate(wanted, tmp_path)
+    assert "no faster on this device; taking float32" in capsys.readouterr().err
+    assert config.from_workdir(tmp_path).precision == "float32"
+    # The same command goes on with what the run was made with.
+    assert train.train_and_evaluate(wanted, tmp_path)["step"] == model.saved_step(tmp_path)
+
+
+def test_the_probe_of_bfloat16_answers_without_failing():
+    assert distribute.gains_from_bfloat16() in (True, False)
