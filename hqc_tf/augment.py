@@ -109,7 +109,7 @@ def crop_boxes(uniform, height, width):
     return Boxes(*(tf.cast(x, tf.int32) for x in (tf.floor(top), tf.floor(left), box_h, box_w)))
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def crop(images, boxes, flip, size):
     """Cuts a box out of each image, mirrors it where asked and resizes it to a square.
 
@@ -147,7 +147,7 @@ def recolor(crops, drawn):
 
 # Compiled, an operation takes one pass over the pixels instead of ten. The blur is compiled apart:
 # fused with what comes before, it would compute the colours anew for each of its nine pixels.
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _jitter_and_grey(images, order, factors, grey):
     """[B, H, W, 3] -> [3, B, H, W]."""
     channels = color_jitter(tf.unstack(images, axis=-1), order, factors)
@@ -180,7 +180,7 @@ def grayscale(channels, chosen):
     return [tf.where(chosen[:, None, None], grey, channel) for channel in channels]
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def blur(planes, sigma):
     """Gaussian blur of 3x3 pixels, mirrored at the border: weights exp(-d^2 / 2 sigma^2), sum 1.
 

@@ -103,6 +103,7 @@ class HQC(tf.keras.Model):
         embedding = tf.cast(self.encoder(images, training=False), self.quantizer.dtype)
         return embedding, self.quantizer.encode(embedding)
 
+    @data.no_autograph
     def train_step(self, batch):
         # The scopes are what a profile adds up; Keras puts "gradient_tape" before the backward's.
         with tf.name_scope("views"):

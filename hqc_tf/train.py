@@ -3,6 +3,7 @@
 The same command again goes on from the last saved state, or does nothing once training is done.
 """
 
+import concurrent.futures
 import dataclasses
 import pathlib
 import sys
@@ -37,12 +38,17 @@ def train_and_evaluate(settings, workdir):
     workdir = pathlib.Path(workdir)
     settings = _with_worthwhile_precision(settings)
     _check_workdir(settings, workdir)
-    images = data.load_split(settings.dataset, "train", settings.data_dir)
-    per_epoch = data.steps_per_epoch(images, settings)
-    _claim_workdir(settings, workdir)
-    with distribute.make_strategy(settings.strategy).scope():
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as reader,
+        distribute.make_strategy(settings.strategy).scope(),
+    ):
+        # Images are read while the network is built.
+        reading = reader.submit(data.load_split, settings.dataset, "train", settings.data_dir)
         trained = model.build_model(settings)
+        images = reading.result()
+        per_epoch = data.steps_per_epoch(images, settings)
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
+    _claim_workdir(settings, workdir)
     last_step = settings.epochs * per_epoch
     if model.saved_step(workdir) != last_step:
         _fit(trained, images, per_epoch, workdir)
