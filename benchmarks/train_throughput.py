@@ -22,7 +22,9 @@ from absl import flags
 
 from hqc_tf import config, data, model, optimizers
 
-_WARM_UP = 3
+_PIPELINE_BATCHES = 32
+# More than the pipeline makes ahead while the others have their turn.
+_WAITING = 16
 
 
 def measure(settings, rounds, steps):
@@ -35,18 +37,21 @@ def measure(settings, rounds, steps):
     batches = iter(data.training_views(images, settings, 0, 10**6))
     ready = next(batches)
     views = data.recolor_views(*ready) if settings.augment_on == "device" else ready
+    # Pipeline and step come right after the pipeline alone, which leaves no batch waiting.
     parts = {
-        "pipeline alone": lambda: next(batches),
-        "bare network": lambda: network(views),
-        "train step alone": lambda: train(ready),
-        "pipeline and step": lambda: train(next(batches)),
+        "bare network": (lambda: network(views), steps),
+        "train step alone": (lambda: train(ready), steps),
+        "pipeline alone": (lambda: next(batches), _PIPELINE_BATCHES),
+        "pipeline and step": (lambda: train(next(batches)), steps),
     }
-    for part in parts.values():
-        _seconds(part, _WARM_UP)
     found = collections.defaultdict(list)
-    for _ in range(rounds):
-        for name, part in parts.items():
-            found[name].append(settings.batch_size * steps / _seconds(part, steps))
+    for counted in range(-1, rounds):
+        for name, (part, times) in parts.items():
+            if part is parts["pipeline alone"][0]:
+                _seconds(part, _WAITING)
+            rate = settings.batch_size * times / _seconds(part, times)
+            if counted >= 0:
+                found[name].append(rate)
     return found, _shares(lambda: train(ready))
 
 

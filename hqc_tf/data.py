@@ -135,7 +135,8 @@ def training_views(images, config, first_step, last_step):
     batches = cut(steps, images, batch, size)
     if config.augment_on == "host":
         batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    # Two ahead: an automatic number grows until it fills memory, and takes cores from the step.
+    return batches.prefetch(2)
 
 
 @no_autograph
