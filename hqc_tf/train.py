@@ -96,6 +96,9 @@ def _fit(trained, images, per_epoch, workdir):
             tf.keras.callbacks.TensorBoard(workdir / "tensorboard", write_graph=False),
         ],
     )
+    if model.saved_step(workdir) != last_step:
+        # Killed between the last state and the last weights: the state is restored by now.
+        model.save_weights(trained, workdir, last_step)
 
 
 def _state_step(workdir):

@@ -56,6 +56,24 @@ def test_data_may_move_but_settings_may_not_change(settings, tmp_path):
         train.train_and_evaluate(dataclasses.replace(settings, seed=2), tmp_path)
 
 
+@pytest.mark.parametrize("killed_in", [0, 1])
+def test_a_run_killed_at_the_end_of_an_epoch_goes_on(settings, tmp_path, monkeypatch, killed_in):
+    settings = dataclasses.replace(settings, checkpoint_steps=13)
+    whole = train.SaveWeights.on_epoch_end
+
+    def die(callback, epoch, logs=None):
+        if epoch == killed_in:
+            raise KeyboardInterrupt
+        whole(callback, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.SaveWeights, "on_epoch_end", die)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_and_evaluate(settings, tmp_path)
+    assert train.train_and_evaluate(settings, tmp_path)["step"] == 26
+    assert model.saved_step(tmp_path) == 26
+
+
 def test_images_without_labels_train_and_are_not_judged(small_config, photos, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
