@@ -105,6 +105,7 @@ class HQC(tf.keras.Model):
 
     @data.no_autograph
     def train_step(self, batch):
+        """One update from an element of `data.training_views`; returns the means of the losses."""
         # The scopes are what a profile adds up; Keras puts "gradient_tape" before the backward's.
         with tf.name_scope("views"):
             views = data.recolor_views(*batch) if self.settings.augment_on == "device" else batch

@@ -80,6 +80,7 @@ class CoupledAdam(tf.keras.optimizers.Adam):
         self.l2 = l2
 
     def update_step(self, gradient, variable):
+        """Updates one weight by its gradient, as Keras asks an optimizer to."""
         # TensorFlow's own kernel goes over the weights once; Keras' step takes fifteen operations
         # a weight, which cost seconds to trace at every start.
         key = self._index_dict[self._var_key(variable)]

@@ -11,7 +11,10 @@ import sys
 import tempfile
 import urllib.request
 
-from absl import app, flags, logging
+from absl import flags
+
+from hqc_tf import config
+from hqc_tf.config import UserError
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"
 
@@ -30,10 +33,6 @@ _GZIP_HEADER_BYTES = 10
 _GZIP_DEFLATE = b"\x1f\x8b\x08"
 _GZIP_HAS_NAME = 0x08  # FNAME
 _CONNECT_SECONDS = 10
-
-
-class UnavailableError(Exception):
-    """A data set that cannot be had; the message says why and what to do, in one line."""
 
 
 def restore_gzip_header(content, name, mtime):
@@ -98,7 +97,7 @@ def prepare(dataset, data_dir, debian_dir=DEBIAN_DIR):
         (folder, new): the data set's folder, and whether this call made it.
 
     Raises:
-        UnavailableError: TFDS does not know the data set, its files are not the registered ones,
+        UserError: TFDS does not know the data set, its files are not the registered ones,
             or they can neither be found nor downloaded.
         OSError: data_dir cannot be written to, or a download broke off.
     """
@@ -121,7 +120,7 @@ def _builder(dataset, data_dir):
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     if dataset not in tfds.list_builders(with_community_datasets=False):
-        raise UnavailableError(
+        raise UserError(
             f"dataset={dataset}: TFDS has no data set of this name; "
             "fashion_mnist and cifar10 (for each of its protocols) are prepared here"
         )
@@ -133,19 +132,19 @@ def _prepare_from_debian(builder, debian_dir):
 
     # All that TFDS writes besides the data set itself goes where it is deleted afterwards.
     with tempfile.TemporaryDirectory() as scratch:
-        config = tfds.download.DownloadConfig(manual_dir=scratch)
+        download = tfds.download.DownloadConfig(manual_dir=scratch)
         try:
             restore_debian_files(debian_dir, scratch)
         except ValueError as error:
             raise _unregistered_files(debian_dir, error) from error
         try:
-            builder.download_and_prepare(download_dir=scratch, download_config=config)
+            builder.download_and_prepare(download_dir=scratch, download_config=download)
         except tfds.core.download.download_manager.NonMatchingChecksumError as error:
             raise _unregistered_files(debian_dir, "their SHA-256 sums differ") from error
 
 
 def _unregistered_files(debian_dir, reason):
-    return UnavailableError(
+    return UserError(
         f"debian_dir={debian_dir}: not the files that TFDS has registered ({reason}); install "
         "Debian's package dataset-fashion-mnist afresh, or name another folder as --debian_dir"
     )
@@ -158,7 +157,7 @@ def _check_connection(builder, debian_dir):
             urllib.request.urlopen(url, timeout=_CONNECT_SECONDS).close()
         except OSError as error:
             reason = getattr(error, "reason", error)
-            raise UnavailableError(_no_source(builder, url, reason, debian_dir)) from error
+            raise UserError(_no_source(builder, url, reason, debian_dir)) from error
 
 
 def _no_source(builder, url, reason, debian_dir):
@@ -182,18 +181,17 @@ def define_flags():
     )
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)
+def main(rest):
     values = flags.FLAGS
+    if rest:
+        raise UserError(f"{' '.join(rest)}: no flag; this command takes only flags")
     try:
         folder, new = prepare(values.dataset, values.data_dir, values.debian_dir)
-    except (UnavailableError, OSError) as error:
-        sys.exit(f"prepare: {error}")
+    except OSError as error:
+        raise UserError(f"{error}; try again, or see to {values.data_dir}") from error
     print(f"{values.dataset} {'prepared' if new else 'already prepared'} in {folder}")
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    config.run(main)

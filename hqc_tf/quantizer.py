@@ -64,6 +64,7 @@ class ProductQuantizer(tf.keras.layers.Layer):
         self.temperature = temperature
 
     def build(self, input_shape):
+        """Makes the codebooks, [M, K, D]; ValueError where the input is not M*D wide."""
         width = self.num_books * self.word_dim
         if input_shape[-1] != width:
             raise ValueError(

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from hqc_tf import prepare
+from hqc_tf.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEBIAN_DIRS = [prepare.DEBIAN_DIR, ROOT / "data/debian"]  # the second is `make data`'s
@@ -121,7 +122,7 @@ def test_broken_off_preparation_is_not_taken_for_data(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["fashion_mnits", "", "cifar10_protocol1", "fashion_mnist:9.9"])
 def test_unknown_data_set_is_named_and_the_known_ones_too(tmp_path, dataset):
-    with pytest.raises(prepare.UnavailableError) as caught:
+    with pytest.raises(UserError) as caught:
         prepare.prepare(dataset, tmp_path)
     message = str(caught.value)
     assert message.startswith(f"dataset={dataset}: TFDS has no data set of this name")
@@ -130,13 +131,13 @@ def test_unknown_data_set_is_named_and_the_known_ones_too(tmp_path, dataset):
 
 def test_command_fails_in_one_line(tmp_path):
     done = run_command("--dataset=fashion_mnits", f"--data_dir={tmp_path}")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("prepare: dataset=fashion_mnits: TFDS has no")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: dataset=fashion_mnits: TFDS has no")
     assert "Traceback" not in done.stderr
 
 
 def test_no_source_says_what_to_install_or_place(tmp_path, unreachable_host):
-    with pytest.raises(prepare.UnavailableError) as caught:
+    with pytest.raises(UserError) as caught:
         prepare.prepare("fashion_mnist", tmp_path / "tfds", debian_dir=tmp_path)
     message = str(caught.value)
     assert f"dataset-fashion-mnist are not in {tmp_path}: install it" in message
@@ -146,7 +147,7 @@ def test_no_source_says_what_to_install_or_place(tmp_path, unreachable_host):
 
 
 def test_no_source_of_another_data_set_says_where_it_belongs(tmp_path, unreachable_host):
-    with pytest.raises(prepare.UnavailableError, match="cannot be reached") as caught:
+    with pytest.raises(UserError, match="cannot be reached") as caught:
         prepare.prepare("cifar10", tmp_path)
     assert str(caught.value).endswith(f"place the prepared data set in {tmp_path / 'cifar10'}")
 
@@ -154,7 +155,7 @@ def test_no_source_of_another_data_set_says_where_it_belongs(tmp_path, unreachab
 def test_files_with_other_content_are_refused(tmp_path):
     for name in prepare.FASHION_MNIST_MTIMES:
         (tmp_path / name).write_bytes(bare_gzip(b"no coats"))
-    with pytest.raises(prepare.UnavailableError, match="not the files that TFDS has registered"):
+    with pytest.raises(UserError, match="not the files that TFDS has registered"):
         prepare.prepare("fashion_mnist", tmp_path / "tfds", debian_dir=tmp_path)
     assert prepare.find_prepared("fashion_mnist", tmp_path / "tfds") is None
 
@@ -162,5 +163,5 @@ def test_files_with_other_content_are_refused(tmp_path):
 def test_files_that_are_no_gzip_are_refused(tmp_path):
     for name in prepare.FASHION_MNIST_MTIMES:
         (tmp_path / name).write_bytes(b"404: not found")
-    with pytest.raises(prepare.UnavailableError, match="train-images-idx3-ubyte.gz is no gzip"):
+    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz is no gzip"):
         prepare.prepare("fashion_mnist", tmp_path / "tfds", debian_dir=tmp_path)
