@@ -32,8 +32,7 @@ class ServedEncoder(tf.Module):
 
     def __init__(self, trained):
         super().__init__()
-        size = trained.settings.image_size
-        self._sizes = trained.settings.resize_size or size, size
+        self._sizes = trained.settings.plain_sizes
         self._encode_views = trained.encode
         # Variables are saved by the attributes that hold them.
         self.encoder, self.quantizer = trained.encoder, trained.quantizer

@@ -157,6 +157,11 @@ class Config:
         """Bits of a code: M * log2(K)."""
         return self.num_books * (self.num_words.bit_length() - 1)
 
+    @property
+    def plain_sizes(self):
+        """Of the view that is encoded, in pixels: shorter side before the crop, then its side."""
+        return self.resize_size or self.image_size, self.image_size
+
     def term_weights(self):
         """Weight of each loss term by its name, those of weight zero left out."""
         ending = "_weight"

@@ -29,9 +29,8 @@ def encode_images(model, images, label=""):
     Returns:
       `Encoded`.
     """
-    settings = model.settings
-    size = settings.image_size
-    views = data.plain_batches(images, settings.resize_size or size, size, BATCH)
+    resize_size, size = model.settings.plain_sizes
+    views = data.plain_batches(images, resize_size, size, BATCH)
     encode = tf.function(model.encode, input_signature=[tf.TensorSpec([None, size, size, 3])])
     return collect(map(encode, views), len(images), label)
 
