@@ -138,6 +138,12 @@ class Config:
         choices=("float32", "mixed_bfloat16", "float64"),
     )
     seed: int = _setting(1, "of initial weights, order of images and augmentation", least=0)
+    held_out: int = _setting(
+        1000,
+        "training images kept from learning, a tenth at most; recall@1 of their codes, without "
+        "labels, chooses the best weights",
+        least=0,
+    )
     checkpoint_steps: int = _setting(200, "steps between two saved states to resume from", least=1)
 
     top_k: int = _setting(1000, "R of mAP@R: results counted per query", least=1)

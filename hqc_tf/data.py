@@ -78,6 +78,21 @@ def load_split(dataset, role, data_dir=""):
     return load_images(f"{dataset}/{'test' if role == 'query' else 'train'}", data_dir)
 
 
+def hold_out(images, count):
+    """Divides training images into those learned from and those kept to choose weights by.
+
+    Args:
+      images: `Images` of the role "train".
+      count: how many are kept, `--held_out`; of fewer than ten times as many images, a tenth is.
+
+    Returns:
+      (learned, held), `Images` each; the same division for every seed.
+    """
+    count = min(count, len(images) // 10)
+    shuffled = np.random.RandomState(0).permutation(len(images))
+    return images.take(np.sort(shuffled[count:])), images.take(np.sort(shuffled[:count]))
+
+
 def protocol(dataset):
     """The name under which results on `--dataset` stand."""
     folder = f"folder, 1 in {FOLDER_QUERY_EVERY} asks"
@@ -135,8 +150,11 @@ def training_views(images, config, first_step, last_step):
     batches = cut(steps, images, batch, size)
     if config.augment_on == "host":
         batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
+    # The first batch is made while the step is traced, not after.
+    options = tf.data.Options()
+    options.experimental_warm_start = True
     # Two ahead: an automatic number grows until it fills memory, and takes cores from the step.
-    return batches.prefetch(2)
+    return batches.prefetch(2).with_options(options)
 
 
 @no_autograph

@@ -79,26 +79,39 @@ class CoupledAdam(tf.keras.optimizers.Adam):
         super().__init__(learning_rate, epsilon=epsilon, name=name, **kwargs)
         self.l2 = l2
 
+    def apply_gradients(self, grads_and_vars, *args, **kwargs):
+        """One step for (gradient, weight) pairs, as Keras has it; returns `iterations`."""
+        pairs = list(grads_and_vars)
+        # What all weights share is computed once a step: once a weight, it is a quarter of the
+        # whole graph, and delays every start.
+        self._shared = {v.dtype: self._shared_numbers(v.dtype) for _, v in pairs}
+        return super().apply_gradients(pairs, *args, **kwargs)
+
     def update_step(self, gradient, variable):
         """Updates one weight by its gradient, as Keras asks an optimizer to."""
-        # TensorFlow's own kernel goes over the weights once; Keras' step takes fifteen operations
-        # a weight, which cost seconds to trace at every start.
         key = self._index_dict[self._var_key(variable)]
-        step = tf.cast(self.iterations + 1, variable.dtype)
-        scalars = self.learning_rate, self.beta_1, self.beta_2, self.epsilon
-        rate, beta_1, beta_2, epsilon = (tf.cast(x, variable.dtype) for x in scalars)
+        shared = self._shared[variable.dtype]
+        # TensorFlow's own kernel goes over the weights once.
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[key].handle,
             v=self._velocities[key].handle,
-            beta1_power=tf.pow(beta_1, step),
-            beta2_power=tf.pow(beta_2, step),
-            lr=rate,
-            beta1=beta_1,
-            beta2=beta_2,
-            epsilon=epsilon,
-            grad=gradient + tf.cast(self.l2, variable.dtype) * variable,
+            lr=tf.cast(self.learning_rate, variable.dtype),
+            grad=gradient + shared["l2"] * variable,
+            **{name: number for name, number in shared.items() if name != "l2"},
         )
+
+    def _shared_numbers(self, dtype):
+        step = tf.cast(self.iterations + 1, dtype)
+        beta_1, beta_2 = tf.cast(self.beta_1, dtype), tf.cast(self.beta_2, dtype)
+        return {
+            "beta1_power": tf.pow(beta_1, step),
+            "beta2_power": tf.pow(beta_2, step),
+            "beta1": beta_1,
+            "beta2": beta_2,
+            "epsilon": tf.cast(self.epsilon, dtype),
+            "l2": tf.cast(self.l2, dtype),
+        }
 
     def get_config(self):
         return super().get_config() | {"l2": self.l2}

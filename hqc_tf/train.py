@@ -45,7 +45,7 @@ def train_and_evaluate(settings, workdir):
         # Images are read while the network is built.
         reading = reader.submit(data.load_split, settings.dataset, "train", settings.data_dir)
         trained = model.build_model(settings)
-        images = reading.result()
+        images, held = data.hold_out(reading.result(), settings.held_out)
         per_epoch = data.steps_per_epoch(images, settings)
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
     _claim_workdir(settings, workdir)
