@@ -9,9 +9,7 @@ the loss terms hold in memory. --output keeps the figures, --against compares wi
 
 import collections
 import json
-import os
 import pathlib
-import platform
 import resource
 import statistics
 import tempfile
@@ -20,6 +18,7 @@ import time
 import tensorflow as tf
 from absl import flags
 
+from benchmarks import machine
 from hqc_tf import config, data, model, optimizers
 
 _PIPELINE_BATCHES = 32
@@ -127,28 +126,13 @@ def _part(name):
     return None
 
 
-def _hardware():
-    cpu = platform.processor() or platform.machine()
-    if pathlib.Path("/proc/cpuinfo").exists():
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
-    devices = [device.name for device in tf.config.list_physical_devices("GPU")]
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "gpus": devices,
-        "tensorflow": tf.__version__,
-        "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
-    }
-
-
 def main(_):
     values = flags.FLAGS
     settings = config.from_flags()
     found, shares = measure(settings, values.rounds, values.steps)
     memory = {b: loss_memory(settings, b) for b in (64, 128, 256, 512)}
     result = {
-        "hardware": _hardware(),
+        "hardware": machine.hardware(),
         "settings": {
             name: values[name].value
             for name in ("dataset", "backbone", "backbone_width", "batch_size", "precision")

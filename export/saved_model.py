@@ -7,18 +7,18 @@ serving/hqc/<version>/, with the pre-processing inside and nothing but TensorFlo
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import pathlib
-import shutil
 
 import tensorflow as tf
 from absl import flags
 
-from hqc_tf import augment, config, data, model
+from export import decoding, manifest, versions, warmup
+from hqc_tf import augment, config, model
 from hqc_tf.config import UserError
 
-MANIFEST = "manifest.json"
 FORMAT = "hqc-encoder"
+# 2: encode_bytes tells which images are valid, and stands under the fingerprint as well.
+FORMAT_VERSION = 2
 
 
 class ServedEncoder(tf.Module):
@@ -34,64 +34,75 @@ class ServedEncoder(tf.Module):
         super().__init__()
         self._sizes = trained.settings.plain_sizes
         self._encode_views = trained.encode
-        # Variables are saved by the attributes that hold them.
-        self.encoder, self.quantizer = trained.encoder, trained.quantizer
+        # Variables are saved by the attributes that hold them; Keras' layers in their place would
+        # save a function each.
+        self._kept = [*trained.encoder.variables, *trained.quantizer.variables]
         self.codebooks = trained.quantizer.codebooks
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
     def serving_default(self, images):
-        """uint8 [B, H, W, 3], any H and W."""
-        return self._encode(augment.plain_view(images, *self._sizes))
+        """uint8 [B, H, W, 3], any H and W whose ratio is at most `decoding.MAX_RATIO`."""
+        sides = tf.shape(images)[1:3]
+        rule = f"an image has at most {decoding.MAX_PIXELS} pixels and sides of a ratio of at most "
+        checked = tf.debugging.Assert(decoding.fits(sides), [rule + str(decoding.MAX_RATIO), sides])
+        with tf.control_dependencies([checked]):
+            views = augment.plain_view(tf.identity(images), *self._sizes)
+        return self._encode(views)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def encode_bytes(self, image_bytes):
-        """string [B], the contents of JPEG, PNG, BMP or GIF files."""
-        size = self._sizes[1]
-        views = tf.map_fn(
-            lambda contents: augment.plain_view(data.decode_image(contents), *self._sizes),
-            image_bytes,
-            fn_output_signature=tf.TensorSpec([size, size, 3], tf.float32),
-        )
-        return self._encode(views)
+        """string [B], the contents of files; see `decoding.decode_image`.
+
+        Gives `valid` bool [B] as well; the other rows of what is no image are zeros.
+        """
+        views, valid = decoding.decode_views(image_bytes, *self._sizes)
+        encoded = self._encode(views).items()
+        kept = {name: tf.where(valid[:, None], x, tf.zeros_like(x)) for name, x in encoded}
+        return kept | {"valid": valid}
 
     def _encode(self, views):
         embedding, codes = self._encode_views(views)
         return {"embedding": tf.cast(embedding, tf.float32), "codes": codes}
 
 
-def export_encoder(workdir, output):
-    """Writes the encoder of `workdir` as the next version under `output`, whole or not at all.
+def export_encoder(workdir, output, version=None, weights="best"):
+    """Writes the encoder of `workdir` as a version under `output`, whole or not at all.
 
     Args:
       workdir: folder that a training left.
       output: folder of versions, as TensorFlow Serving's `model_base_path` wants it.
+      version: number of the version; None: the next.
+      weights: "best", chosen without labels, or "last".
 
     Returns:
       Path of the version written.
 
     Raises:
-      UserError: there is no trained model.
+      UserError: the version stands already, or there is no trained model.
     """
-    trained = model.load(workdir)
-    output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    version = max(versions(output), default=0) + 1
-    # Serving looks only at folders whose name is a number.
-    aside = output / f".{version}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    version = versions.free_version(output, version)
+    trained = model.load(workdir, weights)
     served = ServedEncoder(trained)
+    identity = fingerprint(trained)
     signatures = {
         "serving_default": served.serving_default,
         "encode_bytes": served.encode_bytes,
+        signature_of(identity): served.encode_bytes,
     }
-    tf.saved_model.save(served, str(aside), signatures=signatures)
-    (aside / MANIFEST).write_text(json.dumps(_manifest(trained, workdir), indent=2) + "\n")
-    return aside.rename(output / str(version))
-
-
-def versions(output):
-    """The versions under `output`, as ints."""
-    return [int(path.name) for path in pathlib.Path(output).glob("*") if path.name.isdigit()]
+    contents = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": identity,
+        "weights": weights,
+        "step": model.saved_step(workdir, weights),
+        "bits": trained.settings.bits,
+        "settings": dataclasses.asdict(trained.settings),
+        "versions": library_versions(),
+    }
+    with versions.new_version(output, version) as folder:
+        tf.saved_model.save(served, str(folder), signatures=signatures)
+        warmup.write_requests(folder, _warmup_requests())
+        manifest.write_manifest(folder, FORMAT, contents)
+    return pathlib.Path(output, str(version))
 
 
 def fingerprint(trained):
@@ -105,39 +116,56 @@ def fingerprint(trained):
     return digest.hexdigest()
 
 
-def _manifest(trained, workdir):
-    settings = trained.settings
-    return {
-        "format": FORMAT,
-        "fingerprint": fingerprint(trained),
-        "step": model.saved_step(workdir),
-        "bits": settings.bits,
-        "settings": dataclasses.asdict(settings),
-        "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")},
-    }
+def signature_of(identity):
+    """`encode_bytes` under a name of this encoder's own.
+
+    A server changes versions at any moment. Who asks by this name gets answers of the encoder with
+    this fingerprint or none.
+    """
+    return f"encode_bytes_{identity[:16]}"
+
+
+def library_versions():
+    """What wrote a SavedModel."""
+    return {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
 
 
 def read_manifest(version):
-    """The manifest of the SavedModel in folder `version`; UserError where there is none."""
-    try:
-        manifest = json.loads((version / MANIFEST).read_text())
-        if manifest["format"] == FORMAT:
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(
-        f"--saved_model={version}: no encoder with a {MANIFEST} there; "
-        "write it with python -m export.saved_model"
-    )
+    """The manifest of the encoder in folder `version`.
+
+    Raises:
+      UserError: there is none, or one of another format.
+    """
+    found = manifest.read_manifest(version, FORMAT)
+    if found is None:
+        raise UserError(
+            f"--saved_model={version}: no encoder with a {manifest.MANIFEST} there; "
+            "write it with python -m export.saved_model"
+        )
+    if found.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"--saved_model={version}: has format version {found.get('format_version', 1)}, but "
+            f"this program reads {FORMAT_VERSION}; write it anew with python -m export.saved_model"
+        )
+    return found
+
+
+def _warmup_requests():
+    pixels = [("serving_default", {"images": batch}) for batch in warmup.pixel_batches()]
+    files = [("encode_bytes", {"image_bytes": batch}) for batch in warmup.file_batches()]
+    return pixels + files
 
 
 def main(_):
-    version = export_encoder(flags.FLAGS.workdir, flags.FLAGS.output)
-    manifest = read_manifest(version)
-    print(f"{version}: {manifest['bits']} bits, fingerprint {manifest['fingerprint'][:16]}")
+    values = flags.FLAGS
+    version = export_encoder(values.workdir, values.output, values.version, values.weights)
+    found = read_manifest(version)
+    print(f"{version}: {found['bits']} bits, fingerprint {found['fingerprint'][:16]}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder that a training left", required=True)
-    flags.DEFINE_string("output", None, "folder of versions; the next is written", required=True)
+    flags.DEFINE_string("output", None, "folder of versions", required=True)
+    flags.DEFINE_integer("version", None, "number of the version; the next, if none", lower_bound=1)
+    flags.DEFINE_enum("weights", "best", [*model.WEIGHTS], "which weights of the run")
     config.run(main)

@@ -11,7 +11,15 @@ import sys
 
 from absl import app, flags, logging
 
-DATASETS = ("fashion_mnist", "cifar10")
+DATASETS = (
+    "fashion_mnist",
+    "cifar10",
+    "cifar10_protocol1",
+    "cifar10_protocol2",
+    "flickr25k",
+    "nuswide",
+    "nuswide_10500",
+)
 BACKBONES = ("resnet18_cifar", "resnet18", "resnet50", "vgg16")
 FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
 DISTANCES = ("l2", "squared")
@@ -39,7 +47,9 @@ class Config:
         "cifar10", f"what to learn from: {', '.join(DATASETS)}, or folder:PATH, any tree of images"
     )
     data_dir: str = _setting(
-        "", "where prepared TFDS data lies; empty: TFDS's own place (~/tensorflow_datasets)"
+        "",
+        "where prepared TFDS data lies, empty: TFDS's own place (~/tensorflow_datasets); of "
+        "flickr25k and nuswide, where lists and photos lie",
     )
     image_size: int = _setting(32, "side of the square the network sees, in pixels", least=8)
     resize_size: int = _setting(
@@ -145,6 +155,9 @@ class Config:
         least=0,
     )
     checkpoint_steps: int = _setting(200, "steps between two saved states to resume from", least=1)
+    checkpoint_minutes: float = _setting(
+        30.0, "minutes after which a state is saved though the steps are fewer", above=0
+    )
 
     top_k: int = _setting(1000, "R of mAP@R: results counted per query", least=1)
     distance: str = _setting(

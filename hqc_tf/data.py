@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from hqc_tf import augment
+from hqc_tf import augment, photo_sets
 from hqc_tf.config import UserError
 
 # Nothing here branches on tensors, and autograph's reading of the source delays every start.
@@ -19,7 +19,12 @@ no_autograph = tf.autograph.experimental.do_not_convert
 
 # One in so many images of a labelled folder, in the order of names, is a query.
 FOLDER_QUERY_EVERY = 10
+ROLES = ("train", "database", "query")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+CIFAR10_PROTOCOLS = ("cifar10_protocol1", "cifar10_protocol2")
+_QUERIES_PER_CLASS, _TRAIN_PER_CLASS = 1000, 500
+# Of the images kept from training, how they are changed: away from every step's seed.
+_HELD_OUT_SEED = -1
 _READ_BATCH = 250
 _FEATURES = {"image": tf.string, "label": tf.int64}
 
@@ -31,7 +36,8 @@ class Images(NamedTuple):
       pixels: uint8 [N, H, W, 3], or None where the images are files.
       paths: N file names, or None where the pixels are in memory.
       ids: N names by which search results tell images apart.
-      labels: int [N], or None where nothing is known; only evaluation looks at them.
+      labels: int [N], or uint8 [N, C] of 0 and 1 where an image has several, or None where nothing
+        is known; only evaluation looks at them.
       label_names: name of each label, or None.
     """
 
@@ -59,8 +65,11 @@ def load_split(dataset, role, data_dir=""):
     """The images that play a role in the benchmark of `--dataset`.
 
     For `fashion_mnist` and `cifar10` the official train split is learned from and searched, the
-    test split asks. In a folder with sub-folders for labels every tenth image asks and the others
-    are learned from and searched; in one without, all are learned from and there is no query.
+    test split asks. Of CIFAR-10's 60,000 images pooled, in protocols I and II 1,000 of each class
+    ask and the others are searched; protocol I learns from all of these, protocol II from 500 of
+    each class. For `flickr25k` and `nuswide` see `photo_sets`. In a folder with sub-folders for
+    labels every tenth image asks and the others are learned from and searched; in one without, all
+    are learned from and there is no query.
 
     Args:
       dataset: `--dataset`.
@@ -75,6 +84,11 @@ def load_split(dataset, role, data_dir=""):
     """
     if dataset.startswith("folder:"):
         return _folder_split(load_images(dataset), role)
+    if dataset in photo_sets.PHOTO_SETS:
+        photos = photo_sets.read_list(dataset, role, data_dir)
+        return Images(None, photos.paths, photos.ids, photos.labels, None)
+    if dataset in CIFAR10_PROTOCOLS:
+        return _cifar10_split(dataset, role, data_dir)
     return load_images(f"{dataset}/{'test' if role == 'query' else 'train'}", data_dir)
 
 
@@ -95,14 +109,21 @@ def hold_out(images, count):
 
 def protocol(dataset):
     """The name under which results on `--dataset` stand."""
-    folder = f"folder, 1 in {FOLDER_QUERY_EVERY} asks"
-    return folder if dataset.startswith("folder:") else f"{dataset} official"
+    if dataset.startswith("folder:"):
+        return f"folder, 1 in {FOLDER_QUERY_EVERY} asks"
+    if dataset in photo_sets.PHOTO_SETS:
+        return photo_sets.protocol(dataset)
+    if dataset in CIFAR10_PROTOCOLS:
+        return f"cifar10 protocol {'I' * int(dataset[-1])}"
+    return f"{dataset} official"
 
 
 def load_images(dataset, data_dir=""):
-    """One set of images: `folder:PATH`, `name` (its train split) or `name/split` of TFDS.
+    """One set of images: `folder:PATH`, or `name` or `name/split` of a data set.
 
-    A split may be a slice in TFDS's form, such as `cifar10/test[:500]`.
+    A split of a TFDS data set may be a slice in TFDS's form, such as `cifar10/test[:500]`, and is
+    `train` where none is given. Of CIFAR-10's protocols, FLICKR25K and NUS-WIDE it is a role of
+    `load_split`, and `database` where none is given.
 
     Raises:
       UserError: unknown data set or split, not prepared, no such folder, no image in it.
@@ -110,6 +131,11 @@ def load_images(dataset, data_dir=""):
     if dataset.startswith("folder:"):
         return _read_folder(pathlib.Path(dataset.removeprefix("folder:")))
     name, _, split = dataset.partition("/")
+    if name in (*photo_sets.PHOTO_SETS, *CIFAR10_PROTOCOLS):
+        role = split or "database"
+        if role not in ROLES:
+            raise UserError(f"split {role} of {name}: unknown; take one of {', '.join(ROLES)}")
+        return load_split(name, role, data_dir)
     return _read_tfds(name, split or "train", data_dir)
 
 
@@ -155,6 +181,31 @@ def training_views(images, config, first_step, last_step):
     options.experimental_warm_start = True
     # Two ahead: an automatic number grows until it fills memory, and takes cores from the step.
     return batches.prefetch(2).with_options(options)
+
+
+def changed_views(images, config):
+    """Each of the images as training changes it: a tf.data.Dataset of float32 [b, size, size, 3].
+
+    In the order of the images, by draws that are the same for every seed and step. All batches have
+    the size of training's, so that what is compiled for it serves here; the last one goes on with
+    the first images.
+    """
+    batch = config.batch_size
+
+    @no_autograph
+    def plan(step):
+        rows = (step * batch + tf.range(batch, dtype=tf.int64)) % len(images)
+        return rows, (augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch),)
+
+    steps = tf.data.Dataset.range(-(-len(images) // batch)).map(plan)
+    cut = _crops_of_pixels if images.paths is None else _crops_of_files
+
+    @no_autograph
+    def recolor_view(crops, draws):
+        return augment.recolor(crops[0], draws[0])
+
+    crops = cut(steps, images, batch, config.image_size)
+    return crops.map(recolor_view, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 @no_autograph
@@ -238,6 +289,30 @@ def _crops_of_files(steps, images, batch, size):
 
     items = steps.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
     return items.batch(batch, drop_remainder=True)
+
+
+def _cifar10_split(protocol_name, role, data_dir):
+    pooled = _cifar10_pooled(data_dir)
+    # Places within an image's class, in the order that FLICKR25K's split has its queries from.
+    order = np.random.RandomState(2022).permutation(len(pooled))
+    by_class = order[np.argsort(pooled.labels[order], kind="stable")]
+    counts = np.bincount(pooled.labels)
+    places = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = places < _QUERIES_PER_CLASS if role == "query" else places >= _QUERIES_PER_CLASS
+    if role == "train" and protocol_name == "cifar10_protocol2":
+        chosen &= places < _QUERIES_PER_CLASS + _TRAIN_PER_CLASS
+    return pooled.take(np.sort(by_class[chosen]))
+
+
+def _cifar10_pooled(data_dir):
+    train, test = (_read_tfds("cifar10", split, data_dir) for split in ("train", "test"))
+    return Images(
+        pixels=np.concatenate([train.pixels, test.pixels]),
+        paths=None,
+        ids=train.ids + test.ids,
+        labels=np.concatenate([train.labels, test.labels]),
+        label_names=train.label_names,
+    )
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,12 +11,13 @@ _WORTHWHILE = 1.2
 def make_strategy(name):
     """The tf.distribute strategy of `--strategy`: "one_device" or "mirrored".
 
-    One device is a mirrored strategy of one, since Keras' BackupAndRestore supports no
-    OneDeviceStrategy. Without a GPU, "mirrored" takes the logical CPUs.
+    Without a GPU, "mirrored" takes the logical CPUs.
     """
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = [device.name for device in devices]
-    return tf.distribute.MirroredStrategy(names[:1] if name == "one_device" else names)
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(names[0])
+    return tf.distribute.MirroredStrategy(names)
 
 
 def gather_batch(tensors):

@@ -24,20 +24,23 @@ def encode_images(model, images, label=""):
     Args:
       model: `HQC`.
       images: `data.Images`.
-      label: what a progress bar calls them; shown on a terminal only.
+      label: what a progress bar calls them; shown on a terminal only, and not where it is empty.
 
     Returns:
       `Encoded`.
     """
-    resize_size, size = model.settings.plain_sizes
-    views = data.plain_batches(images, resize_size, size, BATCH)
-    encode = tf.function(model.encode, input_signature=[tf.TensorSpec([None, size, size, 3])])
-    return collect(map(encode, views), len(images), label)
+    views = data.plain_batches(images, *model.settings.plain_sizes, BATCH)
+    return encode_views(model, views, len(images), label)
 
 
-def collect(batches, count, label):
-    """Puts (embedding, codes) batches into one `Encoded`, with a progress bar on a terminal."""
-    shown = sys.stderr.isatty()
+def encode_views(model, views, count, label=""):
+    """Encodes the first `count` views of a dataset of float32 [b, size, size, 3] in [0, 1]."""
+    return collect(map(model.encode, views), count, label)
+
+
+def collect(batches, count, label=""):
+    """Puts (embedding, codes) batches into one `Encoded` of `count` rows, the rest left out."""
+    shown = bool(label) and sys.stderr.isatty()
     if shown:
         print(f"encoding {label}", file=sys.stderr)
     bar = tf.keras.utils.Progbar(count, unit_name="image", verbose=int(shown))
@@ -46,4 +49,4 @@ def collect(batches, count, label):
         embeddings.append(embedding.numpy().astype(np.float32))
         codes.append(code.numpy())
         bar.add(len(code))
-    return Encoded(np.concatenate(embeddings), np.concatenate(codes))
+    return Encoded(np.concatenate(embeddings)[:count], np.concatenate(codes)[:count])

@@ -8,8 +8,7 @@ import time
 
 from absl import flags
 
-from hqc_tf import config, data, metrics, model
-from hqc_tf.config import UserError
+from hqc_tf import config, data, label_free, metrics, model
 from hqc_tf.encode import encode_images
 
 METRICS = "metrics.jsonl"
@@ -17,23 +16,38 @@ _PLACES = 1, 10, 100, 1000
 
 
 def evaluate(trained, step, weights="last"):
-    """mAP@R and P@k of a model's codes under the protocol of its data set.
+    """mAP@R and P@k of a model's codes under its data set's protocol, and what needs no labels.
 
     Args:
       trained: `HQC`.
       step: training steps behind it.
-      weights: what the result is of: "last", or "untrained".
+      weights: what the result is of: "best", "last", or "untrained".
 
     Returns:
-      dict that JSON can hold, one line of metrics.jsonl; None where the images have no labels.
+      dict that JSON can hold, one line of metrics.jsonl. Images without labels leave out what needs
+      them, and a run without images kept from training what needs these.
 
     Raises:
-      UserError: the data cannot be read, or `top_k` is larger than the database.
+      UserError: the data cannot be read.
     """
+    c = trained.settings
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    result = {
+        "time": now,
+        "weights": weights,
+        "step": step,
+        "protocol": data.protocol(c.dataset),
+        "bits": c.bits,
+        "distance": c.distance,
+    }
+    return result | _with_labels(trained) | _without_labels(trained)
+
+
+def _with_labels(trained):
     c = trained.settings
     query = data.load_split(c.dataset, "query", c.data_dir)
     if query is None:
-        return None
+        return {}
     database = data.load_split(c.dataset, "database", c.data_dir)
     top_k = min(c.top_k, len(database))
     codes = encode_images(trained, database, "database").codes
@@ -44,19 +58,53 @@ def evaluate(trained, step, weights="last"):
     )
     at = found.precision_at_k
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "weights": weights,
-        "step": step,
-        "protocol": data.protocol(c.dataset),
         "queries": len(query),
         "database": len(database),
-        "bits": c.bits,
-        "distance": c.distance,
         "top_k": top_k,
         "mean_average_precision": found.mean_average_precision,
         "chance": metrics.chance_level(database.labels, query.labels, top_k),
         "precision_at_k": {str(k): float(at[k - 1]) for k in _PLACES if k <= top_k},
     }
+
+
+def _without_labels(trained):
+    c = trained.settings
+    _, held = data.hold_out(data.load_split(c.dataset, "train", c.data_dir), c.held_out)
+    return label_free.judge(trained, held).as_json() if len(held) else {}
+
+
+def recorded(workdir, step, settings):
+    """The lines of metrics.jsonl in which the weights after training stand, judged by `settings`.
+
+    Empty where training has not ended, or was killed before its end was judged.
+    """
+    path = pathlib.Path(workdir, METRICS)
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+    found = {line["weights"]: line for line in lines if line["distance"] == settings.distance}
+    ended = "best" in found and found.get("last", {}).get("step") == step
+    return [found["last"], found["best"]] if ended else []
+
+
+def evaluate_workdir(workdir, **changed):
+    """Judges the last and the best weights of a run, once where they are the same.
+
+    Args:
+      workdir: folder that a training left.
+      **changed: settings to judge by, if not the run's.
+
+    Returns:
+      list of two results as of `evaluate`.
+    """
+    results = []
+    for weights in ("last", "best"):
+        step = model.saved_step(workdir, weights)
+        if results and results[0]["step"] == step:
+            results.append(results[0] | {"weights": weights})
+            continue
+        trained = model.load(workdir, weights)
+        trained.settings = dataclasses.replace(trained.settings, **changed)
+        results.append(evaluate(trained, step, weights))
+    return results
 
 
 def record(workdir, result):
@@ -69,13 +117,24 @@ def record(workdir, result):
 
 def describe(result):
     """One line for a person."""
-    at = ", ".join(f"P@{k} {value:.3f}" for k, value in result["precision_at_k"].items())
-    return (
-        f"{result['weights']}, step {result['step']}: "
-        f"mAP@{result['top_k']} {result['mean_average_precision']:.4f} "
-        f"({result['distance']}, {result['bits']} bits; chance {result['chance']:.4f}), {at} "
-        f"[{result['protocol']}: {result['queries']} queries, {result['database']} images]"
+    parts = []
+    if "mean_average_precision" in result:
+        at = ", ".join(f"P@{k} {value:.3f}" for k, value in result["precision_at_k"].items())
+        parts.append(
+            f"mAP@{result['top_k']} {result['mean_average_precision']:.4f} "
+            f"({result['distance']}, {result['bits']} bits; chance {result['chance']:.4f}), {at} "
+            f"[{result['protocol']}: {result['queries']} queries, {result['database']} images]"
+        )
+    if "recall_at_1" in result:
+        parts.append(
+            f"without labels: recall@1 {result['recall_at_1']:.3f} of {result['held_out']}, "
+            f"perplexity {min(result['perplexity']):.1f} to {max(result['perplexity']):.1f}, "
+            f"quantization error {result['quantization_error']:.3f}"
+        )
+    said = (
+        "; ".join(parts) or f"no labels and --held_out=0: nothing to judge {result['protocol']} by"
     )
+    return f"{result['weights']}, step {result['step']}: {said}"
 
 
 def define_flags():
@@ -89,21 +148,13 @@ def define_flags():
 
 def main(_):
     values = flags.FLAGS
-    trained = model.load(values.workdir)
     names = ("data_dir", "distance", "top_k")
     changed = {name: values[name].value for name in names if values[name].value is not None}
-    settings = dataclasses.replace(trained.settings, **changed)
-    trained.settings = settings
-    subjects = [(trained, model.saved_step(values.workdir), "last")]
+    results = evaluate_workdir(values.workdir, **changed)
     if values.untrained:
-        subjects.append((model.build_model(settings), 0, "untrained"))
-    for subject in subjects:
-        result = evaluate(*subject)
-        if result is None:
-            raise UserError(
-                f"--workdir={values.workdir}: {settings.dataset} has no labels to judge by; "
-                "put the images into a folder per label, or look at searches"
-            )
+        settings = dataclasses.replace(config.from_workdir(values.workdir), **changed)
+        results.append(evaluate(model.build_model(settings), 0, "untrained"))
+    for result in results:
         record(values.workdir, result)
         print(describe(result))
 

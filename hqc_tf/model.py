@@ -10,7 +10,7 @@ from hqc_tf import backbones, config, data, distribute, losses
 from hqc_tf.quantizer import ProductQuantizer
 
 PROJECTION = 512
-WEIGHTS = "checkpoints/last"
+WEIGHTS = {"best": "checkpoints/best", "last": "checkpoints/last"}
 
 
 class Encoding(NamedTuple):
@@ -98,6 +98,7 @@ class HQC(tf.keras.Model):
         embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
         return Encoding(embedding, *self.quantizer(embedding))
 
+    @tf.function(reduce_retracing=True, autograph=False)
     def encode(self, images):
         """float [B, size, size, 3] in [0, 1] -> embedding float [B, M*D], codes uint8 [B, M]."""
         embedding = tf.cast(self.encoder(images, training=False), self.quantizer.dtype)
@@ -200,31 +201,36 @@ def build_model(settings):
     return HQC(settings)
 
 
-def save_weights(model, workdir, step):
-    """Saves what encoding needs after `step` steps; the newest whole set is what `load` takes."""
+def save_weights(model, workdir, step, weights):
+    """Saves what encoding needs after `step` steps as the workdir's "best" or "last" weights."""
     saved = tf.train.Checkpoint(
         encoder=model.encoder, quantizer=model.quantizer, step=tf.Variable(step, dtype=tf.int64)
     )
-    manager = tf.train.CheckpointManager(saved, pathlib.Path(workdir, WEIGHTS), max_to_keep=1)
+    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    manager = tf.train.CheckpointManager(saved, folder, max_to_keep=1)
     manager.save(checkpoint_number=step)
 
 
-def saved_step(workdir):
-    """Steps behind the weights saved in `workdir`, or None where there are none."""
-    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS))
+def saved_step(workdir, weights="last"):
+    """Steps behind the "best" or "last" weights of `workdir`, or None where there are none."""
+    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS[weights]))
     if newest is None:
         return None
     return int(tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
 
 
-def load(workdir):
+def load(workdir, weights="best"):
     """The model that a training left in `workdir`, ready to encode.
+
+    Args:
+      workdir: folder that a training left.
+      weights: "best", chosen without labels, or "last".
 
     Raises:
       config.UserError: there is no trained model.
     """
     settings = config.from_workdir(workdir)
-    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS))
+    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS[weights]))
     if newest is None:
         raise config.UserError(f"--workdir={workdir}: no weights there yet; train into it first")
     model = build_model(settings)

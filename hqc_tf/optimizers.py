@@ -1,6 +1,7 @@
 """The optimizers and the learning rate of each step."""
 
 import math
+import types
 
 import tensorflow as tf
 
@@ -84,13 +85,16 @@ class CoupledAdam(tf.keras.optimizers.Adam):
         pairs = list(grads_and_vars)
         # What all weights share is computed once a step: once a weight, it is a quarter of the
         # whole graph, and delays every start.
-        self._shared = {v.dtype: self._shared_numbers(v.dtype) for _, v in pairs}
+        # Not a bare dictionary, which Keras would take for weights to save.
+        self._shared = types.SimpleNamespace(
+            by_dtype={v.dtype: self._shared_numbers(v.dtype) for _, v in pairs}
+        )
         return super().apply_gradients(pairs, *args, **kwargs)
 
     def update_step(self, gradient, variable):
         """Updates one weight by its gradient, as Keras asks an optimizer to."""
         key = self._index_dict[self._var_key(variable)]
-        shared = self._shared[variable.dtype]
+        shared = self._shared.by_dtype[variable.dtype]
         # TensorFlow's own kernel goes over the weights once.
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,

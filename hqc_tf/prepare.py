@@ -2,9 +2,11 @@
 
 Fashion-MNIST comes from Debian's package dataset-fashion-mnist where its files are at hand, so
 that a machine that reaches a package mirror but not the data set's own host has real images too.
-Everything else, and Fashion-MNIST without the package, is TFDS's own download.
+FLICKR25K and NUS-WIDE are made from the lists and photos in `--manual_dir`. Everything else, and
+Fashion-MNIST without the package, is TFDS's own download.
 """
 
+import json
 import pathlib
 import struct
 import sys
@@ -85,20 +87,22 @@ def find_prepared(dataset, data_dir):
     return max((path.parent for path in found), default=None)
 
 
-def prepare(dataset, data_dir, debian_dir=DEBIAN_DIR):
+def prepare(dataset, data_dir, debian_dir=DEBIAN_DIR, manual_dir=""):
     """Makes `tfds.load(dataset, data_dir=data_dir, download=False)` work.
 
     Args:
         dataset: a data set's name in TFDS, such as fashion_mnist or cifar10.
         data_dir: folder of the prepared data sets.
         debian_dir: folder with the files of Debian's package dataset-fashion-mnist, if there.
+        manual_dir: folder with what the user has to place, for data sets that TFDS does not fetch;
+            `hqc_tf.tfds_photos` says what that is for flickr25k and nuswide.
 
     Returns:
         (folder, new): the data set's folder, and whether this call made it.
 
     Raises:
         UserError: TFDS does not know the data set, its files are not the registered ones,
-            or they can neither be found nor downloaded.
+            or they can neither be found nor downloaded; lists or photos are not as they should be.
         OSError: data_dir cannot be written to, or a download broke off.
     """
     folder = find_prepared(dataset, data_dir)
@@ -107,6 +111,8 @@ def prepare(dataset, data_dir, debian_dir=DEBIAN_DIR):
     builder = _builder(dataset, data_dir)
     if dataset == "fashion_mnist" and has_debian_files(debian_dir):
         _prepare_from_debian(builder, debian_dir)
+    elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        _prepare_from_manual(builder, manual_dir)
     else:
         _check_connection(builder, debian_dir)
         builder.download_and_prepare()
@@ -117,12 +123,14 @@ def _builder(dataset, data_dir):
     # Imported late: a data set already prepared need not wait for TFDS and TensorFlow.
     import tensorflow_datasets as tfds
 
+    from hqc_tf import tfds_photos  # noqa: F401  (TFDS then knows the photo sets)
+
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     if dataset not in tfds.list_builders(with_community_datasets=False):
         raise UserError(
-            f"dataset={dataset}: TFDS has no data set of this name; "
-            "fashion_mnist and cifar10 (for each of its protocols) are prepared here"
+            f"dataset={dataset}: TFDS has no data set of this name; fashion_mnist, cifar10, "
+            "flickr25k and nuswide are prepared here, each for all of its protocols"
         )
     return tfds.builder(dataset, data_dir=str(data_dir))
 
@@ -141,6 +149,20 @@ def _prepare_from_debian(builder, debian_dir):
             builder.download_and_prepare(download_dir=scratch, download_config=download)
         except tfds.core.download.download_manager.NonMatchingChecksumError as error:
             raise _unregistered_files(debian_dir, "their SHA-256 sums differ") from error
+
+
+def _prepare_from_manual(builder, manual_dir):
+    import tensorflow_datasets as tfds
+
+    folder = pathlib.Path(manual_dir)
+    if not manual_dir or not folder.is_dir() or not any(folder.iterdir()):
+        placed = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise UserError(
+            f"manual_dir={manual_dir}: no folder, or an empty one; name another. {placed}"
+        )
+    download = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    with tempfile.TemporaryDirectory() as scratch:
+        builder.download_and_prepare(download_dir=scratch, download_config=download)
 
 
 def _unregistered_files(debian_dir, reason):
@@ -179,6 +201,9 @@ def define_flags():
     flags.DEFINE_string(
         "debian_dir", DEBIAN_DIR, "Folder with the files of Debian's package dataset-fashion-mnist."
     )
+    flags.DEFINE_string(
+        "manual_dir", "", "Folder with the lists and photos of flickr25k or nuswide."
+    )
 
 
 def main(rest):
@@ -186,10 +211,13 @@ def main(rest):
     if rest:
         raise UserError(f"{' '.join(rest)}: no flag; this command takes only flags")
     try:
-        folder, new = prepare(values.dataset, values.data_dir, values.debian_dir)
+        folder, new = prepare(values.dataset, values.data_dir, values.debian_dir, values.manual_dir)
     except OSError as error:
         raise UserError(f"{error}; try again, or see to {values.data_dir}") from error
     print(f"{values.dataset} {'prepared' if new else 'already prepared'} in {folder}")
+    if new:
+        splits = json.loads((folder / "dataset_info.json").read_text())["splits"]
+        print("splits:", ", ".join(split["name"] for split in splits))
 
 
 if __name__ == "__main__":

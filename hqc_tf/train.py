@@ -8,13 +8,10 @@ import dataclasses
 import pathlib
 import sys
 
-import tensorflow as tf
 from absl import flags
 
-from hqc_tf import config, data, distribute, evaluate, model, optimizers
+from hqc_tf import config, data, distribute, epochs, evaluate, model, optimizers, resume
 from hqc_tf.config import UserError
-
-STATE = "checkpoints/state"
 
 # Where the data lies is no setting of the model: a run may go on after a move.
 _MAY_CHANGE = ("data_dir",)
@@ -23,14 +20,14 @@ _MAY_CHANGE = ("data_dir",)
 def train_and_evaluate(settings, workdir):
     """Trains from the start or from the last saved state, then judges the codes.
 
-    Leaves flags.txt, checkpoints/, tensorboard/ and metrics.jsonl in `workdir`.
+    Leaves flags.txt, checkpoints/, tensorboard/, epochs.jsonl and metrics.jsonl in `workdir`.
 
     Args:
       settings: `Config`.
       workdir: folder, made where it is missing.
 
     Returns:
-      The result as in metrics.jsonl, or None where the images have no labels.
+      list of two results as in metrics.jsonl: of the last and of the best weights.
 
     Raises:
       UserError: `workdir` belongs to a run of other settings, or the data cannot be read.
@@ -49,26 +46,13 @@ def train_and_evaluate(settings, workdir):
         per_epoch = data.steps_per_epoch(images, settings)
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
     _claim_workdir(settings, workdir)
-    last_step = settings.epochs * per_epoch
-    if model.saved_step(workdir) != last_step:
-        _fit(trained, images, per_epoch, workdir)
-    trained = model.load(workdir)
-    result = evaluate.evaluate(trained, last_step)
-    if result:
-        evaluate.record(workdir, result)
-    return result
-
-
-class SaveWeights(tf.keras.callbacks.Callback):
-    """Saves what encoding needs at the end of every epoch."""
-
-    def __init__(self, workdir, per_epoch):
-        super().__init__()
-        self.workdir = workdir
-        self.per_epoch = per_epoch
-
-    def on_epoch_end(self, epoch, logs=None):
-        model.save_weights(self.model, self.workdir, (epoch + 1) * self.per_epoch)
+    _fit(trained, images, held, per_epoch, workdir)
+    results = evaluate.recorded(workdir, settings.epochs * per_epoch, settings)
+    if not results:
+        results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
+        for result in results:
+            evaluate.record(workdir, result)
+    return results
 
 
 def _with_worthwhile_precision(settings):
@@ -78,36 +62,35 @@ def _with_worthwhile_precision(settings):
     return dataclasses.replace(settings, precision="float32")
 
 
-def _fit(trained, images, per_epoch, workdir):
+def _fit(trained, images, held, per_epoch, workdir):
     settings = trained.settings
-    first_step, last_step = _state_step(workdir), settings.epochs * per_epoch
-    if first_step:
-        print(f"going on after step {first_step} of {last_step}", file=sys.stderr)
-    trained.fit(
-        data.training_views(images, settings, first_step, last_step),
-        epochs=settings.epochs,
-        steps_per_epoch=per_epoch,
-        verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[
-            tf.keras.callbacks.BackupAndRestore(
-                str(workdir / STATE), save_freq=settings.checkpoint_steps, delete_checkpoint=False
-            ),
-            SaveWeights(workdir, per_epoch),
-            tf.keras.callbacks.TensorBoard(workdir / "tensorboard", write_graph=False),
-        ],
-    )
-    if model.saved_step(workdir) != last_step:
-        # Killed between the last state and the last weights: the state is restored by now.
-        model.save_weights(trained, workdir, last_step)
-
-
-def _state_step(workdir):
-    """Steps behind the saved state that Keras will restore; 0 where there is none."""
-    newest = tf.train.latest_checkpoint(workdir / STATE / "chief")
-    if newest is None:
-        return 0
-    names = [name for name, _ in tf.train.list_variables(newest) if "iterations" in name]
-    return int(tf.train.load_variable(newest, min(names, key=len)))
+    last_step = settings.epochs * per_epoch
+    state = resume.RunState(trained, workdir)
+    step = state.restore()
+    if step == last_step:
+        return
+    if step:
+        print(f"going on after step {step} of {last_step}", file=sys.stderr)
+    first_epoch = step // per_epoch
+    callbacks = [
+        epochs.CloseEpoch(workdir, held, per_epoch, first_epoch),
+        resume.KeepState(
+            state, settings.checkpoint_steps, settings.checkpoint_minutes, per_epoch, last_step
+        ),
+    ]
+    # An epoch gone on with has fewer steps, which Keras takes only for all epochs of a `fit`.
+    rest_ends = (first_epoch + 1) * per_epoch if step % per_epoch else step
+    for first, last in [(step, rest_ends), (rest_ends, last_step)]:
+        if first < last:
+            epoch = first // per_epoch
+            trained.fit(
+                data.training_views(images, settings, first, last),
+                initial_epoch=epoch,
+                epochs=-(-last // per_epoch),
+                steps_per_epoch=min(per_epoch, last - first),
+                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=callbacks,
+            )
 
 
 def _check_workdir(settings, workdir):
@@ -124,15 +107,13 @@ def _check_workdir(settings, workdir):
 
 def _claim_workdir(settings, workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    aside = workdir / f".{config.FLAGFILE}"
-    aside.write_text(config.to_flagfile(settings))
-    aside.replace(workdir / config.FLAGFILE)
+    epochs.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
 
 
 def main(_):
     settings = config.from_flags()
-    result = train_and_evaluate(settings, flags.FLAGS.workdir)
-    print(evaluate.describe(result) if result else "trained; no labels to judge by")
+    for result in train_and_evaluate(settings, flags.FLAGS.workdir):
+        print(evaluate.describe(result))
 
 
 if __name__ == "__main__":

@@ -92,5 +92,6 @@ def workdir(small_config, photos, tmp_path_factory):
     model = build_model(settings)
     last = model.encoder.get_layer("embedding").kernel
     last.assign(1e4 * last)
-    save_weights(model, folder, step=7)
+    for weights in ("best", "last"):
+        save_weights(model, folder, 7, weights)
     return folder

@@ -346,3 +346,91 @@ def test_read_image_reads_a_file(tmp_path):
     (pixels,) = random_pixels(1)
     write_images(tmp_path, [pixels])
     np.testing.assert_array_equal(data.read_image(str(pathlib.Path(tmp_path, "000.png"))), pixels)
+
+
+def test_held_out_images_are_the_same_for_every_run():
+    images = in_memory(numbered(50))
+    learned, held = data.hold_out(images, 4)
+    assert (len(learned), len(held)) == (46, 4)
+    assert sorted(learned.ids + held.ids, key=int) == images.ids
+    assert data.hold_out(images, 4)[1].ids == held.ids
+
+
+@pytest.mark.parametrize(("images", "asked", "held"), [(50, 1000, 5), (50, 0, 0), (9, 1000, 0)])
+def test_at_most_a_tenth_is_held_out(images, asked, held):
+    learned, kept = data.hold_out(in_memory(numbered(images)), asked)
+    assert (len(learned), len(kept)) == (images - held, held)
+
+
+def test_changed_views_are_all_images_in_order(small_config, uncoloured, source):
+    images = source(numbered(10))
+    batches = list(data.changed_views(images, small_config()).as_numpy_iterator())
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    rows = np.rint(np.concatenate(batches)[:10, 0, 0, 0] * 255)
+    np.testing.assert_array_equal(rows, np.arange(10))
+
+
+def test_changed_views_are_the_same_every_time_and_changed(small_config):
+    images = in_memory(random_pixels(6))
+    one, other = (
+        np.concatenate(list(data.changed_views(images, small_config()).as_numpy_iterator()))
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(one, other)
+    plain = np.concatenate(list(data.plain_batches(images, 8, 8, 6).as_numpy_iterator()))
+    assert np.abs(one[:6] - plain).mean() > 0.05
+
+
+@pytest.fixture
+def small_cifar10(monkeypatch):
+    """CIFAR-10 of 80 images, 8 a class, of which 2 ask and 3 train in the protocols."""
+
+    def read(name, split, data_dir):
+        count, first = (60, 0) if split == "train" else (20, 60)
+        labels = np.arange(count) % 10
+        ids = [f"{name}/{split}/{row}" for row in range(count)]
+        pixels = np.full([count, 4, 4, 3], 0, np.uint8) + np.arange(first, first + count)[
+            :, None, None, None
+        ].astype(np.uint8)
+        return data.Images(pixels, None, ids, labels, list("abcdefghij"))
+
+    monkeypatch.setattr(data, "_read_tfds", read)
+    monkeypatch.setattr(data, "_QUERIES_PER_CLASS", 2)
+    monkeypatch.setattr(data, "_TRAIN_PER_CLASS", 3)
+
+
+@pytest.mark.parametrize(("protocol", "train_per_class"), [(1, 6), (2, 3)])
+def test_cifar10_protocols_divide_the_pooled_images(small_cifar10, protocol, train_per_class):
+    query, database, train = (
+        data.load_split(f"cifar10_protocol{protocol}", role)
+        for role in ("query", "database", "train")
+    )
+    assert np.bincount(query.labels).tolist() == [2] * 10
+    assert np.bincount(database.labels).tolist() == [6] * 10
+    assert np.bincount(train.labels).tolist() == [train_per_class] * 10
+    assert not set(query.ids) & set(database.ids)
+    assert set(train.ids) <= set(database.ids)
+    assert len(set(query.ids) | set(database.ids)) == 80
+    np.testing.assert_array_equal(query.labels, query.pixels[:, 0, 0, 0] % 10)
+
+
+def test_both_protocols_ask_the_same_and_a_role_is_a_split(small_cifar10):
+    first, second = (data.load_split(f"cifar10_protocol{n}", "query").ids for n in (1, 2))
+    assert first == second == data.load_images("cifar10_protocol1/query").ids
+    assert len(data.load_images("cifar10_protocol2")) == 60
+    with pytest.raises(UserError, match="split test of cifar10_protocol1: unknown; take one of"):
+        data.load_images("cifar10_protocol1/test")
+
+
+def test_cifar10_protocols_on_the_real_set():
+    folder = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
+    if not (folder / "cifar10").is_dir():
+        pytest.skip("no prepared CIFAR-10 in ../shared/data/tfds")
+    counts = [
+        len(data.load_split(f"cifar10_protocol{n}", role, str(folder)))
+        for n in (1, 2)
+        for role in ("query", "train", "database")
+    ]
+    assert counts == [10_000, 50_000, 50_000, 10_000, 5_000, 50_000]
+    query = data.load_split("cifar10_protocol2", "query", str(folder))
+    assert np.bincount(query.labels).tolist() == [1000] * 10

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from hqc_tf import prepare
 from hqc_tf.config import UserError
+from tests.photo_folders import write_nuswide_list, write_photos
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEBIAN_DIRS = [prepare.DEBIAN_DIR, ROOT / "data/debian"]  # the second is `make data`'s
@@ -40,7 +42,7 @@ def write_prepared(data_dir, dataset="fashion_mnist", version="3.0.1"):
 
 def run_command(*arguments):
     command = [sys.executable, "-m", "hqc_tf.prepare", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
 
 
 def test_restored_header_holds_name_and_time():
@@ -120,13 +122,15 @@ def test_broken_off_preparation_is_not_taken_for_data(tmp_path):
     assert prepare.find_prepared("fashion_mnist", tmp_path) is None
 
 
-@pytest.mark.parametrize("dataset", ["fashion_mnits", "", "cifar10_protocol1", "fashion_mnist:9.9"])
+@pytest.mark.parametrize(
+    "dataset", ["fashion_mnits", "", "cifar10_protocol1", "nuswide_10500", "fashion_mnist:9.9"]
+)
 def test_unknown_data_set_is_named_and_the_known_ones_too(tmp_path, dataset):
     with pytest.raises(UserError) as caught:
         prepare.prepare(dataset, tmp_path)
     message = str(caught.value)
     assert message.startswith(f"dataset={dataset}: TFDS has no data set of this name")
-    assert "fashion_mnist and cifar10" in message
+    assert "fashion_mnist, cifar10, flickr25k and nuswide are prepared here" in message
 
 
 def test_command_fails_in_one_line(tmp_path):
@@ -150,6 +154,40 @@ def test_no_source_of_another_data_set_says_where_it_belongs(tmp_path, unreachab
     with pytest.raises(UserError, match="cannot be reached") as caught:
         prepare.prepare("cifar10", tmp_path)
     assert str(caught.value).endswith(f"place the prepared data set in {tmp_path / 'cifar10'}")
+
+
+def test_command_prepares_photos_and_names_the_splits(tmp_path):
+    write_nuswide_list(tmp_path / "photos", "test", ["a/1.jpg", "b/1.jpg"])
+    write_photos(tmp_path / "photos/images", ["a/1.jpg", "b/1.jpg"])
+    places = [f"--manual_dir={tmp_path / 'photos'}", f"--data_dir={tmp_path / 'tfds'}"]
+    done = run_command("--dataset=nuswide", *places)
+    folder = tmp_path / "tfds/nuswide/1.0.0"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"\nnuswide prepared in {folder}\nsplits: test\n")
+    (split,) = json.loads((folder / "dataset_info.json").read_text())["splits"]
+    assert split["shardLengths"] == ["2100"]
+    assert prepare.prepare("nuswide", tmp_path / "tfds") == (folder, False)
+
+
+def test_photos_have_to_be_placed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in ("", tmp_path / "none", tmp_path / "empty"):
+        with pytest.raises(UserError) as caught:
+            prepare.prepare("flickr25k", tmp_path / "tfds", manual_dir=str(folder))
+        message = str(caught.value)
+        assert message.startswith(f"manual_dir={folder}: no folder, or an empty one; name another.")
+        assert "manual_dir holds img.txt, targets.txt in flickr25k/" in message
+        assert "\n" not in message
+
+
+def test_lists_are_asked_for_in_one_line(tmp_path):
+    (tmp_path / "photos/nuswide").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match="nuswide: none of database.txt, .* is there; put"
+    ) as caught:
+        prepare.prepare("nuswide", tmp_path / "tfds", manual_dir=str(tmp_path / "photos"))
+    assert "\n" not in str(caught.value)
+    assert prepare.find_prepared("nuswide", tmp_path / "tfds") is None
 
 
 def test_files_with_other_content_are_refused(tmp_path):

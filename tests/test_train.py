@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import backbones, config, distribute, model, train
+from hqc_tf import backbones, config, distribute, epochs, model, resume, train
 from hqc_tf.config import UserError
 
 layers = tf.keras.layers
@@ -28,10 +28,12 @@ def settings(small_config, photos):
 
 
 def test_training_leaves_what_the_other_commands_need(settings, tmp_path):
-    result = train.train_and_evaluate(settings, tmp_path)
+    last, best = train.train_and_evaluate(settings, tmp_path)
     assert config.from_workdir(tmp_path) == settings
-    assert model.saved_step(tmp_path) == result["step"] > 0
-    assert 0 <= result["mean_average_precision"] <= 1
+    assert model.saved_step(tmp_path) == last["step"] > 0
+    assert model.saved_step(tmp_path, "best") == best["step"] > 0
+    assert (last["weights"], best["weights"]) == ("last", "best")
+    assert 0 <= last["mean_average_precision"] <= 1
     untrained = model.build_model(settings)
     assert not np.array_equal(
         untrained.quantizer.codebooks, model.load(tmp_path).quantizer.codebooks
@@ -51,39 +53,39 @@ def test_the_flags_of_a_workdir_repeat_the_run(settings, tmp_path):
 def test_data_may_move_but_settings_may_not_change(settings, tmp_path):
     train.train_and_evaluate(settings, tmp_path)
     moved = dataclasses.replace(settings, data_dir="elsewhere")
-    assert train.train_and_evaluate(moved, tmp_path)["step"] == model.saved_step(tmp_path)
+    assert train.train_and_evaluate(moved, tmp_path)[0]["step"] == model.saved_step(tmp_path)
     with pytest.raises(UserError, match="made with --seed=1, not 2; take another --workdir"):
         train.train_and_evaluate(dataclasses.replace(settings, seed=2), tmp_path)
 
 
 @pytest.mark.parametrize("killed_in", [0, 1])
-def test_a_run_killed_at_the_end_of_an_epoch_goes_on(settings, tmp_path, monkeypatch, killed_in):
-    settings = dataclasses.replace(settings, checkpoint_steps=13)
-    whole = train.SaveWeights.on_epoch_end
+@pytest.mark.parametrize("before", [epochs.CloseEpoch, resume.KeepState])
+def test_a_run_killed_at_the_end_of_an_epoch_goes_on(settings, tmp_path, killed_in, before):
+    whole = before.on_epoch_end
 
     def die(callback, epoch, logs=None):
         if epoch == killed_in:
             raise KeyboardInterrupt
         whole(callback, epoch, logs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(train.SaveWeights, "on_epoch_end", die)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(before, "on_epoch_end", die)
         with pytest.raises(KeyboardInterrupt):
             train.train_and_evaluate(settings, tmp_path)
-    assert train.train_and_evaluate(settings, tmp_path)["step"] == 26
-    assert model.saved_step(tmp_path) == 26
+    last, _ = train.train_and_evaluate(settings, tmp_path)
+    assert last["step"] == model.saved_step(tmp_path) == 24
+    assert [line["epoch"] for line in epochs.read_epochs(tmp_path)] == [0, 1]
 
 
-def test_images_without_labels_train_and_are_not_judged(small_config, photos, tmp_path):
+def test_images_without_labels_are_judged_without(small_config, photos, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
-    for file in sorted(photos.rglob("*.png"))[:12]:
+    for file in sorted(photos.rglob("*.png"))[:30]:
         (flat / file.name).write_bytes(file.read_bytes())
-    assert (
-        train.train_and_evaluate(small_config(dataset=f"folder:{flat}"), tmp_path / "run") is None
-    )
-    assert model.saved_step(tmp_path / "run") == 6
-    assert not (tmp_path / "run/metrics.jsonl").exists()
+    last, best = train.train_and_evaluate(small_config(dataset=f"folder:{flat}"), tmp_path / "run")
+    assert model.saved_step(tmp_path / "run") == last["step"] == 12
+    assert "mean_average_precision" not in last
+    assert (best["held_out"], len(best["perplexity"])) == (3, 2)
 
 
 def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_path):
@@ -100,7 +102,7 @@ def test_bfloat16_that_gains_nothing_becomes_float32(settings, tmp_path, monkeyp
     assert "no faster on this device; taking float32" in capsys.readouterr().err
     assert config.from_workdir(tmp_path).precision == "float32"
     # The same command goes on with what the run was made with.
-    assert train.train_and_evaluate(wanted, tmp_path)["step"] == model.saved_step(tmp_path)
+    assert train.train_and_evaluate(wanted, tmp_path)[0]["step"] == model.saved_step(tmp_path)
 
 
 def test_the_probe_of_bfloat16_answers_without_failing():

@@ -1,0 +1,46 @@
+"""What a benchmark names beside its figures: the machine, the versions, the commit."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+
+import tensorflow as tf
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def hardware():
+    """dict of the processor, its cores, the GPUs and the versions that run on them."""
+    cpu = platform.processor() or platform.machine()
+    if pathlib.Path("/proc/cpuinfo").exists():
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
+    devices = [device.name for device in tf.config.list_physical_devices("GPU")]
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "gpus": devices,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": importlib.metadata.version("keras"),
+        "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
+    }
+
+
+def commit():
+    """The commit of this tree, and whether what a training reads differs from it."""
+    try:
+        name = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", "hqc_tf", "configs")
+    except (OSError, subprocess.CalledProcessError):
+        return "not in git"
+    return f"{name}, with changes" if changed else name
+
+
+def _git(*arguments):
+    done = subprocess.run(
+        ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

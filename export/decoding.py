@@ -1,0 +1,142 @@
+"""Image files to the views that are encoded, in a graph that no file can fail.
+
+TensorFlow's decoders raise on a broken file, a graph has no try, and one bad image would sink a
+server's batch. A tf.data map drops an error together with its element, and decodes side by side as
+well. What a file would take is read off its header first.
+"""
+
+import tensorflow as tf
+
+from hqc_tf import augment, data
+
+# Room for today's cameras: 150 MB decoded. A PNG of 50 KB can state a thousand times as much.
+MAX_PIXELS = 50_000_000
+# Resizing the shorter side enlarges the longer one with it, before the crop.
+MAX_RATIO = 100
+# Files of a request that are decoded at once, however many cores there are.
+PARALLEL = 8
+# Steps to the end of a GIF's first frame, and full blocks of 255 bytes passed in one.
+_GIF_STEPS = 2**16
+_GIF_STRIDE = 64
+
+
+def decode_views(image_bytes, resize_size, size):
+    """The plain views of image files, as `decode_image` and `augment.plain_view` make them.
+
+    Args:
+      image_bytes: string [B], contents of files, or anything else.
+      resize_size, size: as in `augment.plain_view`, in pixels.
+
+    Returns:
+      (views, valid): float32 [B, size, size, 3] in [0, 1] and bool [B]. The row of what
+      `decode_image` refuses is zeros and false.
+    """
+    count = tf.size(image_bytes, tf.int64)
+
+    def view(row, contents):
+        return row, augment.plain_view(decode_image(contents), resize_size, size)
+
+    files = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
+    views = files.map(view, num_parallel_calls=PARALLEL).ignore_errors()
+    # A row beyond the last, cut off below, so that there always is one to batch.
+    beyond = tf.data.Dataset.from_tensors((count, tf.zeros([size, size, 3])))
+    batch = views.concatenate(beyond).batch(count + 1)
+    rows, views = batch.get_single_element()
+    views = tf.scatter_nd(rows[:, None], views, [count + 1, size, size, 3])
+    valid = tf.scatter_nd(rows[:, None], tf.ones_like(rows), [count + 1]) > 0
+    return views[:-1], valid[:-1]
+
+
+def decode_image(contents):
+    """As `data.decode_image`, but refuses an image of over `MAX_PIXELS` or `MAX_RATIO`.
+
+    Args:
+      contents: string scalar, the contents of a JPEG, PNG, BMP or GIF file; of a GIF the first
+        frame is decoded.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      tf.errors.InvalidArgumentError: it is no image or too large a one.
+    """
+    kinds = {b"\xff\xd8\xff": _jpeg, b"\x89PNG\r\n\x1a\n": _png, b"BM": _bmp, b"GIF8": _gif}
+    begins = [tf.strings.substr(contents, 0, len(magic)) == magic for magic in kinds]
+    kind = tf.argmax(tf.stack([*begins, True]), output_type=tf.int32)
+    readers = [*kinds.values(), _unknown]
+    contents, sides = tf.switch_case(kind, [lambda read=read: read(contents) for read in readers])
+    # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
+    return data.decode_image(tf.where(fits(sides), contents, ""))
+
+
+def fits(sides):
+    """Whether an image of these two sides, int [2], is within the limits; bool scalar."""
+    longer, shorter = (tf.cast(pick(sides), tf.int64) for pick in (tf.reduce_max, tf.reduce_min))
+    return (shorter > 0) & (longer * shorter <= MAX_PIXELS) & (longer <= MAX_RATIO * shorter)
+
+
+# Each reads the two sides of an image, int32 [2], off the header, and passes the contents on.
+
+
+def _jpeg(contents):
+    return contents, tf.io.extract_jpeg_shape(contents)[:2]
+
+
+def _png(contents):
+    sides = tf.strings.substr(contents, 16, 8)
+    return contents, tf.io.decode_raw(sides, tf.int32, little_endian=False)
+
+
+def _bmp(contents):
+    # The height is negative where the top row comes first.
+    return contents, tf.abs(tf.io.decode_raw(tf.strings.substr(contents, 18, 8), tf.int32))
+
+
+def _gif(contents):
+    """Cuts off what follows the first frame: the decoder would unpack thousands of frames."""
+    frame, end = _first_frame(tf.io.decode_raw(contents, tf.uint8))
+    sides = tf.io.decode_raw(tf.strings.substr(contents, frame + 5, 4), tf.uint16)
+    return tf.strings.substr(contents, 0, end) + ";", tf.cast(sides, tf.int32)
+
+
+def _unknown(contents):
+    return contents, tf.zeros([2], tf.int32)
+
+
+def _first_frame(values):
+    """Where a GIF's first frame begins and ends; raises, when run, where there is none.
+
+    Source: the GIF89a specification. A file is a header and a table of colours, then extensions
+    and frames, each with a head of its own and a chain of blocks that an empty block ends.
+
+    Args:
+      values: uint8 [bytes] of the file.
+    """
+    values = tf.pad(values, [[0, 10]])
+
+    def colors(flags):
+        return tf.where(flags & 0x80 > 0, 6 * 2 ** (flags & 7), 0)
+
+    def step(place, frame, inside):
+        # Most blocks are full: those are passed many at a time.
+        lengths = values[place : place + 256 * _GIF_STRIDE : 256]
+        full = tf.reduce_sum(tf.math.cumprod(tf.cast(lengths == 255, tf.int32)))
+        place += tf.where(inside, 256 * full, 0)
+        # Fails beyond the end, where a part of no known kind leads as well.
+        ahead = tf.cast(values[place : place + 10], tf.int32)
+        is_frame = ~inside & (ahead[0] == 0x2C)
+        head = tf.where(ahead[0] == 0x21, 2, tf.where(is_frame, 11 + colors(ahead[9]), 2**30))
+        return (
+            place + tf.where(inside, 1 + ahead[0], head),
+            tf.where(is_frame, place, frame),
+            ~inside | (ahead[0] > 0),
+        )
+
+    start = 13 + colors(tf.cast(values[10], tf.int32))
+    end, frame, _ = tf.while_loop(
+        lambda place, frame, inside: inside | (frame == 0),
+        step,
+        [start, 0, False],
+        maximum_iterations=_GIF_STEPS,
+    )
+    return frame, end

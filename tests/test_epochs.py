@@ -1,0 +1,119 @@
+"""What the end of an epoch leaves, with judgements given by hand."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hqc_tf import data, epochs, label_free, model, optimizers
+
+HELD = data.Images(None, ["a.png"], ["a.png"], None, None)
+NONE = data.Images(None, [], [], None, None)
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Which weights were saved, instead of saving any: list of (step, weights)."""
+    calls = []
+    monkeypatch.setattr(
+        model, "save_weights", lambda trained, workdir, step, weights: calls.append((step, weights))
+    )
+    return calls
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """Makes the recalls of the coming epochs those given, with perplexities that never collapse."""
+
+    def set_recalls(*recalls, perplexity=(16.0, 9.5)):
+        coming = iter(recalls)
+        monkeypatch.setattr(
+            label_free,
+            "judge",
+            lambda *_: label_free.Judgement(1, next(coming), np.array(perplexity), 0.25),
+        )
+
+    return set_recalls
+
+
+def closing(workdir, held, settings, first_epoch=0):
+    callback = epochs.CloseEpoch(workdir, held, 10, first_epoch)
+    rate = optimizers.warmup_cosine(0.1, 4, 0, 10, 0.1)
+    adam = optimizers.CoupledAdam(rate)
+    callback.set_model(types.SimpleNamespace(settings=settings, optimizer=adam))
+    return callback
+
+
+def end(callback, *numbers):
+    for epoch in numbers:
+        callback.on_epoch_end(epoch, {"loss": 3.0 - epoch})
+
+
+def test_best_is_the_first_of_the_highest_recall(tmp_path, small_config, saved, judge):
+    judge(0.2, 0.5, 0.5, 0.4)
+    end(closing(tmp_path, HELD, small_config(num_words=16)), 0, 1, 2, 3)
+    assert [step for step, weights in saved if weights == "best"] == [10, 20]
+    assert [step for step, weights in saved if weights == "last"] == [10, 20, 30, 40]
+
+
+def test_without_held_out_images_the_last_are_the_best(tmp_path, small_config, saved):
+    end(closing(tmp_path, NONE, small_config()), 0, 1)
+    assert [step for step, weights in saved if weights == "best"] == [10, 20]
+    assert "recall_at_1" not in epochs.read_epochs(tmp_path)[0]
+
+
+def test_epochs_trained_again_are_replaced(tmp_path, small_config, saved, judge):
+    settings = small_config(num_words=16)
+    judge(0.2, 0.9, 0.5)
+    end(closing(tmp_path, HELD, settings), 0, 1, 2)
+    judge(0.3, 0.1)
+    end(closing(tmp_path, HELD, settings, first_epoch=1), 1, 2)
+    lines = epochs.read_epochs(tmp_path)
+    assert [(line["epoch"], line["recall_at_1"]) for line in lines] == [
+        (0, 0.2),
+        (1, 0.3),
+        (2, 0.1),
+    ]
+    assert lines[1]["step"] == 20 and lines[1]["loss"] == 2.0
+    assert saved[-2:] == [(20, "last"), (30, "last")] and (20, "best") in saved
+
+
+def scalars(folder):
+    """(tag, step) of every scalar in the event files."""
+    found = []
+    for file in folder.glob("events.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            found += [(value.tag, event.step) for value in event.summary.value]
+    return sorted(found)
+
+
+def test_tensorboard_has_every_epoch_once(tmp_path, small_config, saved, judge):
+    settings = small_config(num_words=16)
+    judge(0.2, 0.9)
+    end(closing(tmp_path, HELD, settings), 0, 1)
+    judge(0.3, 0.4)
+    end(closing(tmp_path, HELD, settings, first_epoch=1), 1, 2)
+    found = scalars(tmp_path / "tensorboard")
+    assert [step for tag, step in found if tag == "epoch_loss"] == [0, 1, 2]
+    assert [step for tag, step in found if tag == "perplexity/book_01"] == [0, 1, 2]
+    assert {tag for tag, _ in found} == {
+        "epoch_loss", "epoch_learning_rate", "epoch_recall_at_1", "epoch_quantization_error",
+        "perplexity/book_00", "perplexity/book_01",
+    }  # fmt: skip
+
+
+def test_collapse_is_told_at_the_end_of_the_epoch(tmp_path, small_config, saved, judge, capsys):
+    judge(0.2, perplexity=(16.0, 3.0))
+    end(closing(tmp_path, HELD, small_config(num_words=16)), 0)
+    assert "codebook collapse" in capsys.readouterr().err
+
+
+def test_a_text_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "epochs.jsonl"
+    epochs.replace_text(path, json.dumps({"epoch": 0}) + "\n")
+    monkeypatch.setattr(type(path), "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        epochs.replace_text(path, "half")
+    assert epochs.read_epochs(tmp_path) == [{"epoch": 0}]
