@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from export.saved_model import read_manifest, versions
+from export.decoding import MAX_PIXELS, MAX_RATIO
+from export.saved_model import read_manifest
+from export.versions import newest
 from hqc_tf import data
 from hqc_tf.config import UserError
 from hqc_tf.encode import collect
@@ -36,10 +38,7 @@ def load_encoder(path):
     Raises:
       UserError: there is no encoder.
     """
-    path = pathlib.Path(path).resolve()
-    found = versions(path)
-    if found:
-        path = path / str(max(found))
+    path = newest(path)
     manifest = read_manifest(path)
     loaded = tf.saved_model.load(str(path))
     codebooks = tf.cast(loaded.codebooks, tf.float32).numpy()
@@ -75,25 +74,25 @@ def _encode_pixels(encoder, images):
 def _encode_files(encoder, paths):
     for start in range(0, len(paths), BATCH):
         names = paths[start : start + BATCH]
-        contents = [_read(name) for name in names]
-        try:
-            yield encoder.signatures["encode_bytes"](image_bytes=tf.constant(contents))
-        except tf.errors.InvalidArgumentError as error:
-            raise _undecodable(names, contents) from error
+        contents = tf.constant([*map(read_file, names)])
+        answer = encoder.signatures["encode_bytes"](image_bytes=contents)
+        check_valid(names, answer["valid"].numpy())
+        yield answer
 
 
-def _read(name):
+def read_file(name):
+    """The bytes of a file; UserError where it cannot be read."""
     try:
         return pathlib.Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}; name an image file") from error
 
 
-def _undecodable(names, contents):
-    """The error that names the first file of a batch that TensorFlow cannot decode."""
-    for name, content in zip(names, contents, strict=True):
-        try:
-            data.decode_image(content)
-        except (tf.errors.InvalidArgumentError, ValueError):
-            return UserError(f"{name}: no JPEG, PNG, BMP or GIF image; mend or remove it")
-    return UserError(f"{names[0]} or one of the {len(names) - 1} after it: cannot be encoded")
+def check_valid(names, valid):
+    """Raises UserError with the first of `names` whose row of bool [B] `valid` is false."""
+    if not valid.all():
+        raise UserError(
+            f"{names[valid.argmin()]}: no JPEG, PNG, BMP or GIF image of at most "
+            f"{MAX_PIXELS // 10**6} million pixels and sides of at most {MAX_RATIO}:1; mend or "
+            "remove it"
+        )

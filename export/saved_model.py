@@ -24,7 +24,7 @@ FORMAT_VERSION = 2
 class ServedEncoder(tf.Module):
     """An `HQC` as the signatures of a SavedModel.
 
-    Both signatures give `embedding` float32 [B, M*D] and `codes` uint8 [B, M].
+    Both signatures give `embedding` float32 [B, M*D] and `codes` uint8 [B, M], B at least 1.
 
     Attributes:
       codebooks: float32 [M, K, D], read back by `export.encode.load_encoder`.
@@ -33,7 +33,8 @@ class ServedEncoder(tf.Module):
     def __init__(self, trained):
         super().__init__()
         self._sizes = trained.settings.plain_sizes
-        self._encode_views = trained.encode
+        # Under a name of its own the function would be saved as well.
+        self._encode_views = lambda views: trained.encode(views)
         # Variables are saved by the attributes that hold them; Keras' layers in their place would
         # save a function each.
         self._kept = [*trained.encoder.variables, *trained.quantizer.variables]
