@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation --seeds=1,2 --runs=runs/ablation \
         --presets=configs/cifar10_32bit.flags,configs/ablations/no_part.flags \
-        --budget="--dataset=cifar10_protocol2 --data_dir=DIR --backbone_width=8 --epochs=20" \
+        --budget="--dataset=cifar10_protocol2 --data_dir=DIR --epochs=10 --warmup_epochs=1" \
         --output=benchmarks/results/ablation
 
 Each preset with each seed is one `python -m hqc_tf.train` into RUNS/PRESET_seedS, one after the
@@ -86,13 +86,16 @@ def resolve(arguments):
     """The `Config` that flags of `hqc_tf.train` ask for; UserError where they cannot be."""
     values = flags.FlagValues()
     config.define_flags(values)
+    asked = shlex.join(arguments)
     try:
         rest = values(["train", *arguments])[1:]
+        if rest:
+            raise UserError(f"{rest[0]} is no flag; write --name=value")
+        return config.from_flags(values)
     except flags.Error as error:
-        raise UserError(f"{shlex.join(arguments)}: {error}; mend the flag or its file") from error
-    if rest:
-        raise UserError(f"{shlex.join(arguments)}: {rest[0]} is no flag; write --name=value")
-    return config.from_flags(values)
+        raise UserError(f"{asked}: {error}; mend the flag or its file") from error
+    except UserError as error:
+        raise UserError(f"{asked}: {error}") from error
 
 
 def run_study(runs, output, command):
@@ -242,8 +245,8 @@ def _page(report, records):
         f"# Ablation: {len(records)} of {report['planned']} runs",
         "",
         f"{protocols}.",
-        "Mean over seeds (least to most). The best weights are chosen without labels. Perplexity:",
-        "of the last weights: of the book that uses its codewords least evenly, over all seeds.",
+        "Mean over seeds (least to most). The best weights are chosen without labels.",
+        "Perplexity is that of a book's codewords under the last weights, the lowest of all.",
         "",
         "| preset | bits | runs | mAP, last weights | mAP, best weights | lowest perplexity |",
         "|---|---|---|---|---|---|",

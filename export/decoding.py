@@ -96,7 +96,7 @@ def _gif(contents):
     """Cuts off what follows the first frame: the decoder would unpack thousands of frames."""
     frame, end = _first_frame(tf.io.decode_raw(contents, tf.uint8))
     sides = tf.io.decode_raw(tf.strings.substr(contents, frame + 5, 4), tf.uint16)
-    return tf.strings.substr(contents, 0, end) + ";", tf.cast(sides, tf.int32)
+    return contents, tf.cast(sides, tf.int32)
 
 
 def _unknown(contents):
@@ -136,7 +136,7 @@ def _first_frame(values):
     end, frame, _ = tf.while_loop(
         lambda place, frame, inside: inside | (frame == 0),
         step,
-        [start, 0, False],
+        (start, 0, tf.constant(False)),
         maximum_iterations=_GIF_STEPS,
     )
     return frame, end

@@ -23,13 +23,18 @@ class Encoder(NamedTuple):
       path: folder of the version.
       manifest: what `export.saved_model` wrote beside it; `["fingerprint"]` tells encoders apart.
       codebooks: float32 [M, K, D].
-      signatures: of the SavedModel.
+      module: what `tf.saved_model.load` gave.
     """
 
     path: pathlib.Path
     manifest: dict
     codebooks: np.ndarray
-    signatures: Any
+    module: Any
+
+    @property
+    def signatures(self):
+        """Name -> function, as a server calls them."""
+        return self.module.signatures
 
 
 def load_encoder(path):
@@ -42,7 +47,7 @@ def load_encoder(path):
     manifest = read_manifest(path)
     loaded = tf.saved_model.load(str(path))
     codebooks = tf.cast(loaded.codebooks, tf.float32).numpy()
-    return Encoder(path, manifest, codebooks, loaded.signatures)
+    return Encoder(path, manifest, codebooks, loaded)
 
 
 def encode_images(encoder, images):

@@ -4,6 +4,8 @@ Convolutions start as PyTorch starts them (Kaiming uniform with a = sqrt 5), bat
 and keeps 0.9 of its moving averages a step: the authors' settings.
 """
 
+import functools
+
 import tensorflow as tf
 
 from hqc_tf.config import UserError
@@ -17,7 +19,7 @@ IMAGENET_VARIANCE = 0.229**2, 0.224**2, 0.225**2
 _KAIMING = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
 
 
-def build_backbone(name, width, size, weights="none"):
+def build_backbone(name, width, size, weights="none", sync_batch_norm=False):
     """The network of `--backbone`.
 
     Args:
@@ -27,6 +29,8 @@ def build_backbone(name, width, size, weights="none"):
       width: channels of the first stage; 64 in the papers. vgg16 has one width.
       size: side of the image in pixels; vgg16 needs 224, as its dense layers do.
       weights: "none", or "imagenet" for vgg16.
+      sync_batch_norm: whether the statistics are those of all replicas together. (The moving
+        variance is then the biased one; Keras' fused kernel keeps the unbiased.)
 
     Returns:
       Keras model: float [B, size, size, 3] in [0, 1] -> float [B, features].
@@ -36,17 +40,18 @@ def build_backbone(name, width, size, weights="none"):
     """
     if name == "vgg16":
         return _vgg16(size, weights)
+    norm = functools.partial(_batch_norm, sync_batch_norm)
     image = layers.Input([size, size, 3])
     if name == "resnet18_cifar":
-        x = _normed(_conv(width, 3)(image))
+        x = _relu_norm(_conv(width, 3)(image), norm)
     else:
         x = layers.Normalization(mean=IMAGENET_MEAN, variance=IMAGENET_VARIANCE)(image)
-        x = _normed(_conv(width, 7, stride=2)(x))
+        x = _relu_norm(_conv(width, 7, stride=2)(x), norm)
         x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
     block = _bottleneck if name == "resnet50" else _basic_block
     for stage, depth in enumerate([3, 4, 6, 3] if name == "resnet50" else [2, 2, 2, 2]):
         for place in range(depth):
-            x = block(x, width * 2**stage, stride=2 if stage and not place else 1)
+            x = block(x, width * 2**stage, norm, stride=2 if stage and not place else 1)
     return tf.keras.Model(image, layers.GlobalAveragePooling2D()(x), name=name)
 
 
@@ -62,31 +67,31 @@ def _conv(channels, kernel, stride=1):
     return tf.keras.Sequential([layers.ZeroPadding2D(kernel // 2), convolution])
 
 
-def _batch_norm():
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+def _batch_norm(synchronized):
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)
 
 
-def _normed(x):
-    return layers.ReLU()(_batch_norm()(x))
+def _relu_norm(x, norm):
+    return layers.ReLU()(norm()(x))
 
 
-def _shortcut(x, channels, stride):
+def _shortcut(x, channels, norm, stride):
     if stride == 1 and x.shape[-1] == channels:
         return x
-    return _batch_norm()(_conv(channels, 1, stride)(x))
+    return norm()(_conv(channels, 1, stride)(x))
 
 
-def _basic_block(x, channels, stride):
-    inner = _normed(_conv(channels, 3, stride)(x))
-    inner = _batch_norm()(_conv(channels, 3)(inner))
-    return layers.ReLU()(layers.Add()([inner, _shortcut(x, channels, stride)]))
+def _basic_block(x, channels, norm, stride):
+    inner = _relu_norm(_conv(channels, 3, stride)(x), norm)
+    inner = norm()(_conv(channels, 3)(inner))
+    return layers.ReLU()(layers.Add()([inner, _shortcut(x, channels, norm, stride)]))
 
 
-def _bottleneck(x, channels, stride):
-    inner = _normed(_conv(channels, 1)(x))
-    inner = _normed(_conv(channels, 3, stride)(inner))
-    inner = _batch_norm()(_conv(4 * channels, 1)(inner))
-    return layers.ReLU()(layers.Add()([inner, _shortcut(x, 4 * channels, stride)]))
+def _bottleneck(x, channels, norm, stride):
+    inner = _relu_norm(_conv(channels, 1)(x), norm)
+    inner = _relu_norm(_conv(channels, 3, stride)(inner), norm)
+    inner = norm()(_conv(4 * channels, 1)(inner))
+    return layers.ReLU()(layers.Add()([inner, _shortcut(x, 4 * channels, norm, stride)]))
 
 
 def _vgg16(size, weights):

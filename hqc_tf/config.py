@@ -130,8 +130,13 @@ class Config:
     weight_decay: float = _setting(1e-5, "L2 factor, on all weights", least=0)
     strategy: str = _setting(
         "one_device",
-        "one_device, or mirrored: every GPU of this machine (without any, its logical CPUs)",
-        choices=("one_device", "mirrored"),
+        "one_device; mirrored: every GPU of this machine (without any, its logical CPUs); "
+        "multi_worker: the machines of TF_CONFIG; tpu",
+        choices=("one_device", "mirrored", "multi_worker", "tpu"),
+    )
+    tpu: str = _setting("", "name of the TPU with --strategy=tpu; empty: this machine's")
+    sync_batch_norm: bool = _setting(
+        False, "batch-norm statistics over the batch of all replicas; off: over each one's own"
     )
     augment_on: str = _setting(
         "host",

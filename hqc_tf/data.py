@@ -139,8 +139,11 @@ def load_images(dataset, data_dir=""):
     return _read_tfds(name, split or "train", data_dir)
 
 
-def training_views(images, config, first_step, last_step):
+def training_views(images, config, first_step, last_step, context=None):
     """The batches of steps `first_step` up to `last_step`: a tf.data.Dataset of two views.
+
+    Each replica has its rows of a step's batch, and what is in a row does not depend on the number
+    of replicas.
 
     An epoch goes through the images in a shuffled order of its own and drops the rest that fills no
     batch.
@@ -149,31 +152,39 @@ def training_views(images, config, first_step, last_step):
       images: `Images`.
       config: `Config`; its batch_size, image_size, augment_on and seed are read.
       first_step, last_step: steps counted from the start of the run, from 0.
+      context: the tf.distribute.InputContext of this process, whose replicas take elements in turn;
+        None: there is one replica.
 
     Returns:
-      Dataset of (view_a, view_b), float32 [B, size, size, 3] in [0, 1], B the global batch; with
-      augment_on="device", of ((crop_a, crop_b), (draw_a, draw_b)), which `augment.recolor` makes
-      views of.
+      Dataset of (view_a, view_b), float32 [b, size, size, 3] in [0, 1], b a replica's share of the
+      global batch; with augment_on="device", of ((crop_a, crop_b), (draw_a, draw_b)), which
+      `augment.recolor` makes views of.
 
     Raises:
       UserError: fewer images than a batch takes.
     """
     per_epoch = steps_per_epoch(images, config)
-    batch, size = config.batch_size, config.image_size
+    context = context or tf.distribute.InputContext()
+    own = context.num_replicas_in_sync // context.num_input_pipelines
+    batch = config.batch_size
+    share = batch // context.num_replicas_in_sync
 
     @no_autograph
-    def plan(step):
+    def plan(element):
+        step, replica = element // own, context.input_pipeline_id * own + element % own
         epoch, place = step // per_epoch, step % per_epoch
         order_seed = tf.stack([config.seed, epoch])
+        places = replica * share + tf.range(share, dtype=tf.int64)
         rows = tf.random.experimental.index_shuffle(
-            place * batch + tf.range(batch, dtype=tf.int64), order_seed, len(images) - 1
+            place * batch + places, order_seed, len(images) - 1
         )
         seeds = tf.stack([config.seed, 2 * step]), tf.stack([config.seed, 2 * step + 1])
-        return rows, tuple(augment.draw(seed, batch) for seed in seeds)
+        draws = [augment.draw(seed, batch) for seed in seeds]
+        return rows, tf.nest.map_structure(lambda drawn: tf.gather(drawn, places), tuple(draws))
 
-    steps = tf.data.Dataset.range(first_step, last_step).map(plan)
+    elements = tf.data.Dataset.range(own * first_step, own * last_step).map(plan)
     cut = _crops_of_pixels if images.paths is None else _crops_of_files
-    batches = cut(steps, images, batch, size)
+    batches = cut(elements, images, share, config.image_size)
     if config.augment_on == "host":
         batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
     # The first batch is made while the step is traced, not after.

@@ -1,23 +1,130 @@
 """Replicas: which devices train, in what precision, and how each sees the batch of all."""
 
+import contextlib
+import json
+import os
+import tempfile
 import time
 
 import tensorflow as tf
+
+from hqc_tf.config import UserError
 
 # A gain below this is noise, and not worth bfloat16's rounding.
 _WORTHWHILE = 1.2
 
 
-def make_strategy(name):
-    """The tf.distribute strategy of `--strategy`: "one_device" or "mirrored".
+def make_strategy(name, tpu=""):
+    """The tf.distribute strategy of `--strategy`; call it before any other work of TensorFlow.
 
-    Without a GPU, "mirrored" takes the logical CPUs.
+    Args:
+      name: "one_device"; "mirrored", every GPU of this machine, without any its logical CPUs;
+        "multi_worker", the machines of TF_CONFIG; "tpu".
+      tpu: name or address of the TPU; empty: that of this machine.
+
+    Raises:
+      UserError: TF_CONFIG is missing or describes no cluster of workers with this one among them,
+        or there is no such TPU.
     """
+    if name == "multi_worker":
+        _check_cluster(os.environ.get("TF_CONFIG", ""))
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        return _tpu_strategy(tpu)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = [device.name for device in devices]
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(names[0])
     return tf.distribute.MirroredStrategy(names)
+
+
+def is_chief(strategy):
+    """Whether this process is the one whose files count."""
+    if not has_other_processes(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    # Without a task of that name, the first worker is the chief.
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (chief, 0)
+
+
+def has_other_processes(strategy):
+    """Whether other processes train with this one."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+@contextlib.contextmanager
+def folder_to_save_in(strategy, folder):
+    """`folder` for the chief, one that is thrown away for the others.
+
+    Every process has to save, as reading some variables is an exchange between all.
+    """
+    if is_chief(strategy):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        yield aside
+
+
+def is_same_for_all(strategy, number):
+    """Whether all processes call this with the same int."""
+    numbers = strategy.run(lambda: tf.constant([number], tf.int64))
+    found = strategy.gather(numbers, axis=0).numpy()
+    return bool((found == number).all())
+
+
+def check_batch(strategy, batch_size):
+    """UserError where the global batch does not divide by the replicas."""
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise UserError(
+            f"--batch_size={batch_size}: does not divide by {replicas} replicas; take a multiple "
+            f"such as {batch_size // replicas * replicas or replicas}"
+        )
+
+
+def _check_cluster(text):
+    """UserError where TF_CONFIG is not what TensorFlow documents for workers."""
+    say = "--strategy=multi_worker: TF_CONFIG"
+    if not text:
+        raise UserError(
+            f'{say} is not set; give each process {{"cluster": {{"worker": ["host:port", ...]}}, '
+            '"task": {"type": "worker", "index": N}}'
+        )
+    try:
+        given = json.loads(text)
+        cluster, task = given["cluster"], given["task"]
+        kind, index = task["type"], int(task["index"])
+        hosts = {name: [str(host) for host in cluster[name]] for name in cluster}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{say}={text}: no JSON with cluster and task ({error!r}); mend it as TensorFlow's "
+            "guide to multi-worker training shows"
+        ) from error
+    if unknown := set(hosts) - {"chief", "worker"}:
+        raise UserError(f"{say}: unknown tasks {sorted(unknown)}; take chief and worker")
+    if kind not in ("chief", "worker") or not 0 <= index < len(hosts.get(kind, [])):
+        raise UserError(
+            f"{say}: task {kind} {index} is none of the cluster's {hosts}; number each process "
+            "from 0 among those of its type"
+        )
+    everyone = sum(hosts.values(), [])
+    if len(set(everyone)) < len(everyone):
+        raise UserError(f"{say}: an address stands twice in {hosts}; give each process its own")
+
+
+def _tpu_strategy(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name or "local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0].split(" used by ")[0]
+        raise UserError(
+            f"--strategy=tpu --tpu={name}: no TPU answers ({reason}); run on a TPU VM, or give "
+            "its name"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
 
 
 def gather_batch(tensors):

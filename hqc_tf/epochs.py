@@ -7,7 +7,7 @@ import sys
 
 import tensorflow as tf
 
-from hqc_tf import label_free, model
+from hqc_tf import distribute, label_free, model
 
 EPOCHS = "epochs.jsonl"
 TENSORBOARD = "tensorboard"
@@ -33,10 +33,15 @@ class CloseEpoch(tf.keras.callbacks.Callback):
         self._held = held
         self._per_epoch = per_epoch
         self._lines = [line for line in read_epochs(workdir) if line["epoch"] < first_epoch]
+        self._curves = None
+
+    def on_train_begin(self, logs=None):
+        if self._curves or not distribute.is_chief(self.model.distribute_strategy):
+            return
         # What a killed run had not yet written out is missing, or would stand there twice.
-        curves = pathlib.Path(workdir, TENSORBOARD)
-        shutil.rmtree(curves, ignore_errors=True)
-        self._curves = tf.summary.create_file_writer(str(curves))
+        folder = pathlib.Path(self._workdir, TENSORBOARD)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._curves = tf.summary.create_file_writer(str(folder))
         for line in self._lines:
             self._draw(line)
 
@@ -55,10 +60,10 @@ class CloseEpoch(tf.keras.callbacks.Callback):
         for weights in ["best", "last"] if best else ["last"]:
             model.save_weights(self.model, self._workdir, step, weights)
         self._lines.append(line)
-        replace_text(
-            pathlib.Path(self._workdir, EPOCHS), "".join(json.dumps(x) + "\n" for x in self._lines)
-        )
-        self._draw(line)
+        if self._curves:
+            lines = "".join(json.dumps(line) + "\n" for line in self._lines)
+            replace_text(pathlib.Path(self._workdir, EPOCHS), lines)
+            self._draw(line)
 
     def _judge(self, logs):
         judged = label_free.judge(self.model, self._held)

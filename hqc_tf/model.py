@@ -34,7 +34,11 @@ def build_encoder(settings):
     start as N(0, 0.01) and Glorot uniform. Source: the authors' program.
     """
     backbone = backbones.build_backbone(
-        settings.backbone, settings.backbone_width, settings.image_size, settings.backbone_weights
+        settings.backbone,
+        settings.backbone_width,
+        settings.image_size,
+        settings.backbone_weights,
+        settings.sync_batch_norm,
     )
     hidden = tf.keras.layers.Dense(
         PROJECTION,
@@ -207,8 +211,9 @@ def save_weights(model, workdir, step, weights):
         encoder=model.encoder, quantizer=model.quantizer, step=tf.Variable(step, dtype=tf.int64)
     )
     folder = pathlib.Path(workdir, WEIGHTS[weights])
-    manager = tf.train.CheckpointManager(saved, folder, max_to_keep=1)
-    manager.save(checkpoint_number=step)
+    with distribute.folder_to_save_in(model.distribute_strategy, folder) as folder:
+        manager = tf.train.CheckpointManager(saved, folder, max_to_keep=1)
+        manager.save(checkpoint_number=step)
 
 
 def saved_step(workdir, weights="last"):

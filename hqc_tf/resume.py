@@ -12,6 +12,7 @@ import time
 
 import tensorflow as tf
 
+from hqc_tf import distribute
 from hqc_tf.config import UserError
 
 STATES = "checkpoints/state"
@@ -30,9 +31,7 @@ class RunState:
     def __init__(self, trained, workdir):
         self.model = trained
         self._saved = tf.train.Checkpoint(model=trained, optimizer=trained.optimizer)
-        self._manager = tf.train.CheckpointManager(
-            self._saved, pathlib.Path(workdir, STATES), max_to_keep=_KEPT
-        )
+        self._folder = pathlib.Path(workdir, STATES)
 
     @property
     def step(self):
@@ -41,7 +40,8 @@ class RunState:
 
     def save(self):
         """Saves the state under the number of its step; older ones go once it is whole."""
-        self._manager.save(checkpoint_number=self.step)
+        with distribute.folder_to_save_in(self.model.distribute_strategy, self._folder) as folder:
+            self._manager(folder).save(checkpoint_number=self.step)
 
     def restore(self):
         """Takes the newest state that can be read; returns its step, 0 where there is none.
@@ -49,19 +49,32 @@ class RunState:
         A state that cannot be read, half-written or damaged, is named and passed over.
 
         Raises:
-          UserError: there are states, and none can be read.
+          UserError: there are states, and none can be read; or the processes of a run do not find
+            the same.
         """
-        if not self._manager.checkpoints:
-            return 0
-        for path in reversed(self._manager.checkpoints):
+        step = self._restore_newest()
+        if not distribute.is_same_for_all(self.model.distribute_strategy, step):
+            raise UserError(
+                f"{self._folder}: not every process finds the state of step {step} there; "
+                "--workdir must be a folder that all of them share"
+            )
+        return step
+
+    def _restore_newest(self):
+        states = self._manager(self._folder).checkpoints
+        for path in reversed(states):
             try:
                 self._saved.restore(path).expect_partial()
                 return self.step
             except (tf.errors.OpError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 print(f"{path}: cannot be read ({reason}); passed over", file=sys.stderr)
-        folder = self._manager.directory
-        raise UserError(f"{folder}: none of its states can be read; delete it to train anew")
+        if states:
+            raise UserError(f"{self._folder}: no state can be read; delete it to train anew")
+        return 0
+
+    def _manager(self, folder):
+        return tf.train.CheckpointManager(self._saved, folder, max_to_keep=_KEPT)
 
 
 class KeepState(tf.keras.callbacks.Callback):
@@ -69,7 +82,8 @@ class KeepState(tf.keras.callbacks.Callback):
 
     A state due at the end of an epoch waits until the callbacks before this one have closed the
     epoch. SIGTERM and SIGINT let the step end, save, and end the process with status 128 + signal;
-    a second one ends it at once.
+    a second one ends it at once. Where several processes train together only the steps count, since
+    all have to save at once.
 
     Args:
       state: `RunState`.
@@ -82,6 +96,7 @@ class KeepState(tf.keras.callbacks.Callback):
         super().__init__()
         self._state = state
         self._every_steps = every_steps
+        self._alone = not distribute.has_other_processes(state.model.distribute_strategy)
         self._every_seconds = 60 * every_minutes
         self._per_epoch = per_epoch
         self._last_step = last_step
@@ -92,13 +107,12 @@ class KeepState(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         # Python lets only the main thread answer signals.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._tell)
-                for number in (signal.SIGTERM, signal.SIGINT)
-            }
-        else:
-            self._before = {}
+        answers = self._alone and threading.current_thread() is threading.main_thread()
+        self._before = {
+            number: signal.signal(number, self._tell)
+            for number in (signal.SIGTERM, signal.SIGINT)
+            if answers
+        }
 
     def on_train_end(self, logs=None):
         for number, handler in self._before.items():
@@ -123,7 +137,7 @@ class KeepState(tf.keras.callbacks.Callback):
         signal.signal(number, self._before[number])
 
     def _save_if_due(self):
-        late = time.monotonic() - self._saved_at >= self._every_seconds
+        late = self._alone and time.monotonic() - self._saved_at >= self._every_seconds
         many = self._step - self._saved_step >= self._every_steps
         if late or many or self._told or self._step == self._last_step:
             self._state.save()

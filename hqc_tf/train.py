@@ -27,36 +27,36 @@ def train_and_evaluate(settings, workdir):
       workdir: folder, made where it is missing.
 
     Returns:
-      list of two results as in metrics.jsonl: of the last and of the best weights.
+      list of two results as in metrics.jsonl: of the last and of the best weights; empty in a
+      process that is not the chief of several.
 
     Raises:
-      UserError: `workdir` belongs to a run of other settings, or the data cannot be read.
+      UserError: the strategy is none this machine has, its replicas cannot share the batch,
+        `workdir` belongs to a run of other settings, or the data cannot be read.
     """
     workdir = pathlib.Path(workdir)
+    strategy = distribute.make_strategy(settings.strategy, settings.tpu)
+    distribute.check_batch(strategy, settings.batch_size)
     settings = _with_worthwhile_precision(settings)
     _check_workdir(settings, workdir)
-    with (
-        concurrent.futures.ThreadPoolExecutor(1) as reader,
-        distribute.make_strategy(settings.strategy).scope(),
-    ):
+    with concurrent.futures.ThreadPoolExecutor(1) as reader, strategy.scope():
         # Images are read while the network is built.
         reading = reader.submit(data.load_split, settings.dataset, "train", settings.data_dir)
         trained = model.build_model(settings)
         images, held = data.hold_out(reading.result(), settings.held_out)
         per_epoch = data.steps_per_epoch(images, settings)
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
-    _claim_workdir(settings, workdir)
+    if distribute.is_chief(strategy):
+        workdir.mkdir(parents=True, exist_ok=True)
+        epochs.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
     _fit(trained, images, held, per_epoch, workdir)
-    results = evaluate.recorded(workdir, settings.epochs * per_epoch, settings)
-    if not results:
-        results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
-        for result in results:
-            evaluate.record(workdir, result)
-    return results
+    return _judge(settings, per_epoch, workdir) if distribute.is_chief(strategy) else []
 
 
 def _with_worthwhile_precision(settings):
-    if settings.precision != "mixed_bfloat16" or distribute.gains_from_bfloat16():
+    # All processes of a run must decide alike, and a TPU has its own kernels.
+    sure = settings.strategy in ("multi_worker", "tpu")
+    if settings.precision != "mixed_bfloat16" or sure or distribute.gains_from_bfloat16():
         return settings
     print("--precision=mixed_bfloat16: no faster on this device; taking float32", file=sys.stderr)
     return dataclasses.replace(settings, precision="float32")
@@ -82,15 +82,32 @@ def _fit(trained, images, held, per_epoch, workdir):
     rest_ends = (first_epoch + 1) * per_epoch if step % per_epoch else step
     for first, last in [(step, rest_ends), (rest_ends, last_step)]:
         if first < last:
-            epoch = first // per_epoch
             trained.fit(
-                data.training_views(images, settings, first, last),
-                initial_epoch=epoch,
+                _views(trained, images, first, last),
+                initial_epoch=first // per_epoch,
                 epochs=-(-last // per_epoch),
                 steps_per_epoch=min(per_epoch, last - first),
                 verbose=1 if sys.stdout.isatty() else 2,
                 callbacks=callbacks,
             )
+
+
+def _views(trained, images, first_step, last_step):
+    """What each replica sees in steps `first_step` up to `last_step`, for `fit`."""
+    return trained.distribute_strategy.distribute_datasets_from_function(
+        lambda context: data.training_views(
+            images, trained.settings, first_step, last_step, context
+        )
+    )
+
+
+def _judge(settings, per_epoch, workdir):
+    results = evaluate.recorded(workdir, settings.epochs * per_epoch, settings)
+    if not results:
+        results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
+        for result in results:
+            evaluate.record(workdir, result)
+    return results
 
 
 def _check_workdir(settings, workdir):
@@ -103,11 +120,6 @@ def _check_workdir(settings, workdir):
                 f"--workdir={workdir}: made with --{name}={before[name]}, not {now[name]}; "
                 f"take another --workdir, or --flagfile={workdir / config.FLAGFILE}"
             )
-
-
-def _claim_workdir(settings, workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    epochs.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
 
 
 def main(_):

@@ -1,43 +1,49 @@
-"""Trains on one and on two logical CPUs in a process of its own; test_distribute.py reads OUTPUT.
+"""Trains under a strategy in a process of its own: `replicas.py STRATEGY PHOTOS OUTPUT`.
 
-How many CPUs TensorFlow sees is fixed once it has started.
+How many CPUs TensorFlow sees, and with which others it works, is fixed once it has started.
+test_distribute.py starts it and compares what each process leaves.
 """
 
+import functools
 import sys
+
+# ruff: noqa: I001
+from hqc_tf import backbones, config, distribute, train
 
 import numpy as np
 import tensorflow as tf
 
-from hqc_tf import distribute, model
-from hqc_tf.config import Config
+layers = tf.keras.layers
 
-CONFIG = Config(
-    precision="float64",
-    image_size=8,
-    num_books=2,
-    num_words=4,
-    word_dim=3,
-    num_neighbors=3,
-    batch_size=8,
-    epochs=1,
-    warmup_epochs=0,
-    book_classification_weight=0.3,
-    cross_quantized_weight=0.2,
-)
-STEPS, EPOCHS = 2, 4
+# All terms, batch norm over all replicas, real images, 24 steps.
+SETTINGS = {
+    "image_size": 8,
+    "backbone_width": 4,
+    "num_books": 2,
+    "num_words": 4,
+    "word_dim": 3,
+    "num_neighbors": 3,
+    "batch_size": 8,
+    "epochs": 4,
+    "warmup_epochs": 1,
+    "held_out": 0,
+    "top_k": 10,
+    "book_classification_weight": 0.3,
+    "cross_quantized_weight": 0.2,
+    "sync_batch_norm": True,
+}
+PRECISIONS = ("float64", "float32")
 
 
-def dense_encoder(config):
-    """Without batch norm, whose statistics are each replica's own."""
-    layers = tf.keras.layers
-    return tf.keras.Sequential(
-        [
-            layers.Input([config.image_size, config.image_size, 3]),
-            layers.Flatten(),
-            layers.Dense(16, activation="relu"),
-            layers.Dense(config.num_books * config.word_dim),
-        ]
-    )
+def build_small_backbone(name, width, size, weights, sync_batch_norm):
+    """Two convolutions with batch norm: tracing a ResNet would take most of the time."""
+    image = layers.Input([size, size, 3])
+    x = image
+    for channels in (width, 2 * width):
+        # As in the real ones; a bias before batch norm has a gradient of rounding alone.
+        x = layers.Conv2D(channels, 3, 2, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(synchronized=sync_batch_norm)(x))
+    return tf.keras.Model(image, layers.Flatten()(x))
 
 
 def gathered(strategy):
@@ -60,36 +66,24 @@ def gathered(strategy):
     return dict(zip(names, per_replica, strict=True))
 
 
-def trained(strategy):
-    """The losses of each epoch of `fit`, and the weights at the end."""
-    tf.keras.utils.set_random_seed(1)
-    views = np.random.default_rng(0).random([2, STEPS * CONFIG.batch_size, 8, 8, 3])
-    data = tf.data.Dataset.from_tensor_slices(tuple(views)).batch(CONFIG.batch_size, True)
-    with strategy.scope():
-        network = model.HQC(CONFIG)
-        network.compile(optimizer=tf.keras.optimizers.Adam(1e-2))
-        # Otherwise `fit` traces its step a second time, after the first has made them.
-        network.optimizer.build(network.trainable_variables)
-    history = network.fit(data, epochs=EPOCHS, verbose=0).history
-    return history, [weight.numpy() for weight in network.trainable_variables]
-
-
-def main(output):
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+def main(name, photos, output):
     tf.config.set_visible_devices([], "GPU")
-    tf.keras.backend.set_floatx("float64")
-    model.build_encoder = dense_encoder
-    found = {}
-    for name in ("one_device", "mirrored"):
-        strategy = distribute.make_strategy(name)
-        found[f"{name}/replicas"] = strategy.num_replicas_in_sync
-        history, weights = trained(strategy)
-        found |= {f"{name}/metric/{term}": values for term, values in history.items()}
-        found |= {f"{name}/weight/{place}": weight for place, weight in enumerate(weights)}
-    found |= {f"gather/{name}": value for name, value in gathered(strategy).items()}
-    np.savez(output, **found)
+    if name == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, two)
+    # The strategy of several workers can be made once a process.
+    distribute.make_strategy = functools.cache(distribute.make_strategy)
+    backbones.build_backbone = build_small_backbone
+    for precision in PRECISIONS:
+        settings = config.Config(
+            dataset=f"folder:{photos}", strategy=name, precision=precision, **SETTINGS
+        )
+        train.train_and_evaluate(settings, f"{output}/{precision}")
+    if name == "mirrored":
+        strategy = distribute.make_strategy(name, "")
+        np.savez(f"{output}/gathered.npz", **gathered(strategy))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

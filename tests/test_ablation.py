@@ -103,7 +103,7 @@ def test_every_preset_meets_every_seed_and_the_budget_wins(plain, tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "extra", "words"),
     [
-        (["1"], "--batch_size=1", "--batch_size=1: must be at least 2"),
+        (["1"], "--batch_size=1", "plain.flags.*: --batch_size=1: must be at least 2"),
         (["1"], "--batch=8", "Unknown command line flag 'batch'"),
         (["1"], "batch_size=8", "batch_size=8 is no flag; write --name=value"),
         (["1"], "--dataset='folder:a", "No closing quotation; quote it as in a shell"),

@@ -1,70 +1,148 @@
-"""Two replicas learn what one learns: gathered rows, losses and weights."""
+"""Replicas learn what one learns: of one process, and of two that talk to each other."""
 
+import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import replicas
 import tensorflow as tf
 
-from hqc_tf import distribute
+from hqc_tf import distribute, epochs
+from hqc_tf.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def start(name, photos, output, **environment):
+    command = [sys.executable, "tests/replicas.py", name, str(photos), str(output)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes):
+    for process in processes:
+        try:
+            _, said = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            for other in processes:
+                other.kill()
+            raise
+        assert process.returncode == 0, said
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start_workers(photos, output):
+    """Two processes that train together, in the way TensorFlow documents."""
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    return [
+        start(
+            "multi_worker",
+            photos,
+            output,
+            TF_CONFIG=json.dumps(
+                {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+            ),
+        )
+        for index in range(2)
+    ]
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What tests/replicas.py leaves, by name."""
-    output = tmp_path_factory.mktemp("replicas") / "found.npz"
-    command = [sys.executable, "tests/replicas.py", str(output)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with np.load(output) as arrays:
+def trained(photos, tmp_path_factory):
+    """Folder by strategy of what tests/replicas.py leaves."""
+    folders = {
+        name: tmp_path_factory.mktemp(name) for name in ("one_device", "mirrored", "multi_worker")
+    }
+    finish(start("one_device", photos, folders["one_device"]))
+    finish(start("mirrored", photos, folders["mirrored"]))
+    finish(*start_workers(photos, folders["multi_worker"]))
+    return folders
+
+
+def weights(folder):
+    """Name to array of the weights that a run ended with, running statistics among them."""
+    newest = tf.train.latest_checkpoint(folder / "checkpoints/last")
+    names = [name for name, shape in tf.train.list_variables(newest) if shape]
+    return {
+        name: tf.train.load_variable(newest, name)
+        for name in names
+        if name.startswith(("encoder", "quantizer"))
+    }
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
+@pytest.mark.parametrize(("precision", "most"), [("float64", 1e-10), ("float32", 1e-4)])
+def test_two_replicas_learn_what_one_learns(trained, strategy, precision, most):
+    one, two = (weights(trained[name] / precision) for name in ("one_device", strategy))
+    assert one.keys() == two.keys() and len(one) > 10
+    for name, value in one.items():
+        assert value.dtype == two[name].dtype == np.dtype(precision)
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=most, err_msg=name)
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
+def test_the_losses_shown_are_those_of_the_whole_batch(trained, strategy):
+    one, two = (epochs.read_epochs(trained[name] / "float64") for name in ("one_device", strategy))
+    assert len(one) == len(two) == replicas.SETTINGS["epochs"]
+    names = set(one[0]) - {"epoch", "step", "learning_rate"}
+    assert len(names) == 8  # the loss and all seven terms
+    for name in names:
+        found, expected = ([line[name] for line in lines] for lines in (two, one))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
+    assert one[-1]["loss"] < one[0]["loss"]
+
+
+def test_workers_leave_the_files_of_one_run(trained):
+    one, two = (
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        for folder in (trained["one_device"] / "float64", trained["multi_worker"] / "float64")
+    )
+    events = "tensorboard/events"
+    assert [name for name in two if events not in name] == [
+        name for name in one if events not in name
+    ]
+    lines = (trained["multi_worker"] / "float64/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["weights"] for line in lines] == ["last", "best"]
+
+
+@pytest.fixture(scope="module")
+def gathered(trained):
+    with np.load(trained["mirrored"] / "gathered.npz") as arrays:
         return dict(arrays)
 
 
-def test_one_device_is_one_replica_and_mirrored_takes_both(found):
-    assert (found["one_device/replicas"], found["mirrored/replicas"]) == (1, 2)
-
-
-def test_each_replica_gets_the_rows_of_all(found):
+def test_each_replica_gets_the_rows_of_all(gathered):
     rows = np.arange(48).reshape(4, 2, 6)
-    np.testing.assert_array_equal(found["gather/deep"], [rows, rows])
-    np.testing.assert_array_equal(found["gather/flat"], [rows[:, 0], rows[:, 0]])
+    np.testing.assert_array_equal(gathered["deep"], [rows, rows])
+    np.testing.assert_array_equal(gathered["flat"], [rows[:, 0], rows[:, 0]])
 
 
-def test_offset_is_where_a_replicas_rows_begin(found):
-    np.testing.assert_array_equal(found["gather/offset"], [0, 2])
+def test_offset_is_where_a_replicas_rows_begin(gathered):
+    np.testing.assert_array_equal(gathered["offset"], [0, 2])
 
 
-def test_gradients_come_back_from_all_replicas(found):
-    np.testing.assert_array_equal(found["gather/flat_gradient"], np.full([2, 2, 6], 3))
-    np.testing.assert_array_equal(found["gather/deep_gradient"], np.full([2, 2, 2, 6], 3))
-
-
-def test_loss_and_terms_over_two_replicas_are_those_of_one(found):
-    names = [name for name in found if name.startswith("one_device/metric/")]
-    assert len(names) == 8  # the loss and all seven terms
-    for name in names:
-        both = found[name.replace("one_device", "mirrored")]
-        np.testing.assert_allclose(both, found[name], rtol=1e-10, err_msg=name)
-
-
-def test_weights_over_two_replicas_are_those_of_one(found):
-    names = [name for name in found if name.startswith("one_device/weight/")]
-    assert len(names) == 9  # two layers, the codebooks, and two layers that guess the book
-    for name in names:
-        both = found[name.replace("one_device", "mirrored")]
-        assert both.dtype == np.float64
-        np.testing.assert_allclose(both, found[name], rtol=0, atol=1e-10, err_msg=name)
-
-
-def test_training_moves_loss_and_weights(found):
-    losses = found["mirrored/metric/loss"]
-    assert losses[-1] < losses[0]
+def test_gradients_come_back_from_all_replicas(gathered):
+    np.testing.assert_array_equal(gathered["flat_gradient"], np.full([2, 2, 6], 3))
+    np.testing.assert_array_equal(gathered["deep_gradient"], np.full([2, 2, 2, 6], 3))
 
 
 def test_outside_of_replicas_everyone_is_oneself():
@@ -72,3 +150,47 @@ def test_outside_of_replicas_everyone_is_oneself():
     everyone, offset = distribute.gather_batch(tensors)
     assert everyone is tensors
     assert offset == 0
+
+
+HOSTS = {"worker": ["a:1", "b:1"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "TF_CONFIG is not set; give each process"),
+        ("{", "no JSON with cluster and task"),
+        ({"cluster": HOSTS}, "no JSON with cluster and task"),
+        ({"cluster": HOSTS, "task": {"type": "worker", "index": 2}}, "task worker 2 is none of"),
+        ({"cluster": HOSTS, "task": {"type": "worker", "index": -1}}, "task worker -1 is none of"),
+        ({"cluster": HOSTS, "task": {"type": "chief", "index": 0}}, "task chief 0 is none of"),
+        ({"cluster": HOSTS | {"ps": ["c:1"]}, "task": {"type": "worker", "index": 0}}, "['ps']"),
+        (
+            {"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}},
+            "an address stands twice",
+        ),
+    ],
+)
+def test_a_cluster_that_does_not_fit_is_refused(monkeypatch, given, said):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if given is not None:
+        text = given if isinstance(given, str) else json.dumps(given)
+        monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match="--strategy=multi_worker: TF_CONFIG") as error:
+        distribute.make_strategy("multi_worker")
+    assert said in str(error.value)
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused():
+    three = type("Strategy", (), {"num_replicas_in_sync": 3})
+    distribute.check_batch(three, 9)
+    with pytest.raises(UserError, match="--batch_size=8: does not divide by 3 replicas; .* 6"):
+        distribute.check_batch(three, 8)
+
+
+def test_a_tpu_that_is_not_there_is_refused():
+    command = [sys.executable, "-m", "hqc_tf.train", "--strategy=tpu", "--workdir=unmade"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: --strategy=tpu --tpu=: no TPU answers" in done.stderr
+    assert not (ROOT / "unmade").exists()

@@ -2,24 +2,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tensorflow as tf
+import replicas
 
 from hqc_tf import backbones, config, distribute, epochs, model, resume, train
 from hqc_tf.config import UserError
-
-layers = tf.keras.layers
 
 
 @pytest.fixture(autouse=True)
 def small_backbone(monkeypatch):
     """One convolution for the network: tracing a ResNet would take most of the time here."""
 
-    def build(name, width, size, weights):
-        image = layers.Input([size, size, 3])
-        x = layers.BatchNormalization()(layers.Conv2D(width, 3, 2)(image))
-        return tf.keras.Model(image, layers.Flatten()(x))
-
-    monkeypatch.setattr(backbones, "build_backbone", build)
+    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
 
 
 @pytest.fixture

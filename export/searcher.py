@@ -1,0 +1,174 @@
+"""Encoder and index in one SavedModel for TensorFlow Serving: images in, nearest images out.
+
+`python -m export.searcher --saved_model=serving/hqc --index=index/ --output=serving/searcher`
+writes serving/searcher/<version>/. A product-quantized search is table look-ups and a top-k, which
+every server has: no op of ScaNN is inside. The codes are scanned in full, so it is for collections
+of up to a few million images.
+"""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from export import manifest, saved_model, versions, warmup
+from export.encode import load_encoder
+from export.index import load_index
+from hqc_tf import config, retrieval
+
+FORMAT = "hqc-searcher"
+FORMAT_VERSION = 1
+# Codes scanned at a time, at least; more where few queries leave room.
+MIN_CHUNK = 1024
+K = tf.TensorSpec([], tf.int32, "k")
+
+
+class Searcher(tf.Module):
+    """An encoder and the codes of N images as the signatures of a SavedModel.
+
+    Both signatures give `ids` string [B, k] and `distances` float32 [B, k], nearest first: squared
+    asymmetric distances, ties to the image indexed first, as `export.index` ranks them. They fail
+    unless k lies in 1 to N.
+    """
+
+    def __init__(self, encoder, index):
+        super().__init__()
+        self._encoder = encoder.module
+        self._codebooks = index.codebooks
+        self._codes = tf.Variable(index.codes, trainable=False, name="codes")
+        self._ids = tf.Variable(_id_bytes(index), trainable=False, name="ids")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images"), K])
+    def search(self, images, k):
+        """uint8 [B, H, W, 3], and k int32."""
+        encoded = self._encoder.signatures["serving_default"](images=images)
+        return self._search(encoded["embedding"], k)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes"), K])
+    def search_bytes(self, image_bytes, k):
+        """string [B], the contents of image files, and k int32.
+
+        Gives `valid` bool [B] as well; what is no image has ids "" at distance infinity.
+        """
+        encoded = self._encoder.signatures["encode_bytes"](image_bytes=image_bytes)
+        found, valid = self._search(encoded["embedding"], k), encoded["valid"]
+        ids = tf.where(valid[:, None], found["ids"], "")
+        distances = tf.where(valid[:, None], found["distances"], np.inf)
+        return {"ids": ids, "distances": distances, "valid": valid}
+
+    def _search(self, embeddings, k):
+        count = len(self._codes)
+        rule = f"k must lie in 1 to {count}, the number of images, but is"
+        checked = tf.debugging.Assert((k >= 1) & (k <= count), [rule, k])
+        with tf.control_dependencies([checked]):
+            k = tf.identity(k)
+        rows, distances = nearest(embeddings, self._codes, self._codebooks, k)
+        return {"ids": tf.gather(self._ids, rows), "distances": distances}
+
+
+def nearest(embeddings, codes, codebooks, k):
+    """The k nearest codes of each query, in a graph whose memory does not grow with N.
+
+    Args:
+      embeddings: float32 [Q, M*D].
+      codes: uint8 [N, M], a tensor or a variable.
+      codebooks: float32 [M, K, D].
+      k: int32 scalar, 1 to N.
+
+    Returns:
+      (rows, distances): int32 and float32 [Q, k], nearest first, ties to the lower row; squared
+      asymmetric distances.
+    """
+    tables = retrieval.distance_tables(embeddings, codebooks, "squared")
+    by_book = tf.transpose(tables, [1, 2, 0])
+    num_queries, count = tf.shape(tables)[0], tf.shape(codes)[0]
+    num_books = tables.shape[1]
+    step = tf.maximum(MIN_CHUNK, retrieval.CHUNK_ELEMENTS // (num_queries * num_books))
+
+    def scan(start, rows, distances):
+        words = tf.cast(tf.transpose(codes[start : start + step]), tf.int32)
+        # Books are added in their order, as `retrieval` does: other roundings would break ties.
+        chunk = tf.reduce_sum(tf.gather(by_book, words, batch_dims=1), axis=0)
+        joined = tf.concat([distances, tf.transpose(chunk)], axis=1)
+        # Of equal values top_k takes the lower place first, and the rows held so far come first.
+        negated, places = tf.math.top_k(-joined, k)
+        held = tf.gather(rows, tf.minimum(places, k - 1), batch_dims=1)
+        return start + step, tf.where(places < k, held, start + places - k), -negated
+
+    none_yet = tf.zeros([num_queries, k], tf.int32), tf.fill([num_queries, k], np.inf)
+    _, rows, distances = tf.while_loop(
+        lambda start, rows, distances: start < count,
+        scan,
+        [0, *none_yet],
+        shape_invariants=[tf.TensorShape([])] + 2 * [tf.TensorShape([None, None])],
+        parallel_iterations=1,
+    )
+    return rows, distances
+
+
+def export_searcher(encoder_path, index_path, output, version=None):
+    """Writes encoder and index as a version under `output`, whole or not at all.
+
+    Args:
+      encoder_path: what `export.saved_model` wrote; its newest version, or one of them.
+      index_path: what `export.index` wrote with that encoder.
+      output: folder of versions.
+      version: number of the version; None: the next.
+
+    Returns:
+      Path of the version written.
+
+    Raises:
+      UserError: the version stands already, there is no encoder or no index, or the index is of
+        another encoder.
+    """
+    version = versions.free_version(output, version)
+    index = load_index(index_path)
+    encoder = load_encoder(encoder_path)
+    index.check_encoder(encoder.manifest["fingerprint"])
+    searcher = Searcher(encoder, index)
+    signatures = {"search": searcher.search, "search_bytes": searcher.search_bytes}
+    contents = {
+        "format_version": FORMAT_VERSION,
+        "encoder": {"fingerprint": encoder.manifest["fingerprint"]},
+        "num_images": index.num_images,
+        "bits": encoder.manifest["bits"],
+        "distance": "squared",
+        "versions": saved_model.library_versions(),
+    }
+    with versions.new_version(output, version) as folder:
+        tf.saved_model.save(searcher, str(folder), signatures=signatures)
+        warmup.write_requests(folder, _warmup_requests(index.num_images))
+        manifest.write_manifest(folder, FORMAT, contents)
+    return pathlib.Path(output, str(version))
+
+
+def _id_bytes(index):
+    text, starts = index.id_bytes.tobytes(), index.id_starts.tolist()
+    return [text[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def _warmup_requests(num_images):
+    k = np.int32(min(10, num_images))
+    pixels = [("search", {"images": batch, "k": k}) for batch in warmup.pixel_batches()]
+    files = [("search_bytes", {"image_bytes": batch, "k": k}) for batch in warmup.file_batches()]
+    return pixels + files
+
+
+def main(_):
+    values = flags.FLAGS
+    version = export_searcher(values.saved_model, values.index, values.output, values.version)
+    found = manifest.read_manifest(version, FORMAT)
+    identity = found["encoder"]["fingerprint"][:16]
+    print(f"{version}: {found['num_images']} images at {found['bits']} bits, encoder {identity}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string(
+        "saved_model", None, "what export.saved_model wrote; its newest version", required=True
+    )
+    flags.DEFINE_string("index", None, "folder that export.index wrote", required=True)
+    flags.DEFINE_string("output", None, "folder of versions", required=True)
+    flags.DEFINE_integer("version", None, "number of the version; the next, if none", lower_bound=1)
+    config.run(main)
