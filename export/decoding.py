@@ -96,7 +96,7 @@ def _gif(contents):
     """Cuts off what follows the first frame: the decoder would unpack thousands of frames."""
     frame, end = _first_frame(tf.io.decode_raw(contents, tf.uint8))
     sides = tf.io.decode_raw(tf.strings.substr(contents, frame + 5, 4), tf.uint16)
-    return contents, tf.cast(sides, tf.int32)
+    return tf.strings.substr(contents, 0, end) + ";", tf.cast(sides, tf.int32)
 
 
 def _unknown(contents):

@@ -66,6 +66,9 @@ class HQC(tf.keras.Model):
       training: whether batch norm uses the batch.
 
     Returns of a call: an `Encoding`.
+
+    Attributes:
+      encode: float32 [B, size, size, 3] in [0, 1] -> embedding float [B, M*D], codes uint8 [B, M].
     """
 
     def __init__(self, settings, **kwargs):
@@ -83,6 +86,8 @@ class HQC(tf.keras.Model):
         self.book_classifier = None
         if "book_classification" in self.weights_of_terms:
             self.book_classifier = _book_classifier(settings, self.quantizer.dtype)
+        view = tf.TensorSpec([None, settings.image_size, settings.image_size, 3], tf.float32)
+        self.encode = tf.function(self._encode, input_signature=[view], autograph=False)
         self.trackers = [
             tf.keras.metrics.Mean(name=name) for name in ["loss", *self.weights_of_terms]
         ]
@@ -102,9 +107,7 @@ class HQC(tf.keras.Model):
         embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
         return Encoding(embedding, *self.quantizer(embedding))
 
-    @tf.function(reduce_retracing=True, autograph=False)
-    def encode(self, images):
-        """float [B, size, size, 3] in [0, 1] -> embedding float [B, M*D], codes uint8 [B, M]."""
+    def _encode(self, images):
         embedding = tf.cast(self.encoder(images, training=False), self.quantizer.dtype)
         return embedding, self.quantizer.encode(embedding)
 

@@ -66,7 +66,7 @@ class RunState:
             try:
                 self._saved.restore(path).expect_partial()
                 return self.step
-            except (tf.errors.OpError, ValueError) as error:
+            except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 print(f"{path}: cannot be read ({reason}); passed over", file=sys.stderr)
         if states:

@@ -1,14 +1,21 @@
 """What the tests of served SavedModels share: their tensors, and running them as a server does."""
 
 import base64
+import io
 import json
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+from export import decoding, warmup
+from hqc_tf import augment, data
 
 C_API = pathlib.Path(__file__).with_name("c_api.py")
 LIBRARY = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
@@ -80,3 +87,89 @@ def _unpack(array):
         return np.array(texts, object).reshape(array["shape"])
     content = base64.b64decode(array["data"])
     return np.frombuffer(content, array["dtype"]).reshape(array["shape"])
+
+
+def read_warmup(folder):
+    """The requests of the SavedModel's warm-up file, as `run_through_c_api` takes them."""
+    requests = []
+    for record in tf.data.TFRecordDataset(str(folder / warmup.REQUESTS)).as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        request = log.predict_log.request
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        requests.append((request.model_spec.signature_name, inputs))
+    return requests
+
+
+def encode_everyhow(contents):
+    """An image file again in each format and many of their kinds."""
+    image = PIL.Image.open(io.BytesIO(contents)).convert("RGB")
+    frames = {"save_all": True, "append_images": [PIL.ImageOps.invert(image)]}
+    kinds = [
+        ("JPEG", "RGB", {}), ("JPEG", "L", {"progressive": True}), ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}), ("PNG", "P", {}), ("PNG", "LA", {}), ("PNG", "1", {}),
+        ("BMP", "RGB", {}), ("BMP", "L", {}), ("GIF", "P", {}), ("GIF", "P", frames),
+    ]  # fmt: skip
+    for kind, mode, options in kinds:
+        file = io.BytesIO()
+        image.convert(mode).save(file, kind, **options)
+        yield file.getvalue()
+    yield tf.io.encode_png(np.asarray(image).astype(np.uint16) * 257).numpy()
+
+
+def mutate(rng, seeds):
+    """A byte string that may or may not be an image any more."""
+    content = bytearray(seeds[rng.integers(len(seeds))])
+    way = rng.integers(5)
+    if way == 0:  # noise, after the first bytes of a format in half of all cases
+        start = content[: rng.integers(12) * rng.integers(2)]
+        return bytes(start) + rng.bytes(rng.integers(2000))
+    if way == 1:
+        return bytes(content[: rng.integers(len(content))])
+    if way == 2:
+        other = seeds[rng.integers(len(seeds))]
+        return bytes(content[: rng.integers(len(content))]) + other[rng.integers(len(other)) :]
+    # The head is where sizes and kinds stand.
+    end = len(content) if way == 3 else 64
+    for place in rng.integers(0, end, 1 + rng.integers(4)):
+        content[place] = rng.integers(256)
+    return bytes(content)
+
+
+def decode_apart(files, sizes):
+    """Views and validity of files that are decoded one by one, as training does; zeros for none."""
+    resize_size, size = sizes
+    view = tf.function(
+        lambda pixels: augment.plain_view(pixels, resize_size, size),
+        input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)],
+    )
+    views = np.zeros([len(files), size, size, 3], np.float32)
+    valid = np.zeros(len(files), bool)
+    for row, contents in enumerate(files):
+        try:
+            pixels = data.decode_image(_first_frame(contents))
+        except (tf.errors.InvalidArgumentError, IndexError):
+            continue
+        valid[row] = decoding.fits(pixels.shape[:2])
+        if valid[row]:
+            views[row] = view(pixels)
+    return views, valid
+
+
+def _first_frame(contents):
+    """A GIF without what follows its first frame, whose sizes do not count; else all of a file."""
+    if not contents.startswith(b"GIF8"):
+        return contents
+
+    def after_colors(place, flags):
+        return place + (3 << (1 + (contents[flags] & 7)) if contents[flags] & 0x80 else 0)
+
+    place, is_frame = after_colors(13, 10), False
+    while not is_frame:
+        is_frame = contents[place] == 0x2C
+        if not is_frame and contents[place] != 0x21:
+            raise IndexError(f"nothing of a GIF at {place}")
+        place = after_colors(place + 11, place + 9) if is_frame else place + 2
+        while contents[place]:
+            place += 1 + contents[place]
+        place += 1
+    return contents[:place] + b";"

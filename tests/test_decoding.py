@@ -168,7 +168,7 @@ def test_a_gif_whose_blocks_are_not_full(photo):
 
 
 def test_small_files_of_much_memory_take_none():
-    """A PNG of 900 million pixels, and a GIF whose frames are 4 GB, each in under 2 MB."""
+    """A PNG of 900 million pixels, and a GIF whose frames are 4 GB, each in under 8 MB."""
     side = 30_000
     bomb = png(side, side, 1, 0, bytes((1 + side // 8) * side))
     frame = encode(np.zeros([1000, 1000], np.uint8), "GIF")
