@@ -117,13 +117,13 @@ def _ask_about(served, names, signature, inputs):
     try:
         answer = served.predict(signature, inputs)
     except UserError as error:
-        if signature in str(error):
-            # Serving says "Serving signature ... not found" in more than one way.
+        # The two protocols say so in different words.
+        if re.search(rf"{signature}\W+not found", str(error)):
             raise UserError(
                 f"{served.server}: model {served.model} has no signature {signature}, so it is "
                 "another encoder or searcher than the one asked for; serve that one"
             ) from error
-        others = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise UserError(f"{names[0]}{others}: {error}") from error
     check_valid(names, answer["valid"])
     return answer
@@ -179,7 +179,8 @@ class _Model:
             time.sleep(pause)
 
     def _failed(self, why):
-        return UserError(f"{self.server}: model {self.model} gives no answer: {why}")
+        line = " ".join(str(why).split())
+        return UserError(f"{self.server}: model {self.model} gives no answer: {line}")
 
     def _late(self):
         return self._failed(f"none within {self.deadline:g} seconds; allow more, or ask for less")

@@ -19,6 +19,7 @@ from hqc_tf.config import FUSIONS
 
 # exp() of it is zero in float32 and wider, and unlike -inf it leaves no NaN in a difference.
 _MASKED = -1e9
+_SHORTEST = 1e-12
 
 
 def instance_contrastive_loss(a, b, temperature, everyone=None, offset=0):
@@ -193,8 +194,19 @@ def cross_quantized_loss(
     return one + other
 
 
+@tf.custom_gradient
 def _unit(x):
-    return tf.math.l2_normalize(x, -1)
+    """Rows of length one; rows shorter than 1e-6 are divided by that."""
+    # Its gradient written out uses x once, so that TensorFlow has nothing to add up.
+    squared = tf.reduce_sum(tf.square(x), -1, keepdims=True)
+    scale = tf.math.rsqrt(tf.maximum(squared, _SHORTEST))
+    unit = x * scale
+
+    def gradient(dy):
+        along = tf.reduce_sum(dy * unit, -1, keepdims=True)
+        return scale * (dy - tf.where(squared > _SHORTEST, along, 0.0) * unit)
+
+    return unit, gradient
 
 
 def _rows(x):

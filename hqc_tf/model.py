@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from hqc_tf import backbones, config, data, distribute, losses
+from hqc_tf.gradients import branches
 from hqc_tf.quantizer import ProductQuantizer
 
 PROJECTION = 512
@@ -122,7 +123,8 @@ class HQC(tf.keras.Model):
                 a, b = self._encode_views(views)
             with tf.name_scope("losses"):
                 terms = self.loss_terms(a, b)
-                total = tf.add_n([self.weights_of_terms[name] * terms[name] for name in terms])
+                weighted = [self.weights_of_terms[name] * terms[name] for name in terms]
+                total = tf.reduce_sum(tf.stack(weighted))
         gradients = tape.gradient(total, self.trainable_variables)
         with tf.name_scope("update"):
             self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
@@ -144,9 +146,19 @@ class HQC(tf.keras.Model):
           dict of name -> float scalar, in the order of the settings; those of weight zero are left
           out.
         """
-        c = self.settings
         local = [tensor for pair in zip(a, b, strict=True) for tensor in pair]
-        everyone, offset = distribute.gather_batch(local)
+        # Each term has tensors of its own, for the reason that `branches` tells.
+        local, shared = zip(*(branches(x, 2) for x in local), strict=True)
+        everyone, offset = distribute.gather_batch(shared)
+        count = len(self.weights_of_terms)
+        for_terms = zip(*(branches(x, count) for x in (*local, *everyone)), strict=True)
+        return {
+            name: self._term(name, own[:6], own[6:], offset)
+            for name, own in zip(self.weights_of_terms, for_terms, strict=True)
+        }
+
+    def _term(self, name, local, everyone, offset):
+        c = self.settings
         (f_a, f_b, z_a, z_b, s_a, s_b), (all_f, all_z, all_s) = local, _pairs(everyone)
         pairs, quantized = (f_a, f_b, z_a, z_b), (z_a, z_b)
         everything = (*all_f, *all_z)
@@ -180,7 +192,7 @@ class HQC(tf.keras.Model):
                 *pairs, c.cross_quantized_temperature, everything, offset
             ),
         }
-        return {name: terms[name]() for name in self.weights_of_terms}
+        return terms[name]()
 
     def get_config(self):
         return {"settings": dataclasses.asdict(self.settings), "name": self.name}

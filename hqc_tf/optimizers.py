@@ -101,8 +101,9 @@ class CoupledAdam(tf.keras.optimizers.Adam):
             m=self._momentums[key].handle,
             v=self._velocities[key].handle,
             lr=tf.cast(self.learning_rate, variable.dtype),
-            grad=gradient + shared["l2"] * variable,
-            **{name: number for name, number in shared.items() if name != "l2"},
+            # A sum would be joined with that of the views' gradients, whose order is then open.
+            grad=gradient - shared["minus_l2"] * variable,
+            **{name: number for name, number in shared.items() if name != "minus_l2"},
         )
 
     def _shared_numbers(self, dtype):
@@ -114,7 +115,7 @@ class CoupledAdam(tf.keras.optimizers.Adam):
             "beta1": beta_1,
             "beta2": beta_2,
             "epsilon": tf.cast(self.epsilon, dtype),
-            "l2": tf.cast(self.l2, dtype),
+            "minus_l2": tf.cast(-self.l2, dtype),
         }
 
     def get_config(self):

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from hqc_tf.gradients import branches
+
 
 class Quantization(NamedTuple):
     """What the quantizer makes of a batch.
@@ -82,11 +84,13 @@ class ProductQuantizer(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, embedding):
-        products = self._products(embedding)
-        weights = tf.nn.softmax(self._closeness(products) / self.temperature)
-        quantized = self._merge(tf.einsum("bmk,mkd->bmd", weights, self.codebooks))
-        part_norms = tf.norm(self._split(embedding), axis=-1, keepdims=True)
-        word_norms = tf.norm(self.codebooks, axis=-1)
+        parts, parts_of_norm = branches(self._split(embedding), 2)
+        codebooks = branches(tf.convert_to_tensor(self.codebooks), 4)
+        products = tf.einsum("bmd,mkd->bmk", parts, codebooks[0])
+        weights = tf.nn.softmax(_closeness(products, codebooks[1]) / self.temperature)
+        quantized = self._merge(tf.einsum("bmk,mkd->bmd", weights, codebooks[2]))
+        part_norms = tf.norm(parts_of_norm, axis=-1, keepdims=True)
+        word_norms = tf.norm(codebooks[3], axis=-1)
         return Quantization(quantized, tf.math.divide_no_nan(products, part_norms * word_norms))
 
     def encode(self, embedding):
@@ -94,7 +98,8 @@ class ProductQuantizer(tf.keras.layers.Layer):
         embedding = tf.cast(embedding, self.compute_dtype)
         if not self.built:
             self.build(embedding.shape)
-        closeness = self._closeness(self._products(embedding))
+        products = tf.einsum("bmd,mkd->bmk", self._split(embedding), self.codebooks)
+        closeness = _closeness(products, self.codebooks)
         return tf.cast(tf.argmax(closeness, axis=-1, output_type=tf.int32), tf.uint8)
 
     def decode(self, codes):
@@ -117,12 +122,10 @@ class ProductQuantizer(tf.keras.layers.Layer):
     def _merge(self, parts):
         return tf.reshape(parts, [-1, self.num_books * self.word_dim])
 
-    def _products(self, embedding):
-        return tf.einsum("bmd,mkd->bmk", self._split(embedding), self.codebooks)
 
-    def _closeness(self, products):
-        """-||f - c||^2 [B, M, K] less the term ||f||^2, which neither softmax nor argmax sees."""
-        return 2.0 * products - tf.reduce_sum(tf.square(self.codebooks), axis=-1)
+def _closeness(products, codebooks):
+    """-||f - c||^2 [B, M, K] less the term ||f||^2, which neither softmax nor argmax sees."""
+    return 2.0 * products - tf.reduce_sum(tf.square(codebooks), axis=-1)
 
 
 def at_least_float32(policy):

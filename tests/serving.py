@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,10 +16,22 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export import decoding, warmup
+from export import index as index_lib
+from export.encode import encode_images
 from hqc_tf import augment, data
 
 C_API = pathlib.Path(__file__).with_name("c_api.py")
 LIBRARY = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
+
+
+def index_photos(encoder, photos, path):
+    """Writes the index of a folder of images, their ids not all ASCII, and loads it."""
+    images = data.load_images(f"folder:{photos}")
+    ids = [f"é/{name}" for name in images.ids]
+    identity = {"fingerprint": encoder.manifest["fingerprint"], "path": str(encoder.path)}
+    codes = encode_images(encoder, images).codes
+    index_lib.write_index(path, encoder.codebooks, codes, ids, identity)
+    return index_lib.load_index(path)
 
 
 def read_signatures(folder):
@@ -98,6 +111,19 @@ def read_warmup(folder):
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))
     return requests
+
+
+def added_memory(call):
+    """MiB that `call` takes at most, beyond what the process holds before; Linux tells."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _memory("VmRSS")
+    call()
+    return (_memory("VmHWM") - before) / 1024
+
+
+def _memory(field):
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
 
 
 def encode_everyhow(contents):

@@ -6,6 +6,7 @@ TensorFlow's Python. What it adds is for the tests: `refuse` and `delay` of the 
 
 import base64
 import concurrent.futures
+import contextlib
 import http.server
 import json
 import re
@@ -38,6 +39,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     Args:
       models: name -> folder of one version.
+      grpc_port, rest_port: to listen on; 0: any.
 
     Attributes:
       grpc_address, rest_address: where it listens, as `export.client.connect` takes them.
@@ -46,7 +48,7 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
       asked: (model, signature, number of images) of the requests so far.
     """
 
-    def __init__(self, models):
+    def __init__(self, models, grpc_port=0, rest_port=0):
         self.refuse, self.delay, self.asked = 0, 0, []
         # The signatures do not keep what they belong to alive.
         self._loaded = {name: tf.saved_model.load(str(path)) for name, path in models.items()}
@@ -55,9 +57,9 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
             options=[("grpc.max_receive_message_length", -1)],
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._grpc)
-        self.grpc_address = f"localhost:{self._grpc.add_insecure_port('localhost:0')}"
+        self.grpc_address = f"localhost:{self._grpc.add_insecure_port(f'localhost:{grpc_port}')}"
         self._grpc.start()
-        self._rest = http.server.ThreadingHTTPServer(("localhost", 0), _handler(self))
+        self._rest = http.server.ThreadingHTTPServer(("localhost", rest_port), _handler(self))
         self.rest_address = f"http://localhost:{self._rest.server_port}"
         threading.Thread(target=self._rest.serve_forever, daemon=True).start()
 
@@ -145,8 +147,9 @@ def _handler(stand_in):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+            with contextlib.suppress(BrokenPipeError):  # who asked waits no longer
+                self.end_headers()
+                self.wfile.write(text)
 
         def log_message(self, *_):
             pass

@@ -1,0 +1,227 @@
+"""Kills real trainings and compares: `python -m benchmarks.kill_test --data_dir=data/tfds`
+
+Trains on a folder of real images once without a stop. Then, again and again, starts the same
+training in a fresh folder, kills it with SIGKILL at a random moment, or while it writes a
+checkpoint, starts it again and compares: weights, state, figures of every epoch, evaluations and
+TensorBoard's curves must be the same to the bit. With --workers=2 two processes train together; a
+kill takes the chief or the other one, the rest is stopped and all are started again.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+from absl import flags
+
+from benchmarks import machine
+from hqc_tf import config, data, epochs, evaluate, resume
+from hqc_tf.config import UserError
+
+IMAGES = 240
+TRAINING = [
+    "--image_size=16", "--backbone_width=2", "--num_books=4", "--batch_size=16", "--epochs=4",
+    "--warmup_epochs=1", "--top_k=50", "--held_out=20", "--checkpoint_steps=3",
+]  # fmt: skip
+
+
+class Run:
+    """One training in a folder, of one process or several.
+
+    Args:
+      photos: folder of images.
+      folder: the workdir; FOLDER.N.log gets what process N says.
+      workers: number of processes.
+    """
+
+    def __init__(self, photos, folder, workers):
+        self.folder = folder
+        strategy = ["--strategy=multi_worker"] if workers > 1 else []
+        self._command = [
+            sys.executable, "-m", "hqc_tf.train", f"--dataset=folder:{photos}",
+            f"--workdir={folder}", *TRAINING, *strategy,
+        ]  # fmt: skip
+        self._workers = workers
+
+    def start(self):
+        """Starts all processes; what they say is added to their logs."""
+        hosts = [f"127.0.0.1:{port}" for port in _free_ports(self._workers)]
+        self.processes = []
+        for index in range(self._workers):
+            task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+            known = {"TF_CONFIG": json.dumps(task)} if self._workers > 1 else {}
+            with pathlib.Path(f"{self.folder}.{index}.log").open("a") as log:
+                self.processes.append(
+                    subprocess.Popen(self._command, env=os.environ | known, stdout=log, stderr=log)
+                )
+
+    def finish(self):
+        """Waits for the end; UserError where a process fails."""
+        for index, process in enumerate(self.processes):
+            if process.wait():
+                raise UserError(
+                    f"status {process.returncode} of a training: see {self.folder}.{index}.log"
+                )
+
+    def kill(self, victim):
+        """Kills one process, then the rest, as a supervisor does that starts all again."""
+        for process in [self.processes[victim], *self.processes]:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    @property
+    def runs(self):
+        return all(process.poll() is None for process in self.processes)
+
+
+def kill_and_go_on(run, moment, in_checkpoint, victim):
+    """Starts a run, kills it `moment` seconds later or in the next checkpoint, starts it again.
+
+    Returns:
+      dict of when it was killed and what stood there, for a person to read; "killed" false where
+      the training was over before.
+    """
+    run.start()
+    killed_at = _wait(run, moment, in_checkpoint)
+    if killed_at is None:
+        return {"killed": False}
+    run.kill(victim)
+    states = sorted(path.stem for path in (run.folder / resume.STATES).glob("*.index"))
+    found = {
+        "killed": True,
+        "victim": victim,
+        "seconds": round(killed_at, 2),
+        "in_checkpoint": in_checkpoint,
+        "states": states,
+        "epochs": len(epochs.read_epochs(run.folder)),
+    }
+    run.start()
+    run.finish()
+    return found
+
+
+def _wait(run, moment, in_checkpoint):
+    """Seconds until the time to kill has come, or None where the run ended before."""
+    started = time.monotonic()
+    while run.runs:
+        passed = time.monotonic() - started
+        writes = in_checkpoint and any((run.folder / "checkpoints").glob("*/*temp*"))
+        if writes or (passed >= moment and not in_checkpoint):
+            return passed
+        time.sleep(0 if in_checkpoint else 0.01)
+    return None
+
+
+def differences(folder, other):
+    """Names of what differs between two finished runs; empty where they are the same."""
+    found = []
+    for kind in ("state", "last", "best"):
+        one, two = (_arrays(f / "checkpoints" / kind) for f in (folder, other))
+        names = one.keys() | two.keys()
+        found += [f"{kind}/{name}" for name in names if not _equal(one.get(name), two.get(name))]
+    for name in (epochs.EPOCHS, evaluate.METRICS):
+        one, two = (
+            [json.loads(line) | {"time": 0} for line in (f / name).read_text().splitlines()]
+            for f in (folder, other)
+        )
+        found += [] if one == two else [name]
+    one, two = (_curves(f / epochs.TENSORBOARD) for f in (folder, other))
+    return found + ([] if one == two else [epochs.TENSORBOARD])
+
+
+def _equal(one, two):
+    return one is not None and two is not None and np.array_equal(one, two)
+
+
+def _arrays(folder):
+    newest = tf.train.latest_checkpoint(folder)
+    names = [name for name, _ in tf.train.list_variables(newest)]
+    # The graph of objects and the number of times saved are TensorFlow's own.
+    names = [name for name in names if "OBJECT_GRAPH" not in name and "save_counter" not in name]
+    return {name: tf.train.load_variable(newest, name) for name in names}
+
+
+def _curves(folder):
+    return sorted(
+        (value.tag, event.step, float(tf.make_ndarray(value.tensor)))
+        for file in folder.glob("events.*")
+        for event in tf.compat.v1.train.summary_iterator(str(file))
+        for value in event.summary.value
+    )
+
+
+def _free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _write_photos(folder, data_dir):
+    images = data.load_images(f"fashion_mnist/test[:{IMAGES}]", data_dir)
+    for row, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        path = folder / f"class{label}" / f"{row:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(pixels).save(path)
+
+
+def main(_):
+    values = flags.FLAGS
+    chance = random.Random(values.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        _write_photos(folder / "photos", values.data_dir)
+        whole = Run(folder / "photos", folder / "whole", values.workers)
+        started = time.monotonic()
+        whole.start()
+        whole.finish()
+        seconds = time.monotonic() - started
+        print(f"never stopped: {seconds:.1f} s", flush=True)
+        results = []
+        while len(results) < values.kills:
+            trial = folder / f"trial{len(results)}"
+            in_checkpoint = len(results) < values.in_checkpoint
+            run = Run(folder / "photos", trial, values.workers)
+            moment = chance.uniform(0, seconds)
+            told = kill_and_go_on(run, moment, in_checkpoint, chance.randrange(values.workers))
+            if told["killed"]:
+                told["differences"] = differences(whole.folder, trial)
+                results.append(told)
+                shown = (
+                    f"{len(told['differences'])} differences" if told["differences"] else "equal"
+                )
+                print(json.dumps(told | {"differences": shown}), flush=True)
+            subprocess.run(["rm", "-rf", str(trial)], check=True)
+    equal = sum(not told["differences"] for told in results)
+    print(f"{equal} of {len(results)} equal")
+    if values.output:
+        figures = {
+            "equal": equal,
+            "kills": results,
+            "seconds_never_stopped": round(seconds, 1),
+            "workers": values.workers,
+            "hardware": machine.hardware(),
+            "commit": machine.commit(),
+        }
+        epochs.replace_text(pathlib.Path(values.output), json.dumps(figures, indent=1) + "\n")
+    return int(equal < len(results))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("kills", 20, "trainings to kill", lower_bound=1)
+    flags.DEFINE_integer("in_checkpoint", 5, "of these, killed while a checkpoint is written")
+    flags.DEFINE_integer("workers", 1, "processes that train together", lower_bound=1)
+    flags.DEFINE_integer("seed", 1, "of the moments")
+    flags.DEFINE_string("data_dir", "data/tfds", "where prepared Fashion-MNIST lies")
+    flags.DEFINE_string("output", "", "JSON file to write the results to")
+    config.run(main)
