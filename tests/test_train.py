@@ -1,10 +1,22 @@
 import dataclasses
+import pathlib
 
 import numpy as np
+import photo_folders
 import pytest
 import replicas
 
-from hqc_tf import backbones, config, distribute, epochs, model, resume, train
+from hqc_tf import (
+    backbones,
+    config,
+    data,
+    distribute,
+    epochs,
+    model,
+    photo_sets,
+    resume,
+    train,
+)
 from hqc_tf.config import UserError
 
 
@@ -100,3 +112,52 @@ def test_bfloat16_that_gains_nothing_becomes_float32(settings, tmp_path, monkeyp
 
 def test_the_probe_of_bfloat16_answers_without_failing():
     assert distribute.gains_from_bfloat16() in (True, False)
+
+
+@pytest.fixture(scope="module")
+def photo_lists(tmp_path_factory):
+    """A folder of the published lists, NUS-WIDE's longest made up, and of tiny photos."""
+    folder = tmp_path_factory.mktemp("lists")
+    for dataset in ("flickr25k", "nuswide"):
+        photo_folders.copy_published(dataset, folder / dataset)
+    names = (folder / "flickr25k/img.txt").read_text().split()
+    photo_folders.write_photos(folder / "flickr25k", names)
+    lists = [folder / "nuswide" / name for name in ("test.txt", "train_10500.txt")]
+    names = [line.split()[0] for path in lists for line in path.read_text().splitlines()]
+    photo_folders.write_photos(folder / "nuswide", names)
+    photo_folders.write_nuswide_list(folder / "nuswide", "database", names)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cifar10_dir():
+    folder = pathlib.Path(__file__).parents[2] / "shared/data/tfds"
+    if not (folder / "cifar10").is_dir():
+        pytest.skip("no prepared CIFAR-10 in ../shared/data/tfds")
+    return str(folder)
+
+
+@pytest.mark.parametrize("dataset", config.DATASETS)
+def test_every_data_set_trains_a_step_and_is_judged(
+    dataset, small_config, tmp_path, monkeypatch, request
+):
+    source = "photo_lists" if dataset in photo_sets.PHOTO_SETS else "fashion_mnist_dir"
+    source = "cifar10_dir" if dataset.startswith("cifar10") else source
+    whole = data.load_split
+
+    def few(*arguments):
+        images = whole(*arguments)
+        return images.take(np.arange(0, len(images), len(images) // 40)[:40])
+
+    monkeypatch.setattr(data, "load_split", few)
+    settings = small_config(
+        dataset=dataset,
+        data_dir=request.getfixturevalue(source),
+        batch_size=36,
+        epochs=1,
+        top_k=10,
+    )
+    last, best = train.train_and_evaluate(settings, tmp_path)
+    assert last["step"] == best["step"] == 1
+    assert last["protocol"] == data.protocol(dataset)
+    assert 0 <= last["mean_average_precision"] <= 1
