@@ -102,7 +102,7 @@ def test_every_setting_has_its_flag_with_one_line_of_help(name):
         ("backbone_weights", "places", "none, imagenet"),
         ("consistency_fusion", "mean", "sum, concat, max, quantized, embedding, cross"),
         ("optimizer", "sgd", "adam, lamb"),
-        ("strategy", "tpu", "one_device, mirrored"),
+        ("strategy", "two", "one_device, mirrored, multi_worker, tpu"),
         ("precision", "float16", "float32, mixed_bfloat16, float64"),
         ("distance", "cosine", "l2, squared"),
     ],
@@ -163,7 +163,8 @@ def test_every_number_has_a_bound():
         ),
         (
             {"dataset": "imagenet"},
-            "--dataset=imagenet: unknown; take fashion_mnist, cifar10, or folder:PATH",
+            "--dataset=imagenet: unknown; take fashion_mnist, cifar10, cifar10_protocol1, "
+            "cifar10_protocol2, flickr25k, nuswide, nuswide_10500, or folder:PATH",
         ),
         *(
             (

@@ -42,7 +42,11 @@ def closing(workdir, held, settings, first_epoch=0):
     callback = epochs.CloseEpoch(workdir, held, 10, first_epoch)
     rate = optimizers.warmup_cosine(0.1, 4, 0, 10, 0.1)
     adam = optimizers.CoupledAdam(rate)
-    callback.set_model(types.SimpleNamespace(settings=settings, optimizer=adam))
+    strategy = tf.distribute.get_strategy()
+    callback.set_model(
+        types.SimpleNamespace(settings=settings, optimizer=adam, distribute_strategy=strategy)
+    )
+    callback.on_train_begin()
     return callback
 
 

@@ -95,7 +95,7 @@ def test_images_without_labels_are_judged_without(small_config, photos, tmp_path
 
 def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_path):
     large = dataclasses.replace(settings, batch_size=10_000)
-    with pytest.raises(UserError, match="--batch_size=10000: there are only 54 images"):
+    with pytest.raises(UserError, match="--batch_size=10000: there are only 49 images"):
         train.train_and_evaluate(large, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
