@@ -27,7 +27,7 @@ from typing import NamedTuple
 from absl import flags
 
 from benchmarks import machine
-from hqc_tf import config, data, evaluate
+from hqc_tf import config, data, epochs, evaluate
 from hqc_tf.config import UserError
 
 _LAST_LINES = 10
@@ -84,14 +84,12 @@ def plan(presets, seeds, budget, folder):
 
 def resolve(arguments):
     """The `Config` that flags of `hqc_tf.train` ask for; UserError where they cannot be."""
-    values = flags.FlagValues()
-    config.define_flags(values)
     asked = shlex.join(arguments)
     try:
-        rest = values(["train", *arguments])[1:]
+        settings, rest = config.parse(arguments)
         if rest:
             raise UserError(f"{rest[0]} is no flag; write --name=value")
-        return config.from_flags(values)
+        return settings
     except flags.Error as error:
         raise UserError(f"{asked}: {error}; mend the flag or its file") from error
     except UserError as error:
@@ -142,8 +140,9 @@ def summarize(records):
 def write_report(records, planned, output, command):
     """Writes `output`.md and `output`.json, each whole, from the finished runs of those planned."""
     report = {"command": command, "planned": planned, "presets": summarize(records)}
-    _write(f"{output}.json", json.dumps(report | {"runs": records}, indent=2))
-    _write(f"{output}.md", _page(report, records))
+    figures = json.dumps(report | {"runs": records}, indent=2)
+    epochs.replace_text(pathlib.Path(f"{output}.json"), figures + "\n")
+    epochs.replace_text(pathlib.Path(f"{output}.md"), _page(report, records) + "\n")
 
 
 def _spread(results, weights):
@@ -198,7 +197,7 @@ def _train(run):
         )
     record["results"] = _results(run)
     record["date"] = time.strftime("%Y-%m-%d", time.gmtime())
-    _write(run.beside(".json"), json.dumps(record, indent=2))
+    epochs.replace_text(run.beside(".json"), json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -278,13 +277,6 @@ def _machine(record):
 
 def _distinct(texts):
     return "; ".join(sorted(set(texts)))
-
-
-def _write(path, text):
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text + "\n")
-    aside.replace(path)
 
 
 def main(_):

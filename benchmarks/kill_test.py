@@ -11,8 +11,8 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -54,7 +54,7 @@ class Run:
 
     def start(self):
         """Starts all processes; what they say is added to their logs."""
-        hosts = [f"127.0.0.1:{port}" for port in _free_ports(self._workers)]
+        hosts = [f"127.0.0.1:{port}" for port in machine.free_ports(self._workers)]
         self.processes = []
         for index in range(self._workers):
             task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
@@ -125,7 +125,7 @@ def differences(folder, other):
     """Names of what differs between two finished runs; empty where they are the same."""
     found = []
     for kind in ("state", "last", "best"):
-        one, two = (_arrays(f / "checkpoints" / kind) for f in (folder, other))
+        one, two = (arrays(f / "checkpoints" / kind) for f in (folder, other))
         names = one.keys() | two.keys()
         found += [f"{kind}/{name}" for name in names if not _equal(one.get(name), two.get(name))]
     for name in (epochs.EPOCHS, evaluate.METRICS):
@@ -142,7 +142,8 @@ def _equal(one, two):
     return one is not None and two is not None and np.array_equal(one, two)
 
 
-def _arrays(folder):
+def arrays(folder):
+    """The variables of the newest checkpoint in `folder`, by name."""
     newest = tf.train.latest_checkpoint(folder)
     names = [name for name, _ in tf.train.list_variables(newest)]
     # The graph of objects and the number of times saved are TensorFlow's own.
@@ -157,14 +158,6 @@ def _curves(folder):
         for event in tf.compat.v1.train.summary_iterator(str(file))
         for value in event.summary.value
     )
-
-
-def _free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def _write_photos(folder, data_dir):
@@ -201,7 +194,7 @@ def main(_):
                     f"{len(told['differences'])} differences" if told["differences"] else "equal"
                 )
                 print(json.dumps(told | {"differences": shown}), flush=True)
-            subprocess.run(["rm", "-rf", str(trial)], check=True)
+            shutil.rmtree(trial)
     equal = sum(not told["differences"] for told in results)
     print(f"{equal} of {len(results)} equal")
     if values.output:

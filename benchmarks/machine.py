@@ -1,9 +1,10 @@
-"""What a benchmark names beside its figures: the machine, the versions, the commit."""
+"""What benchmarks share: the machine, the versions and the commit they name, and free ports."""
 
 import importlib.metadata
 import os
 import pathlib
 import platform
+import socket
 import subprocess
 
 import tensorflow as tf
@@ -37,6 +38,15 @@ def commit():
     except (OSError, subprocess.CalledProcessError):
         return "not in git"
     return f"{name}, with changes" if changed else name
+
+
+def free_ports(count):
+    """Ports of this machine that nothing listens on, for processes that are to talk here."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
 
 
 def _git(*arguments):

@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from export.encode import encode_images, load_encoder
+from export.manifest import MANIFEST, read_manifest, write_manifest
 from export.neighbors import MIN_CANDIDATES, Index
 from hqc_tf import config, data
 from hqc_tf.config import UserError
@@ -111,8 +112,7 @@ def _write_files(folder, final_path, codebooks, codes, ids, encoder) -> None:
     num_books, num_words, word_dim = codebooks.shape
     if num_words == SCANN_WORDS:
         _write_scann_files(folder, final_path, codebooks)
-    manifest = {
-        "format": FORMAT,
+    contents = {
         "format_version": FORMAT_VERSION,
         "num_images": len(codes),
         "num_distinct_codes": len(distinct_codes),
@@ -123,7 +123,7 @@ def _write_files(folder, final_path, codebooks, codes, ids, encoder) -> None:
         "distance": "squared",
         "encoder": encoder,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_manifest(folder, FORMAT, contents)
 
 
 def _group(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -229,14 +229,11 @@ def _map_array(path: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.ndar
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if manifest["format"] == FORMAT:
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    found = read_manifest(path, FORMAT)
+    if found:
+        return found
     raise UserError(
-        f"{path} is no index, it has no manifest.json of one: name a folder that "
+        f"{path} is no index, it has no {MANIFEST} of one: name a folder that "
         "python -m export.index wrote."
     )
 

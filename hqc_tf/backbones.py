@@ -43,10 +43,10 @@ def build_backbone(name, width, size, weights="none", sync_batch_norm=False):
     norm = functools.partial(_batch_norm, sync_batch_norm)
     image = layers.Input([size, size, 3])
     if name == "resnet18_cifar":
-        x = _relu_norm(_conv(width, 3)(image), norm)
+        x = _normed(_conv(width, 3)(image), norm)
     else:
         x = layers.Normalization(mean=IMAGENET_MEAN, variance=IMAGENET_VARIANCE)(image)
-        x = _relu_norm(_conv(width, 7, stride=2)(x), norm)
+        x = _normed(_conv(width, 7, stride=2)(x), norm)
         x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
     block = _bottleneck if name == "resnet50" else _basic_block
     for stage, depth in enumerate([3, 4, 6, 3] if name == "resnet50" else [2, 2, 2, 2]):
@@ -71,7 +71,7 @@ def _batch_norm(synchronized):
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)
 
 
-def _relu_norm(x, norm):
+def _normed(x, norm):
     return layers.ReLU()(norm()(x))
 
 
@@ -83,14 +83,14 @@ def _shortcut(x, channels, norm, stride):
 
 
 def _basic_block(x, channels, norm, stride):
-    inner = _relu_norm(_conv(channels, 3, stride)(x), norm)
+    inner = _normed(_conv(channels, 3, stride)(x), norm)
     inner = norm()(_conv(channels, 3)(inner))
     return layers.ReLU()(layers.Add()([inner, _shortcut(x, channels, norm, stride)]))
 
 
 def _bottleneck(x, channels, norm, stride):
-    inner = _relu_norm(_conv(channels, 1)(x), norm)
-    inner = _relu_norm(_conv(channels, 3, stride)(inner), norm)
+    inner = _normed(_conv(channels, 1)(x), norm)
+    inner = _normed(_conv(channels, 3, stride)(inner), norm)
     inner = norm()(_conv(4 * channels, 1)(inner))
     return layers.ReLU()(layers.Add()([inner, _shortcut(x, 4 * channels, norm, stride)]))
 

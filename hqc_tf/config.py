@@ -277,6 +277,22 @@ def to_flagfile(config):
     return head + "".join(f"--{name}={value}\n" for name, value in settings.items())
 
 
+def parse(arguments):
+    """The `Config` that arguments of a command ask for, and those that are no flags.
+
+    The flags of this process are not touched.
+
+    Raises:
+      absl.flags.Error: a flag is unknown or its value of another kind.
+      UserError: as `Config`.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "flagfile", "", ""), values)
+    rest = values(["", *arguments])[1:]
+    return from_flags(values), rest
+
+
 def from_workdir(workdir):
     """The `Config` that a training left in `workdir`.
 
@@ -286,14 +302,11 @@ def from_workdir(workdir):
     path = pathlib.Path(workdir) / FLAGFILE
     if not path.is_file():
         raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
-    values = flags.FlagValues()
-    define_flags(values)
-    flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "flagfile", "", ""), values)
     try:
-        values(["", f"--flagfile={path}"])
+        settings, _ = parse([f"--flagfile={path}"])
     except flags.Error as error:
         raise UserError(f"{path}: {error}; mend the line or train anew") from error
-    return from_flags(values)
+    return settings
 
 
 def run(main):

@@ -183,8 +183,7 @@ def training_views(images, config, first_step, last_step, context=None):
         return rows, tf.nest.map_structure(lambda drawn: tf.gather(drawn, places), tuple(draws))
 
     elements = tf.data.Dataset.range(own * first_step, own * last_step).map(plan)
-    cut = _crops_of_pixels if images.paths is None else _crops_of_files
-    batches = cut(elements, images, share, config.image_size)
+    batches = _crops(elements, images, share, config.image_size)
     if config.augment_on == "host":
         batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
     # The first batch is made while the step is traced, not after.
@@ -209,13 +208,12 @@ def changed_views(images, config):
         return rows, (augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch),)
 
     steps = tf.data.Dataset.range(-(-len(images) // batch)).map(plan)
-    cut = _crops_of_pixels if images.paths is None else _crops_of_files
+    crops = _crops(steps, images, batch, config.image_size)
 
     @no_autograph
     def recolor_view(crops, draws):
         return augment.recolor(crops[0], draws[0])
 
-    crops = cut(steps, images, batch, config.image_size)
     return crops.map(recolor_view, num_parallel_calls=tf.data.AUTOTUNE)
 
 
@@ -266,6 +264,12 @@ def decode_image(contents):
     """JPEG, PNG, BMP or GIF bytes -> uint8 [H, W, 3]."""
     image = tf.io.decode_image(contents, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def _crops(steps, images, batch, size):
+    """(rows, draws of each view) of `batch` images -> (crops of each view, the draws)."""
+    cut = _crops_of_pixels if images.paths is None else _crops_of_files
+    return cut(steps, images, batch, size)
 
 
 def _crops_of_pixels(steps, images, batch, size):

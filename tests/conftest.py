@@ -95,3 +95,21 @@ def workdir(small_config, photos, tmp_path_factory):
     for weights in ("best", "last"):
         save_weights(model, folder, 7, weights)
     return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(workdir, tmp_path_factory):
+    """The encoder of `workdir`, exported and loaded."""
+    # The served protocol takes a second to import, and few tests need it.
+    from export import encode, saved_model
+
+    path = saved_model.export_encoder(workdir, tmp_path_factory.mktemp("serving"))
+    return encode.load_encoder(path)
+
+
+@pytest.fixture(scope="module")
+def index(encoder, photos, tmp_path_factory):
+    """The index of `photos` with `encoder`."""
+    import serving
+
+    return serving.index_photos(encoder, photos, tmp_path_factory.mktemp("index") / "i")

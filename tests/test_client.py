@@ -18,28 +18,16 @@ import urllib.request
 
 import numpy as np
 import pytest
-import serving
 from stand_in import StandIn
 
-from export import client, saved_model, searcher
-from export.encode import encode_images, load_encoder
+from export import client, searcher
+from export.encode import encode_images
 from export.search import search_files, search_with_server
 from hqc_tf import data
 from hqc_tf.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SERVER = "tensorflow_model_server"
-
-
-@pytest.fixture(scope="module")
-def encoder(workdir, tmp_path_factory):
-    path = saved_model.export_encoder(workdir, tmp_path_factory.mktemp("serving"))
-    return load_encoder(path)
-
-
-@pytest.fixture(scope="module")
-def index(encoder, photos, tmp_path_factory):
-    return serving.index_photos(encoder, photos, tmp_path_factory.mktemp("index") / "i")
 
 
 @pytest.fixture(scope="module")

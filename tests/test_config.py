@@ -27,11 +27,8 @@ config.run(main)
 
 def parse(*arguments):
     """The `Config` of a command line, without touching the flags of this process."""
-    values = flags.FlagValues()
-    config.define_flags(values)
-    flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "flagfile", "", ""), values)
-    values(["command", *arguments])
-    return config.from_flags(values)
+    settings, _ = config.parse(arguments)
+    return settings
 
 
 def write(path, *lines):

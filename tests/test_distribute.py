@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 import replicas
 import tensorflow as tf
 
+from benchmarks import kill_test, machine
 from hqc_tf import distribute, epochs
 from hqc_tf.config import UserError
 
@@ -42,17 +42,9 @@ def finish(*processes):
         assert process.returncode == 0, said
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 def start_workers(photos, output):
     """Two processes that train together, in the way TensorFlow documents."""
-    hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    hosts = [f"127.0.0.1:{port}" for port in machine.free_ports(2)]
     return [
         start(
             "multi_worker",
@@ -80,13 +72,8 @@ def trained(photos, tmp_path_factory):
 
 def weights(folder):
     """Name to array of the weights that a run ended with, running statistics among them."""
-    newest = tf.train.latest_checkpoint(folder / "checkpoints/last")
-    names = [name for name, shape in tf.train.list_variables(newest) if shape]
-    return {
-        name: tf.train.load_variable(newest, name)
-        for name in names
-        if name.startswith(("encoder", "quantizer"))
-    }
+    found = kill_test.arrays(folder / "checkpoints/last")
+    return {n: value for n, value in found.items() if n.startswith(("encoder", "quantizer"))}
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])

@@ -9,6 +9,7 @@ import pytest
 import replicas
 import tensorflow as tf
 
+from benchmarks import kill_test
 from hqc_tf import backbones, epochs, evaluate, resume, train
 from hqc_tf.config import UserError
 
@@ -58,13 +59,11 @@ def killed():
 
 def arrays(folder):
     """All that the newest states and weights hold, by name."""
-    found = {}
-    for kind in ("state", "last", "best"):
-        newest = tf.train.latest_checkpoint(folder / "checkpoints" / kind)
-        for name, _ in tf.train.list_variables(newest):
-            if "save_counter" not in name and "OBJECT_GRAPH" not in name:
-                found[kind, name] = tf.train.load_variable(newest, name)
-    return found
+    return {
+        (kind, name): value
+        for kind in ("state", "last", "best")
+        for name, value in kill_test.arrays(folder / "checkpoints" / kind).items()
+    }
 
 
 def assert_same(folder, other):

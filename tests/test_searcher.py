@@ -8,22 +8,11 @@ import pytest
 import serving
 import tensorflow as tf
 
-from export import manifest, saved_model, searcher, versions, warmup
+from export import manifest, searcher, versions, warmup
 from export.encode import load_encoder
 from export.index import load_index, write_index
 from hqc_tf import data, retrieval
 from hqc_tf.config import UserError
-
-
-@pytest.fixture(scope="module")
-def encoder(workdir, tmp_path_factory):
-    path = saved_model.export_encoder(workdir, tmp_path_factory.mktemp("serving"))
-    return load_encoder(path)
-
-
-@pytest.fixture(scope="module")
-def index(encoder, photos, tmp_path_factory):
-    return serving.index_photos(encoder, photos, tmp_path_factory.mktemp("index") / "i")
 
 
 @pytest.fixture(scope="module")
