@@ -1,63 +1,55 @@
-"""The searchable index of a set of images: `python -m export.index --saved_model=... --output=...`
+"""The searchable index of a set of images: `python -m export.index --codes=codes/ --output=index/`
 
 A folder of the learned codes and codebooks as they are, in ScaNN's files, with the images' ids and
-a manifest. Nothing is trained a second time. Equal codes are stored once, each with the rows of its
-images.
+a manifest. Nothing is trained a second time but the centers of leaves, where some are asked for.
+Equal codes are stored once, each with the rows of its images.
 """
 
-import json
+import contextlib
 import os
 import pathlib
-import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from export import collection, index_files, whole
 from export.encode import encode_images, load_encoder
-from export.manifest import MANIFEST, read_manifest, write_manifest
-from export.neighbors import MIN_CANDIDATES, Index
+from export.neighbors import Index
+from export.scann_files import SCANN_WORDS
+from export.shards import Shard, pack_ids, read_shards
 from hqc_tf import config, data
 from hqc_tf.config import UserError
 
-FORMAT = "hqc-index"
-FORMAT_VERSION = 1
-SCANN_WORDS = 16  # ScaNN's fast tables have four bits
+# One leaf in so many is searched where nothing is said.
+LEAVES_PER_SEARCHED = 20
 
 
 def load_index(path: str | os.PathLike) -> Index:
-    """Loads what `write_index` wrote, wherever the folder has been moved since.
+    """Loads an index, wherever the folder has been moved since, and checks every byte of it.
 
     Raises:
-        UserError: there is no such folder, it is no index or of another format version, or its
-            files contradict its manifest.
+        UserError: there is no such folder, it is no index or of another format version, or a file
+            of it, which is named, is damaged.
     """
     path = pathlib.Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path} is no folder: write an index with python -m export.index.")
-    manifest = _read_manifest(path)
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"index {path} has format version {manifest['format_version']}, but this program "
-            f"reads {FORMAT_VERSION}: rebuild it with python -m export.index."
-        )
-    num_images, num_codes, num_books = (
-        manifest[name] for name in ("num_images", "num_distinct_codes", "num_books")
-    )
-    num_words, word_dim = manifest["num_words"], manifest["word_dim"]
-    id_starts = _map_array(path, "id_starts", (num_images + 1,))
-    return Index(
-        path=path,
-        manifest=manifest,
-        codebooks=np.array(_map_array(path, "codebooks", (num_books, num_words, word_dim))),
-        distinct_codes=_map_array(path, "hashed_dataset", (num_codes, num_books)),
-        grouped_rows=_map_array(path, "grouped_rows", (num_images,)),
-        group_starts=_map_array(path, "group_starts", (num_codes + 1,)),
-        id_bytes=_map_array(path, "id_bytes", (int(id_starts[-1]),)),
-        id_starts=id_starts,
-        searcher=_load_searcher(path) if num_words == SCANN_WORDS else None,
-    )
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UserError(
+                f"{path} is no folder: write an index with python -m export.index."
+            ) from error
+        # A newer index may take the place of this one meanwhile, and this one be removed.
+        try:
+            return index_files.read_files(path, pathlib.Path(f"/proc/self/fd/{descriptor}"))
+        except UserError:
+            if _is_same(descriptor, path):
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def write_index(
@@ -66,11 +58,10 @@ def write_index(
     codes: np.ndarray,
     ids: Sequence[str],
     encoder: dict[str, Any],
+    num_leaves: int = 0,
+    leaves_to_search: int | None = None,
 ) -> None:
     """Writes an index, whole or not at all; one that stands at `path` is replaced at the end.
-
-    The index is written beside `path` and moved there once it is on the disk. Between the two
-    renames that replace an older index, `path` is missing for an instant.
 
     Args:
         path: folder to make; it is missing, empty or an index.
@@ -78,223 +69,173 @@ def write_index(
         codes: [N, M] uint8 below K, N at least 1.
         ids: N strings, any and not necessarily different.
         encoder: goes into the manifest; has "fingerprint" and "path", and JSON can hold it.
+        num_leaves: of ScaNN's tree, 0 for none; at most the number of distinct codes.
+        leaves_to_search: how many a query asks where it does not say; None: a twentieth.
 
     Raises:
         ValueError: the arguments do not fit each other, or `path` holds something else.
     """
+    if len(ids) != len(codes):
+        raise ValueError(f"{len(ids)} ids for {len(codes)} codes: pass one id for each code.")
+    images = collection.of_shards([Shard(codes, pack_ids(ids))])
+    write_collection(path, codebooks, images, encoder, num_leaves, leaves_to_search)
+
+
+def write_collection(
+    path: str | os.PathLike,
+    codebooks: np.ndarray,
+    images: collection.Collection,
+    encoder: dict[str, Any],
+    num_leaves: int = 0,
+    leaves_to_search: int | None = None,
+) -> None:
+    """As `write_index`, of a `Collection`, which is read part by part."""
     path = pathlib.Path(path).resolve()
-    _check_contents(codebooks, codes, ids, encoder)
-    _check_replaceable(path)
-    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write_files(partial, path, codebooks, codes, ids, encoder)
-        _replace(partial, path, old)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_files(folder, final_path, codebooks, codes, ids, encoder) -> None:
-    distinct_codes, grouped_rows, group_starts = _group(codes)
-    lengths = [len(name.encode("utf-8", "surrogatepass")) for name in ids]
-    arrays = {
-        "codebooks": codebooks,
-        "hashed_dataset": distinct_codes,
-        "grouped_rows": grouped_rows,
-        "group_starts": group_starts,
-        "id_bytes": np.frombuffer("".join(ids).encode("utf-8", "surrogatepass"), np.uint8),
-        "id_starts": np.cumsum([0, *lengths], dtype=np.int64),
-    }
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    num_books, num_words, word_dim = codebooks.shape
-    if num_words == SCANN_WORDS:
-        _write_scann_files(folder, final_path, codebooks)
-    contents = {
-        "format_version": FORMAT_VERSION,
-        "num_images": len(codes),
-        "num_distinct_codes": len(distinct_codes),
-        "num_books": num_books,
-        "num_words": num_words,
-        "word_dim": word_dim,
-        "bits": num_books * (num_words - 1).bit_length(),
-        "distance": "squared",
-        "encoder": encoder,
-    }
-    write_manifest(folder, FORMAT, contents)
-
-
-def _group(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct codes, the rows sorted by code, and where each code's rows begin."""
-    rows = np.lexsort(codes.T[::-1])  # stable, and a radix sort for bytes
-    ordered = codes[rows]
-    is_first = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))
-    starts = np.append(np.flatnonzero(is_first), len(codes))
-    dtype = np.min_scalar_type(len(codes))
-    return ordered[is_first], rows.astype(dtype), starts.astype(dtype)
-
-
-def _write_scann_files(folder, final_path, codebooks) -> None:
-    """Writes what ScaNN's own training would have left, with our words as its centers."""
-    from google.protobuf import text_format
-    from scann.proto import centers_pb2, scann_pb2
-
-    num_books, num_words, word_dim = codebooks.shape
-    centers = centers_pb2.CentersForAllSubspaces()
-    for book in codebooks.tolist():
-        subspace = centers.subspace_centers.add()
-        for word in book:
-            subspace.center.add(feature_type="FLOAT", feature_value_float=word)
-    # Rounding down is what makes ScaNN's distances lower bounds.
-    config = text_format.Parse(
-        f"""
-        num_neighbors: {MIN_CANDIDATES}
-        distance_measure {{ distance_measure: "SquaredL2Distance" }}
-        hash {{ asymmetric_hash {{
-          projection {{
-            projection_type: CHUNK
-            input_dim: {num_books * word_dim}
-            num_blocks: {num_books}
-            num_dims_per_block: {word_dim}
-          }}
-          num_clusters_per_block: {num_words}
-          lookup_type: INT8_LUT16
-          use_residual_quantization: false
-          fixed_point_lut_conversion_options {{ float_to_int_conversion_method: TRUNCATE }}
-          quantization_distance {{ distance_measure: "SquaredL2Distance" }}
-        }} }}""",
-        scann_pb2.ScannConfig(),
-    )
-    (folder / "ah_codebook.pb").write_bytes(centers.SerializeToString())
-    (folder / "scann_config.pb").write_bytes(config.SerializeToString())
-    (folder / "scann_assets.pbtxt").write_text(_scann_assets(final_path), encoding="utf-8")
-
-
-def _scann_assets(path: pathlib.Path) -> str:
-    files = {"AH_CENTERS": "ah_codebook.pb", "AH_DATASET_NPY": "hashed_dataset.npy"}
-    return "".join(
-        f"assets {{\n  asset_type: {kind}\n"
-        f"  asset_path: {json.dumps(str(path / name), ensure_ascii=False)}\n}}\n"
-        for kind, name in files.items()
-    )
-
-
-def _load_searcher(path: pathlib.Path) -> Any:
-    from scann.scann_ops.py import scann_ops_pybind
-
-    # Not load_searcher: it takes absolute paths from scann_assets.pbtxt, which a move makes wrong.
-    path = path.resolve()
-    return scann_ops_pybind.ScannSearcher(
-        scann_ops_pybind.scann_pybind.ScannNumpy(str(path), _scann_assets(path))
-    )
-
-
-def _replace(partial: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
-    for file in [*partial.iterdir(), partial]:
-        _sync(file)
-    replaces = path.exists()
-    if replaces:
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    try:
-        partial.rename(path)
-    except OSError:
-        if replaces:
-            old.rename(path)
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _map_array(path: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    file = path / f"{name}.npy"
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): rebuild the index.") from error
-    if array.shape != shape:
-        raise UserError(
-            f"{file} has the shape {array.shape}, but the manifest says {shape}: rebuild the index."
+    _check_contents(codebooks, images, encoder)
+    _check_leaves(codebooks, num_leaves, leaves_to_search)
+    check_replaceable(path)
+    leaves_to_search = leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
+    with whole.new_folder(path) as folder:
+        index_files.write_files(
+            folder, path, codebooks, images, encoder, num_leaves, leaves_to_search
         )
-    return array
 
 
-def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    found = read_manifest(path, FORMAT)
-    if found:
-        return found
-    raise UserError(
-        f"{path} is no index, it has no {MANIFEST} of one: name a folder that "
-        "python -m export.index wrote."
-    )
-
-
-def _check_replaceable(path: pathlib.Path) -> None:
+def check_replaceable(path: pathlib.Path) -> None:
+    """Raises UserError unless `path` is missing, an empty folder or an index."""
     if path.is_dir() and any(path.iterdir()):
-        _read_manifest(path)
+        index_files.found_manifest(path, path)
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, but an index is a folder: name another.")
 
 
-def _check_contents(codebooks, codes, ids, encoder) -> None:
+def _is_same(descriptor, path):
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return True
+
+
+def _check_contents(codebooks, images, encoder) -> None:
     if codebooks.ndim != 3 or codebooks.dtype != np.float32 or not np.isfinite(codebooks).all():
         raise ValueError(
             f"codebooks are {codebooks.dtype} {codebooks.shape}, but must be finite float32 "
             "[M, K, D]: pass those of a trained quantizer."
         )
-    num_books, num_words, _ = codebooks.shape
-    if codes.dtype != np.uint8 or codes.shape != (max(1, len(codes)), num_books):
-        raise ValueError(
-            f"codes are {codes.dtype} {codes.shape}, but must be uint8 [N, {num_books}], N at "
-            "least 1: pass what these codebooks encoded."
-        )
-    if codes.max() >= num_words:
-        raise ValueError(
-            f"codes name word {codes.max()}, but the codebooks have words 0 to {num_words - 1}: "
-            "pass what these codebooks encoded."
-        )
-    if len(ids) != len(codes):
-        raise ValueError(f"{len(ids)} ids for {len(codes)} codes: pass one id for each code.")
+    for shard in images:
+        codes = shard.codes
+        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
+            raise ValueError(
+                f"codes are {codes.dtype} {codes.shape}, but must be uint8 [N, {len(codebooks)}]: "
+                "pass what these codebooks encoded."
+            )
+    if not images.num_images:
+        raise UserError("there is no code to index, but N must be at least 1: encode images first.")
     if not {"fingerprint", "path"} <= encoder.keys():
         raise ValueError(f"encoder is {encoder}, but must have fingerprint and path: add them.")
 
 
+def _check_leaves(codebooks, num_leaves, leaves_to_search) -> None:
+    num_words = codebooks.shape[1]
+    if num_leaves and num_words != SCANN_WORDS:
+        raise UserError(
+            f"--num_leaves={num_leaves}: needs codebooks of {SCANN_WORDS} words, which ScaNN "
+            f"searches, and these have {num_words}; leave it out"
+        )
+    if leaves_to_search is not None and not 1 <= leaves_to_search <= num_leaves:
+        raise UserError(
+            f"--leaves_to_search={leaves_to_search}: must lie in 1 to --num_leaves, {num_leaves}; "
+            "change one of them"
+        )
+
+
+def _asked(values):
+    """(codebooks, `Collection`, encoder, num_leaves, leaves_to_search) of the command's flags."""
+    changes = values.append or values.remove
+    old = load_index(values.output) if changes else None
+    images = collection.of_index(old) if changes else None
+    if values.remove:
+        images = images.without(collection.read_ids(values.remove))
+    if values.codes or values.dataset:
+        codebooks, added, encoder = _added(values, old)
+        images = images + added if changes else added
+    else:
+        codebooks, encoder = old.codebooks, old.manifest["encoder"]
+    leaves, to_search = values.num_leaves, values.leaves_to_search
+    if leaves is None:
+        leaves = old.manifest["num_leaves"] if changes else 0
+        if changes and to_search is None:
+            to_search = old.manifest["leaves_to_search"] or None
+    return codebooks, images, encoder, leaves, to_search
+
+
+def _added(values, old):
+    """(codebooks, `Collection`, encoder) of --codes or --dataset, to go to index `old`, if any."""
+    if values.codes:
+        shards = read_shards(values.codes)
+        if old:
+            old.check_encoder(shards.encoder["fingerprint"])
+        return shards.codebooks, collection.of_shards(shards.shards), shards.encoder
+    encoder = load_encoder(values.saved_model)
+    identity = {"fingerprint": encoder.manifest["fingerprint"], "path": str(encoder.path)}
+    if old:
+        old.check_encoder(identity["fingerprint"])
+    images = data.load_images(values.dataset, values.data_dir)
+    codes = encode_images(encoder, images).codes
+    return encoder.codebooks, collection.of_shards([Shard(codes, pack_ids(images.ids))]), identity
+
+
+def _check_flags(values):
+    if values.codes and (values.dataset or values.saved_model):
+        raise UserError("--codes: goes without --saved_model and --dataset; give one or the other")
+    if bool(values.dataset) != bool(values.saved_model):
+        raise UserError("--saved_model and --dataset: go together; give both, or --codes")
+    if not (values.codes or values.dataset or values.remove):
+        raise UserError("nothing to index: give --codes, or --saved_model and --dataset")
+    if values.append and not (values.codes or values.dataset):
+        raise UserError("--append: needs --codes, or --saved_model and --dataset; add them")
+    if values.remove and (values.codes or values.dataset) and not values.append:
+        raise UserError("--remove: drops from the index at --output; add --append to add to it too")
+
+
 def main(_):
     values = flags.FLAGS
-    _check_replaceable(pathlib.Path(values.output))
-    encoder = load_encoder(values.saved_model)
-    images = data.load_images(values.dataset, values.data_dir)
-    encoded = encode_images(encoder, images)
-    write_index(
-        values.output,
-        encoder.codebooks,
-        encoded.codes,
-        images.ids,
-        {"fingerprint": encoder.manifest["fingerprint"], "path": str(encoder.path)},
-    )
+    _check_flags(values)
+    check_replaceable(pathlib.Path(values.output))
+    write_collection(values.output, *_asked(values))
     manifest = load_index(values.output).manifest
+    leaves = f", {manifest['num_leaves']} leaves" if manifest["num_leaves"] else ""
     print(
-        f"{values.output}: {manifest['num_images']} images of {values.dataset} at "
-        f"{manifest['bits']} bits, {manifest['num_distinct_codes']} distinct codes"
+        f"{values.output}: {manifest['num_images']} images at {manifest['bits']} bits, "
+        f"{manifest['num_distinct_codes']} distinct codes{leaves}"
     )
+    if manifest["num_words"] != SCANN_WORDS:
+        print(
+            f"codebooks of {manifest['num_words']} words: exact tables scan all codes; ScaNN's "
+            f"fast search needs --num_words={SCANN_WORDS}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("codes", "", "folder of codes that export.encode wrote")
     flags.DEFINE_string(
-        "saved_model", None, "what export.saved_model wrote; its newest version", required=True
+        "saved_model", "", "instead of --codes: what export.saved_model wrote; its newest version"
     )
     flags.DEFINE_string(
-        "dataset", None, "images to index: folder:PATH, name or name/split of TFDS", required=True
+        "dataset",
+        "",
+        "images to encode with --saved_model: folder:PATH, name or name/split of TFDS",
     )
     flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
     flags.DEFINE_string("output", None, "folder of the index; replaces an older one", required=True)
+    flags.DEFINE_bool("append", False, "add to the index at --output")
+    flags.DEFINE_string(
+        "remove", "", "file of ids, one a line, whose images leave the index at --output"
+    )
+    flags.DEFINE_integer(
+        "num_leaves", None, "parts that ScaNN divides the codes into, for millions; 0: none", 0
+    )
+    flags.DEFINE_integer(
+        "leaves_to_search", None, "of them a query asks; a twentieth, if not given", lower_bound=1
+    )
     config.run(main)

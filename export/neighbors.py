@@ -7,15 +7,19 @@ candidates, which is why ScaNN sees a code only once.
 """
 
 import dataclasses
+import os
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from export.shards import PackedIds
 from hqc_tf import retrieval
 from hqc_tf.config import UserError
 
 MIN_CANDIDATES = 100
+# Codes whose distances are held at a time where ScaNN does not scan.
+SCAN_CODES = 2**20
 
 
 class Found(NamedTuple):
@@ -23,6 +27,7 @@ class Found(NamedTuple):
 
     rows: np.ndarray  # [Q, k] int64
     distances: np.ndarray  # [Q, k] float32
+    codes: np.ndarray  # [Q, k] int64, places of the rows' codes in `Index.distinct_codes`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +41,7 @@ class Index:
         distinct_codes: [U, M] uint8, every code that occurs, in lexical order.
         grouped_rows: [N] unsigned, the rows of the first code in rising order, then the second's.
         group_starts: [U+1] unsigned, where each code's rows begin in `grouped_rows`.
-        id_bytes: [bytes] uint8, the ids in utf-8, one after the other in row order.
-        id_starts: [N+1] int64, where each id begins in `id_bytes`.
+        ids: `PackedIds` of N images.
         searcher: ScaNN's, or None where the number of words asks for a full exact scan.
     """
 
@@ -47,8 +51,7 @@ class Index:
     distinct_codes: np.ndarray
     grouped_rows: np.ndarray
     group_starts: np.ndarray
-    id_bytes: np.ndarray
-    id_starts: np.ndarray
+    ids: PackedIds
     searcher: Any
 
     @property
@@ -74,62 +77,124 @@ class Index:
                 f"{fingerprint}: rebuild it with python -m export.index or search with its encoder."
             )
 
-    def search(self, embeddings: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
+    def search(
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        rerank: int | None = None,
+        leaves_to_search: int | None = None,
+    ) -> tuple[list[list[str]], np.ndarray]:
         """The k nearest images of each query by squared asymmetric distance; see `rows`.
 
         Returns:
             ids: Q lists of k str, nearest first.
             distances: [Q, k] float32.
         """
-        rows, distances = self.rows(embeddings, k)
-        return [[self._id(row) for row in query] for query in rows], distances
+        found = self.rows(embeddings, k, rerank, leaves_to_search)
+        return self.ids_of(found.rows), found.distances
 
-    def rows(self, embeddings: np.ndarray, k: int) -> Found:
-        """As `search`, with row numbers for ids; exact, and ties go to the lower row.
+    def ids_of(self, rows: np.ndarray) -> list[list[str]]:
+        """The ids of [Q, k] rows."""
+        return [[self.ids[row] for row in query] for query in rows]
+
+    def rows(
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        rerank: int | None = None,
+        leaves_to_search: int | None = None,
+    ) -> Found:
+        """As `search`, with row numbers for ids; ties go to the lower row.
+
+        Without leaves, or with all of them searched, the result is exact.
 
         Args:
             embeddings: [Q, M*D] float, as the encoder gives them.
             k: 1 to N.
+            rerank: how many of ScaNN's candidates are ranked by exact tables, at least k; a query
+                that they do not settle exactly is asked again with more. None: twice k, at least
+                `MIN_CANDIDATES`.
+            leaves_to_search: of an index with leaves, 1 to their number; None: as it was built.
 
         Returns:
-            `Found` with `.rows` [Q, k] int64 and `.distances` [Q, k] float32.
+            `Found`.
 
         Raises:
-            ValueError: k is not in 1 to N (a UserError), or the embeddings have another width or
-                are not finite.
+            ValueError: k, rerank or leaves_to_search is out of range (a UserError), or the
+                embeddings have another width or are not finite.
         """
         embeddings = self._checked_embeddings(embeddings, k)
-        return self._nearest(embeddings, k, max(MIN_CANDIDATES, 2 * k))
+        leaves = self._checked_leaves(leaves_to_search)
+        if rerank is not None and rerank < k:
+            raise UserError(f"rerank is {rerank}, but must be at least k, {k}: raise it.")
+        return self._nearest(embeddings, k, rerank or max(MIN_CANDIDATES, 2 * k), leaves)
 
-    def _nearest(self, embeddings, k, num_candidates) -> Found:
+    def book_distances(self, embeddings: np.ndarray, found: Found) -> np.ndarray:
+        """What each book adds to the distances of `found`: [Q, k, M] float32."""
+        tables = retrieval.distance_tables(embeddings, self.codebooks, "squared").numpy()
+        words = self.distinct_codes[found.codes]
+        queries, books = np.ogrid[: len(tables), : len(self.codebooks)]
+        return tables[queries[:, :, None], books, words]
+
+    def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
         num_candidates = min(num_candidates, len(self.distinct_codes))
         step = max(1, retrieval.CHUNK_ELEMENTS // (num_candidates * len(self.codebooks)))
         chunks = np.split(embeddings, range(step, len(embeddings), step))
-        parts = [self._nearest_in_chunk(chunk, k, num_candidates) for chunk in chunks]
+        parts = [self._nearest_in_chunk(chunk, k, num_candidates, leaves) for chunk in chunks]
         return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
-    def _nearest_in_chunk(self, embeddings, k, num_candidates) -> Found:
-        codes, distances, bounds = self._candidates(embeddings, num_candidates)
+    def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves) -> Found:
+        codes, distances, bounds = self._candidates(embeddings, num_candidates, leaves)
         found = self._expand(codes, distances, k)
-        # Settled means strictly below, so that all ties at the k-th place are candidates; the
-        # margin covers float32 rounding on both sides.
-        unsettled = found.distances[:, -1] * (1 + 1e-5) >= bounds
-        if num_candidates < len(self.distinct_codes) and unsettled.any():
-            again = self._nearest(embeddings[unsettled], k, 8 * num_candidates)
-            found.rows[unsettled], found.distances[unsettled] = again
+        if leaves:
+            unsettled = np.isinf(found.distances[:, -1])
+            leaves = None
+        else:
+            # Settled means strictly below, so that all ties at the k-th place are candidates; the
+            # margin covers float32 rounding on both sides.
+            unsettled = found.distances[:, -1] * (1 + 1e-5) >= bounds
+            if num_candidates == len(self.distinct_codes):
+                unsettled[:] = False
+            num_candidates *= 8
+        if unsettled.any():
+            again = self._nearest(embeddings[unsettled], k, num_candidates, leaves)
+            for mine, more in zip(found, again, strict=True):
+                mine[unsettled] = more
         return found
 
-    def _candidates(self, embeddings, count):
-        """[Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below."""
+    def _candidates(self, embeddings, count, leaves):
+        """[Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below.
+
+        The leaves searched may have fewer than R codes: distances are then infinite at the end.
+        """
         if self.searcher is None:
-            codes, distances = retrieval.nearest(
-                embeddings, self.distinct_codes, self.codebooks, count, "squared"
-            )
-            return codes.numpy(), distances.numpy(), distances.numpy()[:, -1]
-        codes, lower_bounds = self.searcher.search_batched(embeddings, final_num_neighbors=count)
+            codes, distances = self._scan(embeddings, count)
+            return codes, distances, distances[:, -1]
+        codes, lower_bounds = self.searcher.search_batched_parallel(
+            embeddings,
+            final_num_neighbors=count,
+            leaves_to_search=leaves or self.manifest["num_leaves"] or None,
+            batch_size=-(-len(embeddings) // len(os.sched_getaffinity(0))),
+        )
+        missing = np.isnan(lower_bounds)
+        codes = np.where(missing, 0, codes)
         tables = retrieval.distance_tables(embeddings, self.codebooks, "squared")
         distances = retrieval.candidate_distances(tables, self.distinct_codes[codes]).numpy()
-        return codes, distances, lower_bounds[:, -1]
+        return codes, np.where(missing, np.inf, distances), lower_bounds[:, -1]
+
+    def _scan(self, embeddings, count):
+        """The `count` nearest of all codes, exact, with memory for a part of them."""
+        held = np.zeros([len(embeddings), 0], np.int64), np.zeros([len(embeddings), 0], np.float32)
+        for start in range(0, len(self.distinct_codes), SCAN_CODES):
+            codes = self.distinct_codes[start : start + SCAN_CODES]
+            found = retrieval.nearest(
+                embeddings, codes, self.codebooks, min(count, len(codes)), "squared"
+            )
+            rows = np.concatenate([held[0], start + found.rows.numpy()], axis=1)
+            distances = np.concatenate([held[1], found.distances.numpy()], axis=1)
+            order = np.argsort(distances, axis=1, kind="stable")[:, :count]
+            held = tuple(np.take_along_axis(x, order, axis=1) for x in (rows, distances))
+        return held
 
     def _expand(self, codes: np.ndarray, distances: np.ndarray, k: int) -> Found:
         """Puts the rows of [Q, R] codes in order of (distance, row) and keeps k of each query."""
@@ -137,6 +202,7 @@ class Index:
         codes, distances = (np.take_along_axis(x, order, axis=1) for x in (codes, distances))
         starts = self.group_starts[codes].astype(np.int64)
         sizes = self.group_starts[codes + 1].astype(np.int64) - starts
+        sizes[np.isinf(distances)] = 1
         # A code may fill the places that strictly nearer ones leave; equally near codes all may,
         # for any of them can hold the lowest rows.
         nearer = np.cumsum(sizes, axis=1) - sizes
@@ -150,14 +216,21 @@ class Index:
         queries = np.repeat(np.arange(len(codes)), per_query)
         firsts = np.cumsum(per_query) - per_query
         kept = np.lexsort((rows, distances, queries))[firsts[:, None] + np.arange(k)]
-        return Found(rows[kept], distances[kept])
+        codes = np.repeat(codes.ravel().astype(np.int64), taken.ravel())
+        return Found(rows[kept], distances[kept], codes[kept])
 
-    def _id(self, row: int) -> str:
-        return (
-            self.id_bytes[self.id_starts[row] : self.id_starts[row + 1]]
-            .tobytes()
-            .decode("utf-8", "surrogatepass")
-        )
+    def _checked_leaves(self, leaves) -> int | None:
+        """How many leaves to search, None for all."""
+        count = self.manifest["num_leaves"]
+        if leaves is None:
+            leaves = self.manifest["leaves_to_search"]
+        elif not 1 <= leaves <= count:
+            rule = f"must lie in 1 to {count}" if count else "the index has no leaves"
+            raise UserError(
+                f"leaves_to_search is {leaves}, but {rule}: leave it out, or rebuild the index "
+                "with --num_leaves."
+            )
+        return leaves if leaves < count else None
 
     def _checked_embeddings(self, embeddings, k) -> np.ndarray:
         if not 1 <= k <= self.num_images:

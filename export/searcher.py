@@ -145,7 +145,7 @@ def export_searcher(encoder_path, index_path, output, version=None):
 
 
 def _id_bytes(index):
-    text, starts = index.id_bytes.tobytes(), index.id_starts.tolist()
+    text, starts = index.ids.text.tobytes(), index.ids.starts.tolist()
     return [text[start:end] for start, end in zip(starts, starts[1:], strict=False)]
 
 

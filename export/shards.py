@@ -1,0 +1,241 @@
+"""Folders of codes in shards, as `export.encode` leaves them and `export.index` takes them.
+
+A folder of S shards holds codebooks.npy and for each shard codes-00000-of-0000S.npy, the images'
+ids beside it, packed, and rejects-00000-of-0000S.jsonl, the images that could not be encoded and
+why. input_*.npy are the names of the files that are encoded, so that who goes on sees the same
+ones. manifest.json names the encoder, the job and the number of shards. A folder is begun when it
+has its manifest; a shard is done when its codes have their name. Each file appears whole.
+"""
+
+import array
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from export.manifest import read_manifest, write_manifest, write_whole
+from hqc_tf.config import UserError
+
+FORMAT = "hqc-codes"
+FORMAT_VERSION = 1
+# What a folder may hold before it has its manifest.
+_EARLY = ("codebooks.npy", "input_text.npy", "input_starts.npy")
+
+
+class PackedIds(NamedTuple):
+    """Strings in two arrays, which can be memory-mapped.
+
+    Attributes:
+      text: uint8 [bytes], all in utf-8, one after the other.
+      starts: int64 [N+1], where each begins in `text`, and the end.
+    """
+
+    text: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self):
+        return len(self.starts) - 1
+
+    def __getitem__(self, row):
+        """The string at `row`, int of 0 to N - 1."""
+        text = self.text[self.starts[row] : self.starts[row + 1]].tobytes()
+        return text.decode("utf-8", "surrogatepass")
+
+
+def pack_ids(ids):
+    """`PackedIds` of an iterable of strings; file names that are no utf-8 come back as they are."""
+    text, starts = bytearray(), array.array("q", [0])
+    for name in ids:
+        text += name.encode("utf-8", "surrogatepass")
+        starts.append(len(text))
+    return PackedIds(np.frombuffer(text, np.uint8), np.frombuffer(starts, np.int64))
+
+
+class Shard(NamedTuple):
+    """A part of a collection.
+
+    Attributes:
+      codes: uint8 [n, M].
+      ids: `PackedIds` of n images.
+    """
+
+    codes: np.ndarray
+    ids: PackedIds
+
+
+class Shards(NamedTuple):
+    """A whole folder of them; the arrays are memory-mapped.
+
+    Attributes:
+      codebooks: float32 [M, K, D].
+      encoder: dict with "fingerprint" and "path".
+      shards: list of `Shard`.
+    """
+
+    codebooks: np.ndarray
+    encoder: dict
+    shards: list
+
+
+def start(folder, codebooks, encoder, num_shards, job, names=None):
+    """Makes `folder` ready for shards, or checks that it is of the same job.
+
+    What killed writers left is removed, so nobody else may be writing there yet.
+
+    Args:
+      folder: missing, empty, or begun by this function.
+      codebooks: float32 [M, K, D].
+      encoder: dict with "fingerprint" and "path".
+      num_shards: how many there will be.
+      job: dict of strings and numbers, what is encoded; the manifest keeps it.
+      names: `PackedIds` that `read_names` gives back, or None.
+
+    Raises:
+      UserError: `folder` holds something else, or shards of another job or encoder.
+    """
+    folder = pathlib.Path(folder)
+    if is_begun(folder):
+        _check_same(folder, encoder, num_shards, job)
+    else:
+        _check_free(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(folder / "codebooks.npy", codebooks)
+        for kind, values in names._asdict().items() if names else ():
+            _save(folder / f"input_{kind}.npy", values)
+        contents = {"format_version": FORMAT_VERSION, "num_shards": num_shards}
+        write_manifest(folder, FORMAT, {**contents, "encoder": encoder, "job": job})
+    for left in _partial(folder):
+        left.unlink(missing_ok=True)
+
+
+def is_begun(folder):
+    """Whether `start` has made `folder` ready."""
+    return read_manifest(folder, FORMAT) is not None
+
+
+def read_names(folder):
+    """The `names` that `start` was given, memory-mapped, or None where it was given none."""
+    files = [pathlib.Path(folder, f"input_{kind}.npy") for kind in PackedIds._fields]
+    return PackedIds(*map(map_array, files)) if files[0].exists() else None
+
+
+def is_done(folder, number, num_shards):
+    """Whether shard `number` stands in `folder`, whole."""
+    return _path(folder, "codes", number, num_shards).exists()
+
+
+def write_shard(folder, number, num_shards, shard, rejects):
+    """Writes a shard, whole or not at all; several processes may write at once.
+
+    Args:
+      folder: what `start` made.
+      number: 0 to `num_shards` - 1.
+      num_shards: as `start` was told.
+      shard: `Shard`.
+      rejects: list of {"id", "reason"} of the images that are not in it.
+    """
+    lines = "".join(json.dumps(reject) + "\n" for reject in rejects)
+    rejected = _path(folder, "rejects", number, num_shards, "jsonl")
+    write_whole(rejected, lambda file: file.write(lines.encode()))
+    arrays = {"id_text": shard.ids.text, "id_starts": shard.ids.starts, "codes": shard.codes}
+    for kind, values in arrays.items():
+        _save(_path(folder, kind, number, num_shards), values)
+
+
+def read_shards(folder):
+    """`Shards` of a folder that is done.
+
+    Raises:
+      UserError: it is no such folder, shards are missing, or a file contradicts another.
+    """
+    folder = pathlib.Path(folder)
+    manifest = _manifest(folder)
+    count = manifest["num_shards"]
+    missing = [number for number in range(count) if not is_done(folder, number, count)]
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of {count} shards are missing, the first is "
+            f"{_path(folder, 'codes', missing[0], count).name}: run the same export.encode again, "
+            "which makes them"
+        )
+    codebooks = np.array(map_array(folder / "codebooks.npy"))
+    shards = [_read_shard(folder, number, count, len(codebooks)) for number in range(count)]
+    return Shards(codebooks, manifest["encoder"], shards)
+
+
+def read_rejects(folder):
+    """Yields {"id", "reason"} of each image that is in no shard of a folder that is done."""
+    count = _manifest(folder)["num_shards"]
+    for number in range(count):
+        with open(_path(folder, "rejects", number, count, "jsonl"), encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def map_array(file):
+    """The array in a .npy file, memory-mapped; UserError where it cannot be read."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} cannot be read ({error}): make it anew") from error
+
+
+def _check_same(folder, encoder, num_shards, job):
+    before = _manifest(folder)
+    changes = {
+        "the encoder": (before["encoder"]["fingerprint"], encoder["fingerprint"]),
+        "the number of shards": (before["num_shards"], num_shards),
+        "what is encoded": (before["job"], job),
+    }
+    for name, (old, new) in changes.items():
+        if old != new:
+            raise UserError(
+                f"{folder}: begun as another job, {name} was {old} and now is {new}: name another "
+                "folder or remove it"
+            )
+
+
+def _check_free(folder):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, but shards lie in a folder: name another")
+    ours = {*_partial(folder), *(folder / name for name in _EARLY)}
+    others = [path.name for path in folder.glob("*") if path not in ours]
+    if others:
+        raise UserError(f"{folder} holds {min(others)}, which is no shard: name another folder")
+
+
+def _partial(folder):
+    return [path for path in folder.glob(".*.partial") if path.is_file()]
+
+
+def _read_shard(folder, number, count, num_books):
+    path = _path(folder, "codes", number, count)
+    codes = map_array(path)
+    text, starts = (map_array(_path(folder, f"id_{k}", number, count)) for k in ("text", "starts"))
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != num_books:
+        raise UserError(
+            f"{path} is {codes.dtype} {codes.shape}, but must be uint8 [n, {num_books}]: remove it "
+            "and run the same export.encode again"
+        )
+    if len(starts) != len(codes) + 1 or starts[0] != 0 or starts[-1] != len(text):
+        raise UserError(
+            f"{path} and the ids beside it do not fit each other: remove them and run the same "
+            "export.encode again"
+        )
+    return Shard(codes, PackedIds(text, starts))
+
+
+def _manifest(folder):
+    found = read_manifest(folder, FORMAT)
+    if found and found.get("format_version") == FORMAT_VERSION:
+        return found
+    raise UserError(f"{folder} holds no codes of export.encode: name a folder that it wrote")
+
+
+def _path(folder, kind, number, count, ending="npy"):
+    return pathlib.Path(folder, f"{kind}-{number:05d}-of-{count:05d}.{ending}")
+
+
+def _save(path, values):
+    write_whole(path, lambda file: np.save(file, values, allow_pickle=False))
+

@@ -1,0 +1,102 @@
+"""Images join an index and leave it, and it equals one built anew from those that remain."""
+
+import numpy as np
+import pytest
+
+from export import collection
+from export.index import load_index, write_collection
+from export.shards import Shard, pack_ids
+
+ENCODER = {"fingerprint": "abc", "path": "serving/hqc/1"}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(collection, "CHUNK", 64)
+
+
+def shards(count, seed, prefix):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 16, [count, 4], np.uint8)
+    ids = [f"{prefix}/{row}\u00e4\udcff" for row in range(count)]
+    cuts = range(0, count, 50)
+    return [Shard(codes[a : a + 50], pack_ids(ids[a : a + 50])) for a in cuts]
+
+
+def ids_of(images):
+    return [shard.ids[row] for shard in images for row in range(len(shard.codes))]
+
+
+def codes_of(images):
+    return np.concatenate([shard.codes for shard in images])
+
+
+def written(path, images):
+    codebooks = np.random.default_rng(9).normal(size=[4, 16, 2]).astype(np.float32)
+    write_collection(path, codebooks, images, ENCODER)
+    return load_index(path)
+
+
+def test_an_index_gives_back_its_images(tmp_path):
+    images = collection.of_shards(shards(170, 0, "a"))
+    again = collection.of_index(written(tmp_path / "index", images))
+    assert ids_of(again) == ids_of(images)
+    np.testing.assert_array_equal(codes_of(again), codes_of(images))
+    assert again.sources == images.sources
+    assert (again.num_images, again.text_bytes) == (images.num_images, images.text_bytes)
+
+
+def test_append_and_remove_equal_an_index_built_anew(tmp_path):
+    first, second = shards(170, 0, "a"), shards(90, 1, "b")
+    old = collection.of_index(written(tmp_path / "index", collection.of_shards(first)))
+    both = old + collection.of_shards(second)
+    gone = [f"{name}\u00e4\udcff" for name in ("a/3", "a/169", "b/0")]
+    left = collection.of_index(written(tmp_path / "index", both)).without(gone)
+    index = written(tmp_path / "index", left)
+
+    kept = [name not in gone for name in ids_of(first) + ids_of(second)]
+    codes = codes_of(first + second)[kept]
+    ids = [name for name in ids_of(first) + ids_of(second) if name not in gone]
+    anew = collection.of_shards([Shard(codes, pack_ids(ids))])
+    queries = np.random.default_rng(2).normal(size=[20, 8]).astype(np.float32)
+    expected = written(tmp_path / "anew", anew).search(queries, 257)
+    found = index.search(queries, 257)
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_the_same_codes_are_not_appended_twice(tmp_path):
+    first = collection.of_shards(shards(170, 0, "a"))
+    old = collection.of_index(written(tmp_path / "index", first))
+    with pytest.raises(ValueError, match="--append: the index holds these codes already"):
+        _ = old + collection.of_shards(shards(170, 0, "a"))
+    thinned = old.without(["a/7\u00e4\udcff"])
+    assert thinned.sources == [{"sha256": "", "images": 169}]
+    assert (thinned + collection.of_shards(shards(170, 0, "a"))).num_images == 339
+
+
+def test_every_image_of_an_id_leaves():
+    codes = np.arange(20, dtype=np.uint8).reshape(5, 4) % 16
+    images = collection.of_shards([Shard(codes, pack_ids(["x", "y", "", "x", "z"]))])
+    left = images.without(["x", ""])
+    assert ids_of(left) == ["y", "z"]
+    np.testing.assert_array_equal(codes_of(left), codes[[1, 4]])
+
+
+def test_ids_that_are_not_there_are_refused():
+    images = collection.of_shards(shards(170, 0, "a"))
+    with pytest.raises(ValueError, match="1 of 2 ids are not in the index, the first is 'a/1'"):
+        images.without(["a/1", "a/1\u00e4\udcff"])
+    with pytest.raises(ValueError, match="no image would be left; remove the index itself"):
+        images.without(ids_of(images))
+
+
+def test_read_ids(tmp_path):
+    file = tmp_path / "ids.txt"
+    file.write_bytes(b"a/1.jpg\nb\xff.png\r\n\n c \n")
+    assert collection.read_ids(file) == ["a/1.jpg", "b\udcff.png", " c "]
+    file.write_bytes(b"\n")
+    with pytest.raises(ValueError, match="holds no id; write one a line"):
+        collection.read_ids(file)
+    with pytest.raises(ValueError, match="No such file or directory; name a file of ids"):
+        collection.read_ids(tmp_path / "none")

@@ -1,0 +1,81 @@
+"""A folder is there whole at every instant, while another takes its place."""
+
+import errno
+import multiprocessing
+import pathlib
+
+import pytest
+
+from export import whole
+
+
+def write(path, text):
+    with whole.new_folder(path) as folder:
+        (folder / "one").write_text(text)
+        (folder / "two").write_text(text)
+
+
+def contents(path):
+    return [file.read_text() for file in sorted(pathlib.Path(path).iterdir())]
+
+
+def _write_many(path, count):
+    for number in range(count):
+        write(path, str(number))
+
+
+def test_new_and_replaced(tmp_path):
+    write(tmp_path / "deep" / "folder", "a")
+    write(tmp_path / "deep" / "folder", "b")
+    assert contents(tmp_path / "deep" / "folder") == ["b", "b"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["folder"]
+
+
+def test_open_files_stay_readable(tmp_path):
+    write(tmp_path / "folder", "old")
+    with (tmp_path / "folder" / "one").open() as opened:
+        write(tmp_path / "folder", "new")
+        assert opened.read() == "old"
+
+
+def test_the_path_is_never_missing(tmp_path):
+    """Fails within a few of the 300 exchanges if they are two moves each."""
+    path = tmp_path / "folder"
+    write(path, "first")
+    writer = multiprocessing.get_context("fork").Process(target=_write_many, args=(path, 300))
+    writer.start()
+    while writer.is_alive():
+        assert path.exists()
+    writer.join()
+    assert writer.exitcode == 0
+    assert contents(path) == ["299", "299"]
+
+
+def test_without_exchange_two_moves_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(whole, "_exchange", refuse)
+    write(tmp_path / "folder", "a")
+    write(tmp_path / "folder", "b")
+    assert contents(tmp_path / "folder") == ["b", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_failure_leaves_what_was_there(tmp_path):
+    write(tmp_path / "folder", "old")
+    with pytest.raises(ZeroDivisionError), whole.new_folder(tmp_path / "folder") as folder:
+        (folder / "one").write_text("half")
+        raise ZeroDivisionError
+    assert contents(tmp_path / "folder") == ["old", "old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_second_writer_is_refused(tmp_path):
+    path = tmp_path / "folder"
+    with whole.new_folder(path) as folder:
+        (folder / "one").write_text("mine")
+        with pytest.raises(ValueError, match=f"{path}: another process is writing it; wait"):
+            write(path, "theirs")
+    assert contents(path) == ["mine"]
+    write(path, "theirs")
