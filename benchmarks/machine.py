@@ -1,9 +1,13 @@
-"""What benchmarks share: the machine, the versions and the commit they name, and free ports."""
+"""What benchmarks share: the machine, the versions and the commit they name, free ports, and
+processes that are measured alone.
+"""
 
 import importlib.metadata
+import multiprocessing
 import os
 import pathlib
 import platform
+import re
 import socket
 import subprocess
 
@@ -47,6 +51,19 @@ def free_ports(count):
     for s in sockets:
         s.close()
     return ports
+
+
+def apart(function, *arguments):
+    """What a function gives in a process of its own, so that its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        return process.apply(function, arguments)
+
+
+def memory_mib(kind="VmHWM"):
+    """MiB of this process: at most so far ("VmHWM"), now ("VmRSS") or not of files ("RssAnon")."""
+    # ru_maxrss would begin with what the starting process had.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(rf"{kind}:\s+(\d+)", status)[1]) / 1024
 
 
 def _git(*arguments):

@@ -7,9 +7,7 @@ scan of `export.searcher` beside `export.index`, which asks ScaNN, both exact: r
 encoder's books, each measured in a process of its own, so that its memory is its own.
 """
 
-import multiprocessing
 import pathlib
-import re
 import tempfile
 import time
 
@@ -62,7 +60,7 @@ def compare_search(codebooks, num_codes, batch_sizes, calls):
         ids = [str(row) for row in range(num_codes)]
         write_index(folder / "index", codebooks, codes, ids, {"fingerprint": "", "path": ""})
         for batch in batch_sizes:
-            found = [_apart(measure_search, way, folder, batch, calls) for way in WAYS]
+            found = [machine.apart(measure_search, way, folder, batch, calls) for way in WAYS]
             figures = " | ".join(f"{rate:.0f} | {mib:.0f}" for rate, mib in found)
             yield f"| {num_codes:,} x {num_books} books | {batch} | {figures} |"
 
@@ -73,14 +71,14 @@ def measure_search(way, folder, num_queries, calls):
     num_books, _, word_dim = codebooks.shape
     queries = np.random.default_rng(1).normal(size=[num_queries, num_books * word_dim])
     queries = queries.astype(np.float32)
-    before = _peak_mib()
+    before = machine.memory_mib()
     if way == "index":
         search = load_index(folder / "index").search
     else:
         codes = tf.Variable(np.load(folder / "codes.npy"))
         search = tf.function(lambda asked, k: searcher.nearest(asked, codes, codebooks, k))
     seconds = times({way: lambda: search(queries, K)}, calls)[way]
-    return num_queries / np.median(seconds), _peak_mib() - before
+    return num_queries / np.median(seconds), machine.memory_mib() - before
 
 
 def times(asked, calls):
@@ -92,17 +90,6 @@ def times(asked, calls):
             tf.nest.map_structure(np.asarray, ask())
             found[name].append(time.perf_counter() - start)
     return {name: seconds[3:] for name, seconds in found.items()}
-
-
-def _apart(function, *arguments):
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        return process.apply(function, arguments)
-
-
-def _peak_mib():
-    # ru_maxrss would begin with what the starting process had.
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
 def main(_):

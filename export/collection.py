@@ -79,6 +79,8 @@ class IndexShards(Sequence):
         return -(-len(self._codes) // CHUNK)
 
     def __getitem__(self, number):
+        if not 0 <= number < len(self):
+            raise IndexError(number)
         rows = slice(number * CHUNK, (number + 1) * CHUNK)
         starts = self._ids.starts[rows.start : rows.stop + 1]
         text = self._ids.text[starts[0] : starts[-1]]

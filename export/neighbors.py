@@ -131,10 +131,7 @@ class Index:
 
     def book_distances(self, embeddings: np.ndarray, found: Found) -> np.ndarray:
         """What each book adds to the distances of `found`: [Q, k, M] float32."""
-        tables = retrieval.distance_tables(embeddings, self.codebooks, "squared").numpy()
-        words = self.distinct_codes[found.codes]
-        queries, books = np.ogrid[: len(tables), : len(self.codebooks)]
-        return tables[queries[:, :, None], books, words]
+        return np.moveaxis(self._word_distances(embeddings, found.codes), 0, 2)
 
     def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
         num_candidates = min(num_candidates, len(self.distinct_codes))
@@ -178,9 +175,20 @@ class Index:
         )
         missing = np.isnan(lower_bounds)
         codes = np.where(missing, 0, codes)
-        tables = retrieval.distance_tables(embeddings, self.codebooks, "squared")
-        distances = retrieval.candidate_distances(tables, self.distinct_codes[codes]).numpy()
+        distances = self._word_distances(embeddings, codes).sum(axis=0)
         return codes, np.where(missing, np.inf, distances), lower_bounds[:, -1]
+
+    def _word_distances(self, embeddings, codes):
+        """[M, Q, R] float32, what each book adds to the distances of [Q, R] codes.
+
+        Summed over their first axis, and it is the outermost in memory, books are added in their
+        order, as `retrieval` does: other roundings would break ties.
+        """
+        tables = retrieval.distance_tables(embeddings, self.codebooks, "squared").numpy()
+        num_queries, num_books, num_words = tables.shape
+        starts = np.arange(num_queries * num_books).reshape(num_queries, 1, num_books) * num_words
+        places = starts + self.distinct_codes[codes]
+        return tables.ravel()[np.ascontiguousarray(np.moveaxis(places, 2, 0))]
 
     def _scan(self, embeddings, count):
         """The `count` nearest of all codes, exact, with memory for a part of them."""

@@ -41,7 +41,6 @@ def train_leaves(codebooks, codes, num_leaves, to_search):
       num_leaves: L, at most U.
       to_search: how many a query asks where it does not say.
     """
-    from scann.partitioning import partitioner_pb2
     from scann.scann_ops.py import scann_ops_pybind
 
     count = min(len(codes), max(MIN_SAMPLE, SAMPLE_PER_LEAF * num_leaves))
@@ -52,10 +51,16 @@ def train_leaves(codebooks, codes, num_leaves, to_search):
     with tempfile.TemporaryDirectory() as folder:
         tree.score_brute_force().build().serialize(folder)
         serialized = pathlib.Path(folder, "serialized_partitioner.pb").read_bytes()
+    return Leaves(serialized, centers_of(serialized), to_search)
+
+
+def centers_of(serialized):
+    """The centers in ScaNN's message of a tree of one level: float32 [L, M*D], leaf by leaf."""
+    from scann.partitioning import partitioner_pb2
+
     root = partitioner_pb2.SerializedPartitioner.FromString(serialized).kmeans.kmeans_tree.root
     order = np.argsort([child.leaf_id for child in root.children])
-    centers = np.float32([center.dimension for center in root.centers])[order]
-    return Leaves(serialized, centers, to_search)
+    return np.float32([center.dimension for center in root.centers])[order]
 
 
 def leaf_chunks(leaves, codebooks, code_chunks):

@@ -10,6 +10,7 @@ has its manifest; a shard is done when its codes have their name. Each file appe
 import array
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,17 +66,31 @@ class Shard(NamedTuple):
 
 
 class Shards(NamedTuple):
-    """A whole folder of them; the arrays are memory-mapped.
+    """A whole folder of them.
 
     Attributes:
       codebooks: float32 [M, K, D].
       encoder: dict with "fingerprint" and "path".
-      shards: list of `Shard`.
+      shards: sequence of `Shard`; each is mapped into memory when it is asked for, and no longer
+        than it is held.
     """
 
     codebooks: np.ndarray
     encoder: dict
-    shards: list
+    shards: Sequence
+
+
+class _OnDisk(Sequence):
+    def __init__(self, folder, count, num_books):
+        self._folder, self._count, self._num_books = folder, count, num_books
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, number):
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return _read_shard(self._folder, number, self._count, self._num_books)
 
 
 def start(folder, codebooks, encoder, num_shards, job, names=None):
@@ -98,7 +113,7 @@ def start(folder, codebooks, encoder, num_shards, job, names=None):
     if is_begun(folder):
         _check_same(folder, encoder, num_shards, job)
     else:
-        _check_free(folder)
+        _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _save(folder / "codebooks.npy", codebooks)
         for kind, values in names._asdict().items() if names else ():
@@ -109,9 +124,10 @@ def start(folder, codebooks, encoder, num_shards, job, names=None):
         left.unlink(missing_ok=True)
 
 
-def is_begun(folder):
-    """Whether `start` has made `folder` ready."""
-    return read_manifest(folder, FORMAT) is not None
+def is_begun(folder, job=None):
+    """Whether `start` has made `folder` ready, for this job if one is given."""
+    found = read_manifest(folder, FORMAT)
+    return found is not None and (job is None or found.get("job") == job)
 
 
 def read_names(folder):
@@ -147,7 +163,8 @@ def read_shards(folder):
     """`Shards` of a folder that is done.
 
     Raises:
-      UserError: it is no such folder, shards are missing, or a file contradicts another.
+      UserError: it is no such folder, or shards are missing; and when a shard is asked for, a file
+        of it contradicts another.
     """
     folder = pathlib.Path(folder)
     manifest = _manifest(folder)
@@ -160,15 +177,14 @@ def read_shards(folder):
             "which makes them"
         )
     codebooks = np.array(map_array(folder / "codebooks.npy"))
-    shards = [_read_shard(folder, number, count, len(codebooks)) for number in range(count)]
-    return Shards(codebooks, manifest["encoder"], shards)
+    return Shards(codebooks, manifest["encoder"], _OnDisk(folder, count, len(codebooks)))
 
 
 def read_rejects(folder):
     """Yields {"id", "reason"} of each image that is in no shard of a folder that is done."""
     count = _manifest(folder)["num_shards"]
     for number in range(count):
-        with open(_path(folder, "rejects", number, count, "jsonl"), encoding="utf-8") as lines:
+        with _path(folder, "rejects", number, count, "jsonl").open() as lines:
             yield from map(json.loads, lines)
 
 
@@ -195,13 +211,16 @@ def _check_same(folder, encoder, num_shards, job):
             )
 
 
-def _check_free(folder):
+def _clear(folder):
+    """Removes what a killed `start` left; UserError where there is anything else."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but shards lie in a folder: name another")
-    ours = {*_partial(folder), *(folder / name for name in _EARLY)}
-    others = [path.name for path in folder.glob("*") if path not in ours]
+    left = [*_partial(folder), *(folder / name for name in _EARLY)]
+    others = [path.name for path in folder.glob("*") if path not in left]
     if others:
         raise UserError(f"{folder} holds {min(others)}, which is no shard: name another folder")
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
 def _partial(folder):
@@ -238,4 +257,3 @@ def _path(folder, kind, number, count, ending="npy"):
 
 def _save(path, values):
     write_whole(path, lambda file: np.save(file, values, allow_pickle=False))
-

@@ -1,0 +1,135 @@
+"""Queries of every kind find what the index finds, and answers are written whole."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from export import answers, search
+from export.encode import encode_images
+from hqc_tf import data
+
+
+@pytest.fixture(scope="module")
+def images(photos):
+    return data.load_images(f"folder:{photos}")
+
+
+@pytest.fixture(scope="module")
+def embeddings(encoder, images):
+    return encode_images(encoder, images).embeddings
+
+
+def test_files_a_data_set_and_embeddings_find_the_same(
+    index, encoder, images, embeddings, tmp_path, monkeypatch
+):
+    np.save(tmp_path / "e.npy", embeddings.astype(np.float64))
+    of_files = [*search.search_files(index, encoder, images.paths, 4)]
+    monkeypatch.setattr(search, "BATCH", 7)
+    of_images = [*search.search_images(index, encoder, images, 4)]
+    of_rows = [*search.search_embeddings(index, tmp_path / "e.npy", 4)]
+    ids, distances = index.search(embeddings, 4)
+    for row, found in enumerate(zip(of_files, of_images, of_rows, strict=True)):
+        assert {tuple(answer["ids"]) for answer in found} == {tuple(ids[row])}
+        for answer in found:
+            np.testing.assert_allclose(answer["distances"], distances[row], rtol=1e-5)
+    assert [answer["query"] for answer in of_files] == images.paths
+    assert [answer["query"] for answer in of_images] == images.ids
+    assert of_rows[17]["query"] == f"{tmp_path}/e.npy:17"
+
+
+def test_books_explain_the_distance(index, embeddings):
+    found = [*search.answers(index, [(["a", "b"], embeddings[:2])], 5, explain=True)]
+    for row, answer in enumerate(found):
+        np.testing.assert_allclose(
+            np.sum(answer["books"], axis=1), answer["distances"], rtol=1e-5, atol=1e-6
+        )
+        places = [index.ids_of(np.arange(60)[None])[0].index(name) for name in answer["ids"]]
+        words = index.codebooks[np.arange(2), index.codes[places]]
+        parts = embeddings[row].reshape(2, 3)
+        expected = np.square(parts - words).sum(axis=2)
+        np.testing.assert_allclose(answer["books"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lines_and_table_hold_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(answers, "BATCH", 2)
+    found = [
+        {"query": f"q{row}", "ids": ["a\u00e4", f"{row}\n"], "distances": [0.5, float(row)],
+         "books": [[0.25, 0.25], [float(row), 0.0]]}
+        for row in range(5)
+    ]  # fmt: skip
+    answers.write_answers(found, tmp_path / "found.jsonl")
+    answers.write_answers(found, tmp_path / "found.parquet")
+    answers.write_answers(found, "")
+    lines = (tmp_path / "found.jsonl").read_text()
+    assert lines == capsys.readouterr().out
+    assert [json.loads(line) for line in lines.splitlines()] == found
+    assert parquet.read_table(tmp_path / "found.parquet").to_pylist() == found
+
+
+def test_a_table_spells_out_names_that_are_no_text(tmp_path):
+    found = [{"query": "\udcff.jpg", "ids": ["b\udc80"], "distances": [1.0]}]
+    answers.write_answers(found, tmp_path / "found.parquet")
+    row = parquet.read_table(tmp_path / "found.parquet").to_pylist()[0]
+    assert (row["query"], row["ids"]) == ("\\udcff.jpg", ["b\\udc80"])
+
+
+@pytest.mark.parametrize("name", ["found.jsonl", "found.parquet"])
+def test_failure_leaves_an_older_file(tmp_path, name):
+    (tmp_path / name).write_text("old")
+
+    def failing():
+        yield {"query": "a", "ids": ["b"], "distances": [1.0]}
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        answers.write_answers(failing(), tmp_path / name)
+    assert (tmp_path / name).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros([3, 5], np.float32), r"float32 \(3, 5\), but index .* needs floats \[Q, 6\]"),
+        (np.zeros([3, 6], int), r"holds int64 \(3, 6\)"),
+        (np.array([{}]), "name a .npy file of floats"),
+        (None, "name a .npy file of floats"),
+    ],
+)  # fmt: skip
+def test_embeddings_that_do_not_fit_are_refused(index, tmp_path, array, message):
+    path = tmp_path / "e.npy"
+    path.write_bytes(b"no array") if array is None else np.save(path, array)
+    with pytest.raises(ValueError, match=message):
+        search.search_embeddings(index, path, 1)
+
+
+def test_rerank_below_k_is_refused(index, embeddings):
+    with pytest.raises(ValueError, match="rerank is 2, but must be at least k, 3: raise it"):
+        index.rows(embeddings, 3, rerank=2)
+
+
+def command(*arguments, status=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "export.search", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def test_as_a_command(index, embeddings, tmp_path):
+    np.save(tmp_path / "e.npy", embeddings)
+    asked = [f"--index={index.path}", f"--embeddings={tmp_path}/e.npy", "--k=3"]
+    command(*asked, "--explain", f"--output={tmp_path}/found.parquet")
+    rows = parquet.read_table(tmp_path / "found.parquet").to_pylist()
+    assert [row["ids"] for row in rows] == index.search(embeddings, 3)[0]
+    assert np.shape(rows[0]["books"]) == (3, 2)
+    _, error = command(*asked, "a.jpg", status=2)
+    assert error.strip() == (
+        "error: image files, --dataset and --embeddings: queries of one kind; choose one"
+    )
