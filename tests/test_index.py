@@ -1,12 +1,16 @@
 """The index finds exactly what a full scan finds, and is written whole or not at all."""
 
 import json
+import multiprocessing
 import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from export import index_files, neighbors, whole
+from export import index_files, neighbors, shards, whole
 from export.index import load_index, write_index
 from hqc_tf.retrieval import asymmetric_distances
 
@@ -314,3 +318,75 @@ def test_check_encoder(tmp_path):
     index.check_encoder("abc")
     with pytest.raises(ValueError, match="belongs to encoder abc .*, not xyz: rebuild it with"):
         index.check_encoder("xyz")
+
+
+def test_killed_at_any_moment_the_old_index_stands(tmp_path):
+    """Real SIGKILLs, all through the time that a write takes."""
+    path = tmp_path / "index"
+    codebooks, codes, queries = random_set(4, 200_000)
+    before = write_and_load(path, codebooks, codes).rows(queries, 5)
+    arguments = path, codebooks, codes[::-1], names(len(codes)), ENCODER
+    start = time.monotonic()
+    write_index(*arguments)
+    seconds = time.monotonic() - start
+    after = load_index(path).rows(queries, 5)
+    assert (before.rows != after.rows).any()
+    process = multiprocessing.get_context("fork").Process
+    for moment in np.linspace(0, 1.2 * seconds, 12):
+        write_index(path, codebooks, codes, names(len(codes)), ENCODER)
+        writer = process(target=write_index, args=arguments)
+        writer.start()
+        time.sleep(moment)
+        writer.kill()
+        writer.join()
+        found = load_index(path).rows(queries, 5).rows
+        assert (found == before.rows).all() or (found == after.rows).all()
+    write_index(*arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_index_replaced_while_it_is_loaded_is_loaded_anew(tmp_path, monkeypatch):
+    codebooks, codes, _ = random_set(8, 300)
+    write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
+    digests, turns = index_files._digests, []
+
+    def replace_first(folder, files):
+        turns.append(folder)
+        if len(turns) == 1:
+            write_index(tmp_path / "index", codebooks, codes[:9], names(9), ENCODER)
+        return digests(folder, files)
+
+    monkeypatch.setattr(index_files, "_digests", replace_first)
+    assert load_index(tmp_path / "index").num_images == 9
+
+
+def command(*arguments, status=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "export.index", *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return (done.stderr if status else done.stdout).strip()
+
+
+def test_as_a_command(tmp_path):
+    codebooks, codes, queries = random_set(8, 300)
+    for name, part in {"first": slice(0, 200), "second": slice(200, 300)}.items():
+        shards.start(tmp_path / name, codebooks, ENCODER, 2, {"input": name})
+        for number, rows in enumerate(np.split(np.arange(300)[part], [30])):
+            ids = shards.pack_ids([f"{row}.jpg" for row in rows])
+            shards.write_shard(tmp_path / name, number, 2, shards.Shard(codes[rows], ids), [])
+    output = f"--output={tmp_path}/index"
+    said = command(f"--codes={tmp_path}/first", output, "--num_leaves=5")
+    assert said == f"{tmp_path}/index: 200 images at 32 bits, 200 distinct codes, 5 leaves"
+    (tmp_path / "gone.txt").write_text("7.jpg\n199.jpg\n")
+    added = f"--codes={tmp_path}/second"
+    assert command(added, output, "--append").startswith(f"{tmp_path}/index: 300 images")
+    assert command(f"--remove={tmp_path}/gone.txt", output).endswith("298 distinct codes, 5 leaves")
+    index = load_index(tmp_path / "index")
+    kept = np.delete(np.arange(300), [7, 199])
+    expected = full_scan(codebooks, codes[kept], queries, 10)[0]
+    found = index.search(queries, 10, leaves_to_search=5)[0]
+    assert found == [[f"{kept[row]}.jpg" for row in rows] for rows in expected]
+    assert command(added, output, "--append", status=2) == (
+        "error: --append: the index holds these codes already; name others, or leave it out"
+    )
