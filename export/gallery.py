@@ -19,8 +19,8 @@ RIGHT, WRONG, UNKNOWN = "#2a8f3c", "#c8342b", "#888888"
 def draw_gallery(queries, neighbors, path):
     """Writes a PNG with a row per query: the query, then its neighbours, nearest first.
 
-    A frame is green with a tick where the label is the query's, red with a cross where it is not,
-    grey where there are no labels.
+    A frame is green with a tick where the query's label, or one of several, is the image's too, red
+    with a cross where none is, grey where there are no labels.
 
     Args:
       queries: `data.Images`, Q of them.
@@ -54,11 +54,22 @@ def draw_gallery(queries, neighbors, path):
 def _verdict(query, found, place):
     if query.labels is None or found.labels is None:
         return UNKNOWN, ""
-    return (RIGHT, "✓") if found.labels[place] == query.labels[0] else (WRONG, "✗")
+    shared = _labels(query, 0) & _labels(found, place)
+    return (RIGHT, "✓") if shared else (WRONG, "✗")
 
 
 def _name(images, row):
-    return "" if images.labels is None else images.label_names[images.labels[row]]
+    if images.labels is None:
+        return ""
+    names = images.label_names
+    labels = sorted(_labels(images, row))
+    return ", ".join(str(label) if names is None else names[label] for label in labels)
+
+
+def _labels(images, row):
+    """The set of the numbers of an image's labels."""
+    label = images.labels[row]
+    return {int(label)} if images.labels.ndim == 1 else {*np.flatnonzero(label).tolist()}
 
 
 def _show(axis, images, row, color, title, width=2.0):

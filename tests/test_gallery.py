@@ -1,0 +1,39 @@
+"""What is marked right is right, whatever labels images have, and the picture is drawn."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from export import gallery
+from hqc_tf.data import Images
+
+PIXELS = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8)
+
+
+def images(labels, label_names=None):
+    ids = [f"{row}" for row in range(4)]
+    return Images(PIXELS, None, ids, None if labels is None else np.array(labels), label_names)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "marks", "titles"),
+    [
+        ([1, 0, 1, 0], ["cat", "dog"], "✗✓✗", ["dog", "cat", "dog", "cat"]),
+        ([1, 0, 1, 0], None, "✗✓✗", ["1", "0", "1", "0"]),
+        ([[1, 1, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0]], None, "✗✓✗", ["0, 1", "2", "1, 2", ""]),
+        (None, None, ["", "", ""], ["", "", "", ""]),
+    ],
+)
+def test_marks_and_names(labels, names, marks, titles):
+    found = images(labels, names)
+    query = found.take([0])
+    assert [gallery._verdict(query, found, place)[1] for place in (1, 2, 3)] == [*marks]
+    assert [gallery._name(found, row) for row in range(4)] == titles
+
+
+def test_picture_is_drawn_whole(tmp_path):
+    found = images([[1, 0], [0, 1], [1, 1], [0, 0]])
+    gallery.draw_gallery(found.take([0, 1]), [found, found], tmp_path / "g.png")
+    with PIL.Image.open(tmp_path / "g.png") as picture:
+        assert picture.width > picture.height > 100
+    assert [file.name for file in tmp_path.iterdir()] == ["g.png"]
