@@ -15,7 +15,7 @@ DEBIAN_DIR := $(or $(wildcard /usr/share/datasets/fashion-mnist),data/debian)
 
 setup: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
+$(INSTALLED): requirements.txt requirements-beam.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt

@@ -60,19 +60,50 @@ def decode_image(contents):
     Raises:
       tf.errors.InvalidArgumentError: it is no image or too large a one.
     """
-    kinds = {b"\xff\xd8\xff": _jpeg, b"\x89PNG\r\n\x1a\n": _png, b"BM": _bmp, b"GIF8": _gif}
-    begins = [tf.strings.substr(contents, 0, len(magic)) == magic for magic in kinds]
-    kind = tf.argmax(tf.stack([*begins, True]), output_type=tf.int32)
-    readers = [*kinds.values(), _unknown]
-    contents, sides = tf.switch_case(kind, [lambda read=read: read(contents) for read in readers])
+    contents, sides = _open(contents)
     # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
     return data.decode_image(tf.where(fits(sides), contents, ""))
+
+
+def why_refused(contents):
+    """Why `decode_image` refuses the contents of a file, bytes, in a few words."""
+    if not contents:
+        return "empty file"
+    try:
+        sides = _read_sides(contents).numpy()
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
+        # TensorFlow's message may hold bytes of the file, which Python then cannot read.
+        return "broken or cut short before its size"
+    if not sides.any():
+        return "no JPEG, PNG, BMP or GIF image"
+    if not fits(sides):
+        return "sides of {} and {} pixels, over {} million or {}:1".format(
+            *sides, MAX_PIXELS // 10**6, MAX_RATIO
+        )
+    return "broken or cut short"
 
 
 def fits(sides):
     """Whether an image of these two sides, int [2], is within the limits; bool scalar."""
     longer, shorter = (tf.cast(pick(sides), tf.int64) for pick in (tf.reduce_max, tf.reduce_min))
     return (shorter > 0) & (longer * shorter <= MAX_PIXELS) & (longer <= MAX_RATIO * shorter)
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+def _read_sides(contents):
+    return _open(contents)[1]
+
+
+def _open(contents):
+    """What there is to decode of a file, and the two sides of the image, int32 [2].
+
+    Both sides are 0 where it is of no known kind; raises, when run, where a header is broken.
+    """
+    kinds = {b"\xff\xd8\xff": _jpeg, b"\x89PNG\r\n\x1a\n": _png, b"BM": _bmp, b"GIF8": _gif}
+    begins = [tf.strings.substr(contents, 0, len(magic)) == magic for magic in kinds]
+    kind = tf.argmax(tf.stack([*begins, True]), output_type=tf.int32)
+    readers = [*kinds.values(), _unknown]
+    return tf.switch_case(kind, [lambda read=read: read(contents) for read in readers])
 
 
 # Each reads the two sides of an image, int32 [2], off the header, and passes the contents on.

@@ -176,7 +176,7 @@ def _added(values, old):
             old.check_encoder(shards.encoder["fingerprint"])
         return shards.codebooks, collection.of_shards(shards.shards), shards.encoder
     encoder = load_encoder(values.saved_model)
-    identity = {"fingerprint": encoder.manifest["fingerprint"], "path": str(encoder.path)}
+    identity = encoder.identity
     if old:
         old.check_encoder(identity["fingerprint"])
     images = data.load_images(values.dataset, values.data_dir)

@@ -1,15 +1,17 @@
 """The manifest.json that stands in each exported folder and says what the folder is."""
 
 import json
+import os
 import pathlib
+import uuid
 
 MANIFEST = "manifest.json"
 
 
 def write_manifest(folder, kind, contents):
     """Writes dict `contents`, which JSON can hold, as the manifest of a `kind` of folder."""
-    text = json.dumps({"format": kind, **contents}, indent=2)
-    pathlib.Path(folder, MANIFEST).write_text(text + "\n")
+    text = json.dumps({"format": kind, **contents}, indent=2) + "\n"
+    write_whole(pathlib.Path(folder, MANIFEST), lambda file: file.write(text.encode()))
 
 
 def read_manifest(folder, kind):
@@ -19,3 +21,22 @@ def read_manifest(folder, kind):
         return manifest if manifest["format"] == kind else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_whole(path, write):
+    """Writes a file that is there whole or not at all; a killed process leaves .NAME.*.partial.
+
+    Args:
+      path: `pathlib.Path` of the file; one that stands is replaced.
+      write: called with a binary file.
+    """
+    # Two machines that share the folder may have processes of one number.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -330,8 +330,15 @@ def _cifar10_pooled(data_dir):
     )
 
 
-@functools.lru_cache(maxsize=2)
-def _read_tfds(name, split, data_dir):
+def open_tfds(name, split, data_dir=""):
+    """The builder of a prepared data set of TFDS, and the pieces of its files that `split` is.
+
+    Returns:
+      (builder, list of TFDS's FileInstruction); a split has its images in the order of the pieces.
+
+    Raises:
+      UserError: TFDS knows none of this name, it is not prepared, or has no such split.
+    """
     # TFDS takes seconds to import, and a folder of files does not need it.
     import tensorflow_datasets as tfds
 
@@ -347,9 +354,14 @@ def _read_tfds(name, split, data_dir):
     if not builder.is_prepared():
         raise UserError(f"dataset {name}: not prepared in {where}; {mend}")
     try:
-        pieces = builder.info.splits[split].file_instructions
+        return builder, builder.info.splits[split].file_instructions
     except ValueError as error:
         raise UserError(f"split {split} of {name}: {error}; take one that it has") from error
+
+
+@functools.lru_cache(maxsize=2)
+def _read_tfds(name, split, data_dir):
+    builder, pieces = open_tfds(name, split, data_dir)
     read = [_read_records(piece) for piece in pieces]
     pixels, labels = (np.concatenate(parts) for parts in zip(*read, strict=True))
     ids = [f"{name}/{split}/{row:05d}" for row in range(len(pixels))]

@@ -97,7 +97,7 @@ def workdir(small_config, photos, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def encoder(workdir, tmp_path_factory):
     """The encoder of `workdir`, exported and loaded."""
     # The served protocol takes a second to import, and few tests need it.
@@ -107,7 +107,7 @@ def encoder(workdir, tmp_path_factory):
     return encode.load_encoder(path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def index(encoder, photos, tmp_path_factory):
     """The index of `photos` with `encoder`."""
     import serving

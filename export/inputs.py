@@ -1,0 +1,243 @@
+"""What `export.encode --input=...` names: a plan of shards, and the images of each, one by one.
+
+    plan = make_plan("folder:photos/", "codes/")
+    for item in read(plan.shards[0]):
+        print(item.id, len(item.contents), item.reason)
+
+A plan's shards are small and can be pickled; whoever reads one sees the folder of codes and the
+images under the same paths.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import glob
+import os
+import pathlib
+import stat
+from typing import NamedTuple
+
+from export import records, shards
+from export.records import Item
+from hqc_tf.config import UserError
+from hqc_tf.data import SUFFIXES
+
+# Of a shard, where the number of shards is not given.
+IMAGES = 50_000
+# A file may have: more than any image within `decoding.MAX_PIXELS`.
+MAX_BYTES = 2**29
+# Files that are read at once.
+READERS = 8
+
+
+class Files(NamedTuple):
+    """A shard: the files in rows `first` up to `last` of the list in a folder of codes.
+
+    Attributes:
+      codes: folder that `shards.start` has begun, absolute.
+      root: folder that the names in the list are relative to, absolute.
+    """
+
+    codes: str
+    root: str
+    first: int
+    last: int
+
+
+class Plan(NamedTuple):
+    """What is to be encoded.
+
+    Attributes:
+      job: dict of strings, what tells it from others.
+      names: `shards.PackedIds` of files, to be kept with the codes; None where there are none.
+      shards: list of what `read` takes.
+    """
+
+    job: dict
+    names: shards.PackedIds | None
+    shards: list
+
+
+def make_plan(
+    source, codes, num_shards=None, data_dir="", image_feature="image/encoded", id_feature=""
+):
+    """The plan for `--input`; a folder of codes that is begun keeps its list of files.
+
+    Args:
+      source: pattern of files, folder:PATH, tfds:NAME/SPLIT or tfrecord:PATTERN.
+      codes: folder that `shards.start` has begun or will.
+      num_shards: how many; None: one for each 50,000 images, or for each TFRecord file.
+      data_dir: where prepared TFDS data lies; empty: TFDS's own place.
+      image_feature, id_feature: as in `records.Records`, with tfrecord.
+
+    Returns:
+      `Plan`.
+
+    Raises:
+      UserError: nothing is there, or less than there are to be shards.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "tfds":
+        return _plan_tfds(rest, data_dir, num_shards)
+    if kind == "tfrecord":
+        return _plan_tfrecords(rest, codes, num_shards, image_feature, id_feature)
+    if kind == "folder":
+        return _plan_folder(rest, codes, num_shards)
+    return _plan_pattern(source, codes, num_shards)
+
+
+def read(part):
+    """Yields an `Item` for each image of a shard of a `Plan`, in order, as they are asked for."""
+    if isinstance(part, records.Records):
+        return records.read_records(part)
+    names = shards.read_names(part.codes)
+    rows = range(part.first, part.last)
+    return overlapped(
+        functools.partial(_read_file, part.root), map(names.__getitem__, rows), READERS
+    )
+
+
+def count_images(parts):
+    """How many images there are in shards of a `Plan`; None where only reading tells."""
+    counts = [
+        part.last - part.first
+        if isinstance(part, Files)
+        else sum(piece.take for piece in part.pieces)
+        for part in parts
+    ]
+    return None if min(counts, default=0) < 0 else sum(counts)
+
+
+def overlapped(function, values, workers):
+    """`map(function, values)` in order, at most `workers` calls at once, each in a thread.
+
+    `values` is asked for the next ones while the calls run, and no faster than results are taken.
+    """
+    pending = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for value in values:
+            pending.append(pool.submit(function, value))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _read_file(root, name):
+    # A pipe would be waited for, so it is opened in a way that does not.
+    def opener(path, flags):
+        return os.open(path, flags | os.O_NONBLOCK)
+
+    try:
+        with open(pathlib.Path(root, name), "rb", opener=opener) as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return Item(name, b"", "no regular file")
+            if status.st_size > MAX_BYTES:
+                return Item(name, b"", f"{status.st_size} bytes, over {MAX_BYTES}")
+            return Item(name, file.read())
+    except OSError as error:
+        return Item(name, b"", error.strerror)
+
+
+def _plan_folder(folder, codes, num_shards):
+    root = pathlib.Path(folder).absolute()
+    if not root.is_dir():
+        raise UserError(f"--input=folder:{folder}: no such folder; name one that holds images")
+    job = {"folder": str(root)}
+    names = _keep_names(f"folder:{folder}", codes, job, _walk(root))
+    return _plan_files(job, names, root, codes, num_shards)
+
+
+def _plan_pattern(pattern, codes, num_shards):
+    if pattern and pathlib.Path(pattern).is_dir():
+        raise UserError(
+            f"--input={pattern}: a folder; write folder:{pattern}, or a pattern of files"
+        )
+    root = _root(pattern)
+    job = {"pattern": pattern, "root": str(root)}
+    names = _keep_names(pattern, codes, job, _match(pattern))
+    return _plan_files(job, names, root, codes, num_shards)
+
+
+def _plan_files(job, names, root, codes, num_shards):
+    parts = [
+        Files(str(pathlib.Path(codes).absolute()), str(root), *bounds)
+        for bounds in _bounds(len(names), num_shards, IMAGES, "images")
+    ]
+    return Plan(job, names, parts)
+
+
+def _plan_tfds(name_and_split, data_dir, num_shards):
+    name, _, split = name_and_split.partition("/")
+    split = split or "train"
+    version, pieces, image_feature = records.open_tfds(name, split, data_dir)
+    count = sum(piece.take for piece in pieces)
+    if not count:
+        raise UserError(f"--input=tfds:{name}/{split}: no image in it; take another split")
+    parts = [
+        records.Records(records.cut(pieces, *bounds), image_feature)
+        for bounds in _bounds(count, num_shards, IMAGES, "images")
+    ]
+    return Plan({"tfds": f"{name}/{split}", "version": version}, None, parts)
+
+
+def _plan_tfrecords(pattern, codes, num_shards, image_feature, id_feature):
+    root = _root(pattern)
+    features = {"image_feature": image_feature, "id_feature": id_feature}
+    job = {"tfrecords": pattern, "root": str(root)} | features
+    names = _keep_names(f"tfrecord:{pattern}", codes, job, _match(pattern))
+    pieces = [records.whole_file(str(root / names[row])) for row in range(len(names))]
+    parts = [
+        records.Records(pieces[first:last], **features)
+        for first, last in _bounds(len(names), num_shards, 1, "files, and none is divided")
+    ]
+    records.check_features(parts[0])
+    return Plan(job, names, parts)
+
+
+def _keep_names(source, codes, job, found):
+    names = shards.read_names(codes) if shards.is_begun(codes, job) else shards.pack_ids(found)
+    if not len(names):
+        raise UserError(
+            f"--input={source}: no file of this name; give a pattern of files in quotes, "
+            f"folder:PATH with {', '.join(SUFFIXES)} files below, tfds:NAME/SPLIT or "
+            "tfrecord:PATTERN"
+        )
+    return names
+
+
+def _bounds(count, num_shards, each, what):
+    """First and last row of each shard."""
+    number = num_shards or -(-count // each)
+    if number > count:
+        raise UserError(f"--num_shards={number}: there are only {count} {what}; lower it")
+    return [(k * count // number, (k + 1) * count // number) for k in range(number)]
+
+
+def _root(pattern):
+    return pathlib.Path("/" if pathlib.Path(pattern).is_absolute() else "").absolute()
+
+
+def _match(pattern):
+    # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
+    yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+
+
+def _walk(root, below=""):
+    """Names of images under `root`, as `data.load_images` finds and orders them.
+
+    Links, folders and all else of such a name are among them, and folders that cannot be read.
+    """
+    try:
+        with os.scandir(pathlib.Path(root, below)) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError:
+        yield below
+        return
+    for entry in entries:
+        name, lower = below + entry.name, entry.name.lower()
+        if lower.endswith(SUFFIXES) and lower not in SUFFIXES:
+            yield name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(root, f"{name}/")

@@ -1,0 +1,112 @@
+"""Images of a plan to shards of codes, a few batches at a time."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from export import inputs, shards
+from export.decoding import why_refused
+from export.progress import Progress
+from hqc_tf.config import UserError
+
+BATCH = 256
+# Files of a batch: no more once they have so many bytes.
+BATCH_BYTES = 64 * 2**20
+# Batches that are encoded at once: one is decoded while another is in the network.
+ENCODERS = 2
+
+
+class EncodedBatch(NamedTuple):
+    """A few images of a shard, in the order of the input.
+
+    Attributes:
+      ids: list of n strings.
+      codes: uint8 [n, M].
+      rejects: list of {"id", "reason"} of the other images.
+    """
+
+    ids: list
+    codes: np.ndarray
+    rejects: list
+
+
+def encode_shard(encoder, part, batch_size=BATCH, tell=lambda batch: None):
+    """Encodes a shard of a plan; a few batches of its images are in memory at a time.
+
+    Args:
+      encoder: `encode.Encoder`.
+      part: one of `inputs.Plan.shards`.
+      batch_size: images that are encoded together, at least 1.
+      tell: called with each `EncodedBatch`.
+
+    Returns:
+      (`shards.Shard`, list of rejects), as `shards.write_shard` takes them.
+    """
+    ids, codes, rejects = [], [np.zeros([0, len(encoder.codebooks)], np.uint8)], []
+    batches = _batches(inputs.read(part), batch_size)
+    encode = functools.partial(_encode_batch, encoder)
+    for batch in inputs.overlapped(encode, batches, ENCODERS):
+        tell(batch)
+        ids += batch.ids
+        codes.append(batch.codes)
+        rejects += batch.rejects
+    return shards.Shard(np.concatenate(codes), shards.pack_ids(ids)), rejects
+
+
+def _batches(items, batch_size):
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += len(item.contents)
+        if len(batch) == batch_size or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode_batch(encoder, items):
+    # What could not be read has empty contents, which are no image: every item has its row.
+    contents = tf.constant([item.contents for item in items])
+    answer = encoder.signatures["encode_bytes"](image_bytes=contents)
+    valid = answer["valid"].numpy()
+    rejects = [
+        {"id": item.id, "reason": item.reason or why_refused(item.contents)}
+        for item, fits in zip(items, valid, strict=True)
+        if not fits
+    ]
+    ids = [item.id for item, fits in zip(items, valid, strict=True) if fits]
+    return EncodedBatch(ids, answer["codes"].numpy()[valid], rejects)
+
+
+def encode_here(encoder, plan, folder, numbers, batch_size=BATCH, on_bad_image="skip"):
+    """Encodes shards of a plan in this process, one after the other, and shows how far it is.
+
+    Args:
+      encoder: `encode.Encoder`.
+      plan: `inputs.Plan`.
+      folder: what `shards.start` made for it.
+      numbers: of the shards.
+      batch_size: images that are encoded together.
+      on_bad_image: "skip" to list those that are none, "stop" to end at the first.
+
+    Raises:
+      UserError: `on_bad_image` is "stop", and there is one; it is named.
+    """
+    progress = Progress(inputs.count_images([plan.shards[number] for number in numbers]))
+
+    def tell(batch):
+        progress.add(len(batch.ids) + len(batch.rejects))
+        if batch.rejects and on_bad_image == "stop":
+            raise UserError(
+                "{id}: {reason}; mend or remove it, or take --on_bad_image=skip".format(
+                    **batch.rejects[0]
+                )
+            )
+
+    with progress:
+        for number in numbers:
+            shard, rejects = encode_shard(encoder, plan.shards[number], batch_size, tell)
+            shards.write_shard(folder, number, len(plan.shards), shard, rejects)
