@@ -7,7 +7,7 @@ load time, queries/s single and batched, and recall@10 against the table scan, w
 
 --kind=random: every code is as likely. --kind=clustered: each image is of one of 10,000 clusters; a
 cluster has a normal center, and its images' words are drawn, book by book, with probabilities
-softmax(-squared distance to the center / 0.5); a query is a center with normal noise of 0.3.
+softmax(-squared distance to the center / --spread); a query is a center with normal noise of 0.3.
 --num_leaves then divides index and FAISS alike. --index measures an index that stands, with the
 queries of --embeddings, beside FAISS with its codes.
 """
@@ -31,7 +31,7 @@ K = 10
 WORDS, WORD_DIM = 16, 8
 SHARD = 1_000_000
 CLUSTERS, DRAWN = 10_000, 256
-EXACT_QUERIES = 50
+EXACT_QUERIES = 20
 RERANK = 100
 COLUMNS = {
     "load, s": 1, "bytes in memory": 1, "queries/s, single": 0, "queries/s, batched": 0,
@@ -39,7 +39,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def make_codes(folder, kind, num_codes, num_books, num_queries):
+def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0):
     """Writes shards of codes as `export.encode` does, and queries.npy beside them."""
     rng = np.random.default_rng(0)
     dim = num_books * WORD_DIM
@@ -47,7 +47,7 @@ def make_codes(folder, kind, num_codes, num_books, num_queries):
     queries = rng.normal(size=[num_queries, dim])
     if kind == "clustered":
         centers = rng.normal(size=[CLUSTERS, dim]).astype(np.float32)
-        words = _words_of_clusters(rng, centers, codebooks)
+        words = _words_of_clusters(rng, centers, codebooks, spread)
         queries = centers[rng.integers(0, CLUSTERS, num_queries)] + 0.3 * queries
     np.save(folder / "queries.npy", queries.astype(np.float32))
     count = -(-num_codes // SHARD)
@@ -142,11 +142,11 @@ def scan(path, folder):
     return {"queries/s, batched": rate, "recall@10": 1.0}
 
 
-def _words_of_clusters(rng, centers, codebooks):
+def _words_of_clusters(rng, centers, codebooks, spread):
     """uint8 [clusters, M, drawn]: words of each book, as often as they are likely."""
     num_books = len(codebooks)
     parts = centers.reshape(len(centers), num_books, 1, WORD_DIM)
-    logits = -np.square(parts - codebooks).sum(axis=-1) / 0.5
+    logits = -np.square(parts - codebooks).sum(axis=-1) / spread
     likely = np.exp(logits - logits.max(axis=-1, keepdims=True))
     ends = np.cumsum(likely / likely.sum(axis=-1, keepdims=True), axis=-1)
     drawn = rng.random([len(centers), num_books, DRAWN, 1], np.float32)
@@ -227,14 +227,14 @@ def _bytes_on_disk(folder):
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _rows(path, folder, leaves, calls):
+def _rows(path, folder, leaves, calls, with_faiss):
     """(name, figures) of each way to search the index at `path`."""
     yield "NumPy table scan", machine.apart(scan, path, folder)
     for count in leaves:
         name = f"index, {count} leaves asked" if count else "index"
         yield name, machine.apart(measure_index, path, folder, count or None, calls)
         name = f"FAISS, {count} leaves asked" if count else "FAISS"
-        for rerank in (0, RERANK):
+        for rerank in (0, RERANK) if with_faiss else ():
             suffix = ", re-ranked" if rerank else ""
             figures = machine.apart(measure_faiss, path, folder, count, rerank, calls)
             yield name + suffix, figures
@@ -248,7 +248,8 @@ def _print(name, figures):
 
 
 def _measure_made(values, num_codes, num_books, folder):
-    make_codes(folder, values.kind, num_codes, num_books, values.num_queries)
+    made = values.kind, num_codes, num_books, values.num_queries, values.spread
+    make_codes(folder, *made)
     seconds, peak = machine.apart(build, folder, values.num_leaves)
     path = folder / "index"
     size = _bytes_on_disk(path)
@@ -265,7 +266,7 @@ def _measure_made(values, num_codes, num_books, folder):
 def _measure(path, folder, values):
     print(f"| | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}", flush=True)
     leaves = values.leaves_to_search if values.num_leaves else [0]
-    for name, figures in _rows(path, folder, leaves, values.calls):
+    for name, figures in _rows(path, folder, leaves, values.calls, values.faiss):
         _print(name, figures)
 
 
@@ -290,11 +291,13 @@ if __name__ == "__main__":
     flags.DEFINE_multi_integer("num_codes", [1_000_000], "sizes; may be repeated", lower_bound=100)
     flags.DEFINE_multi_integer("books", [4, 8, 16], "books of 16 words; may be repeated", 2)
     flags.DEFINE_enum("kind", "random", ["random", "clustered"], "how the codes are made")
+    flags.DEFINE_float("spread", 4.0, "of the words of a cluster; smaller is tighter", 0.1)
     flags.DEFINE_integer("num_queries", 256, "queries of a batch", lower_bound=EXACT_QUERIES)
     flags.DEFINE_integer("num_leaves", 0, "leaves of the index; 0: none", lower_bound=0)
     flags.DEFINE_multi_integer("leaves_to_search", [50], "leaves asked; may be repeated", 1)
     flags.DEFINE_integer("calls", 5, "calls that count", lower_bound=1)
+    flags.DEFINE_bool("faiss", True, "measure FAISS too")
     flags.DEFINE_string("folder", None, "where codes and index lie meanwhile; none: /tmp")
     flags.DEFINE_string("index", "", "an index that stands, instead of codes made here")
-    flags.DEFINE_string("embeddings", "", "float32 .npy of at least 50 queries for --index")
+    flags.DEFINE_string("embeddings", "", "float32 .npy of at least 20 queries for --index")
     config.run(main)
