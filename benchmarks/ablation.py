@@ -7,8 +7,9 @@
 
 Each preset with each seed is one `python -m hqc_tf.train` into RUNS/PRESET_seedS, one after the
 other; what it prints goes to RUNS/PRESET_seedS.log, and its figures, once it is done, to
-RUNS/PRESET_seedS.json. OUTPUT.md and OUTPUT.json are written anew after every run. The same command
-again trains what is missing, and goes on with a run that was broken off.
+RUNS/PRESET_seedS.json. OUTPUT.md and OUTPUT.json are written anew after every run, and so is
+RUNS/tensorboard, which shows the study in TensorBoard's HParams. The same command again trains what
+is missing, and goes on with a run that was broken off.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ from typing import NamedTuple
 
 from absl import flags
 
-from benchmarks import machine
-from hqc_tf import config, data, epochs, evaluate
+from benchmarks import hparams, machine
+from hqc_tf import config, data, evaluate, files
 from hqc_tf.config import UserError
 
 _LAST_LINES = 10
@@ -113,7 +114,9 @@ def run_study(runs, output, command):
         folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         records[run.workdir] = records[run.workdir] or _train(run)
-        write_report([record for record in records.values() if record], len(runs), output, command)
+        done = [record for record in records.values() if record]
+        write_report(done, len(runs), output, command)
+        hparams.write_hparams(done, run.workdir.with_name(hparams.TENSORBOARD))
 
 
 def summarize(records):
@@ -141,8 +144,8 @@ def write_report(records, planned, output, command):
     """Writes `output`.md and `output`.json, each whole, from the finished runs of those planned."""
     report = {"command": command, "planned": planned, "presets": summarize(records)}
     figures = json.dumps(report | {"runs": records}, indent=2)
-    epochs.replace_text(pathlib.Path(f"{output}.json"), figures + "\n")
-    epochs.replace_text(pathlib.Path(f"{output}.md"), _page(report, records) + "\n")
+    files.replace_text(pathlib.Path(f"{output}.json"), figures + "\n")
+    files.replace_text(pathlib.Path(f"{output}.md"), _page(report, records) + "\n")
 
 
 def _spread(results, weights):
@@ -197,7 +200,7 @@ def _train(run):
         )
     record["results"] = _results(run)
     record["date"] = time.strftime("%Y-%m-%d", time.gmtime())
-    epochs.replace_text(run.beside(".json"), json.dumps(record, indent=2) + "\n")
+    files.replace_text(run.beside(".json"), json.dumps(record, indent=2) + "\n")
     return record
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import signal
 import tempfile
+import threading
 import time
 
 import tensorflow as tf
@@ -15,7 +17,9 @@ _WORTHWHILE = 1.2
 
 
 def make_strategy(name, tpu=""):
-    """The tf.distribute strategy of `--strategy`; call it before any other work of TensorFlow.
+    """The tf.distribute strategy of `--strategy`.
+
+    Those of several machines and of a TPU have to be made before any other work of TensorFlow.
 
     Args:
       name: "one_device"; "mirrored", every GPU of this machine, without any its logical CPUs;
@@ -27,8 +31,8 @@ def make_strategy(name, tpu=""):
         or there is no such TPU.
     """
     if name == "multi_worker":
-        _check_cluster(os.environ.get("TF_CONFIG", ""))
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        check_cluster(os.environ.get("TF_CONFIG", ""))
+        return _workers_strategy()
     if name == "tpu":
         return _tpu_strategy(tpu)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -73,6 +77,12 @@ def is_same_for_all(strategy, number):
     return bool((found == number).all())
 
 
+def wait_for_all(strategy):
+    """Returns once all processes have called it."""
+    if has_other_processes(strategy):
+        is_same_for_all(strategy, 0)
+
+
 def check_batch(strategy, batch_size):
     """UserError where the global batch does not divide by the replicas."""
     replicas = strategy.num_replicas_in_sync
@@ -83,8 +93,8 @@ def check_batch(strategy, batch_size):
         )
 
 
-def _check_cluster(text):
-    """UserError where TF_CONFIG is not what TensorFlow documents for workers."""
+def check_cluster(text):
+    """UserError where the text of TF_CONFIG is not what TensorFlow documents for workers."""
     say = "--strategy=multi_worker: TF_CONFIG"
     if not text:
         raise UserError(
@@ -111,6 +121,14 @@ def _check_cluster(text):
     everyone = sum(hosts.values(), [])
     if len(set(everyone)) < len(everyone):
         raise UserError(f"{say}: an address stands twice in {hosts}; give each process its own")
+
+
+def _workers_strategy():
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    # TensorFlow keeps SIGTERM from ending a process that has others, for a protocol of its own.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return strategy
 
 
 def _tpu_strategy(name):
@@ -143,10 +161,13 @@ def gather_batch(tensors):
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return tensors, 0
-    rows = tf.shape(tensors[0])[0]
+    known = tensors[0].shape[0]
+    rows = tf.shape(tensors[0])[0] if known is None else known
     flat = tf.concat([tf.reshape(t, [rows, -1]) for t in tensors], 1)
-    widths = [t.shape[1:].num_elements() for t in tensors]
-    pieces = tf.split(context.all_gather(flat, axis=0), widths, axis=1)
+    everyone = context.all_gather(flat, axis=0)
+    # TensorFlow forgets how many rows there are, and XLA has to know.
+    everyone.set_shape([known and known * context.num_replicas_in_sync, flat.shape[1]])
+    pieces = tf.split(everyone, [t.shape[1:].num_elements() for t in tensors], axis=1)
     gathered = [tf.reshape(p, [-1, *t.shape[1:]]) for p, t in zip(pieces, tensors, strict=True)]
     return gathered, context.replica_id_in_sync_group * rows
 

@@ -7,7 +7,7 @@ import sys
 
 import tensorflow as tf
 
-from hqc_tf import distribute, label_free, model
+from hqc_tf import distribute, files, label_free, model
 
 EPOCHS = "epochs.jsonl"
 TENSORBOARD = "tensorboard"
@@ -62,7 +62,7 @@ class CloseEpoch(tf.keras.callbacks.Callback):
         self._lines.append(line)
         if self._curves:
             lines = "".join(json.dumps(line) + "\n" for line in self._lines)
-            replace_text(pathlib.Path(self._workdir, EPOCHS), lines)
+            files.replace_text(pathlib.Path(self._workdir, EPOCHS), lines)
             self._draw(line)
 
     def _judge(self, logs):
@@ -90,10 +90,3 @@ def read_epochs(workdir):
     """The lines of `epochs.jsonl`, a dict per epoch; empty before the first has ended."""
     path = pathlib.Path(workdir, EPOCHS)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def replace_text(path, text):
-    """Writes a file, whole or not at all."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text)
-    aside.replace(path)

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import time
 
 from absl import flags
 
-from hqc_tf import config, data, label_free, metrics, model
+from hqc_tf import config, data, files, label_free, metrics, model
 from hqc_tf.encode import encode_images
 
 METRICS = "metrics.jsonl"
@@ -40,7 +39,7 @@ def evaluate(trained, step, weights="last"):
         "bits": c.bits,
         "distance": c.distance,
     }
-    return result | _with_labels(trained) | _without_labels(trained)
+    return result | _with_labels(trained) | without_labels(trained)
 
 
 def _with_labels(trained):
@@ -67,7 +66,8 @@ def _with_labels(trained):
     }
 
 
-def _without_labels(trained):
+def without_labels(trained):
+    """What `evaluate` says of a model by the images kept from training; {} without any."""
     c = trained.settings
     _, held = data.hold_out(data.load_split(c.dataset, "train", c.data_dir), c.held_out)
     return label_free.judge(trained, held).as_json() if len(held) else {}
@@ -78,11 +78,16 @@ def recorded(workdir, step, settings):
 
     Empty where training has not ended, or was killed before its end was judged.
     """
-    path = pathlib.Path(workdir, METRICS)
-    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+    lines = read_metrics(workdir)
     found = {line["weights"]: line for line in lines if line["distance"] == settings.distance}
     ended = "best" in found and found.get("last", {}).get("step") == step
     return [found["last"], found["best"]] if ended else []
+
+
+def read_metrics(workdir):
+    """The lines of `metrics.jsonl`, a dict per evaluation; empty before the first."""
+    path = pathlib.Path(workdir, METRICS)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def evaluate_workdir(workdir, **changed):
@@ -108,11 +113,10 @@ def evaluate_workdir(workdir, **changed):
 
 
 def record(workdir, result):
-    """Appends a line to the metrics of `workdir`, on the disk before this returns."""
-    with pathlib.Path(workdir, METRICS).open("a") as file:
-        file.write(json.dumps(result) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Adds a line to the metrics of `workdir`, on the disk before this returns."""
+    path = pathlib.Path(workdir, METRICS)
+    before = path.read_text() if path.exists() else ""
+    files.replace_text(path, before + json.dumps(result) + "\n")
 
 
 def describe(result):

@@ -80,13 +80,18 @@ def recall_at_1(embeddings, codes, codebooks, distance):
     return float(found / len(codes))
 
 
-def perplexity(codes, num_words):
-    """uint8 [N, M] -> float64 [M]: exp of the entropy of how often each word is taken."""
+def word_shares(codes, num_words):
+    """uint8 [N, M] -> float64 [M, K]: how often each word of each book is taken, of 1."""
     count, num_books = codes.shape
     words = codes + num_words * np.arange(num_books)
-    shares = np.bincount(words.ravel(), minlength=num_books * num_words) / count
-    shares = shares.reshape(num_books, num_words)
-    return np.exp(-np.sum(shares * np.log(np.maximum(shares, 1 / count)), axis=1))
+    taken = np.bincount(words.ravel(), minlength=num_books * num_words)
+    return taken.reshape(num_books, num_words) / count
+
+
+def perplexity(codes, num_words):
+    """uint8 [N, M] -> float64 [M]: exp of the entropy of how often each word is taken."""
+    shares = word_shares(codes, num_words)
+    return np.exp(-np.sum(shares * np.log(np.maximum(shares, 1 / len(codes))), axis=1))
 
 
 def quantization_error(embeddings, codes, codebooks):

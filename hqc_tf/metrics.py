@@ -1,5 +1,6 @@
-"""Retrieval quality: mean average precision and precision at k (method, "Evaluation")."""
+"""Retrieval quality: mAP, precision at k, precision and recall (method, "Evaluation")."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,14 @@ class RetrievalMetrics(NamedTuple):
 
     mean_average_precision: float
     precision_at_k: np.ndarray  # [top_k] float64, P@1 to P@top_k
+    average_precision: np.ndarray  # [Q] float64, of each query
+
+
+class PrecisionRecall(NamedTuple):
+    """Precision and recall of the first 1, 2, ... N places; means over all queries."""
+
+    precision: np.ndarray  # [N] float64
+    recall: np.ndarray  # [N] float64
 
 
 def evaluate_codes(
@@ -46,8 +55,6 @@ def evaluate_codes(
         ValueError: the labels do not fit the codes, the embeddings or each other, `top_k` is not
             in 1 to N, or an argument is one that `retrieval.asymmetric_distances` refuses.
     """
-    database_labels, query_labels = np.asarray(database_labels), np.asarray(query_labels)
-    _check_label_forms(database_labels, query_labels)
     _check_count("database_labels", database_labels, "database_codes", database_codes)
     _check_count("query_labels", query_labels, "query_embeddings", query_embeddings)
     if not 1 <= top_k <= len(database_codes):
@@ -55,21 +62,56 @@ def evaluate_codes(
             f"top_k is {top_k}, but must lie in 1 to {len(database_codes)}, the size of the "
             "database: lower it."
         )
-    if database_labels.ndim == 2:
-        database_labels = np.packbits(database_labels.astype(bool), axis=1)
-        query_labels = np.packbits(query_labels.astype(bool), axis=1)
-
-    average_precisions, relevant_at, start = [], np.zeros(top_k), 0
-    for found in retrieval.nearest_by_chunk(
+    chunks = retrieval.nearest_by_chunk(
         query_embeddings, database_codes, codebooks, top_k, distance
-    ):
-        stop = start + len(found.rows)
-        relevant = _relevance(database_labels[found.rows.numpy()], query_labels[start:stop])
+    )
+    return evaluate_rankings(chunks, database_labels, query_labels)
+
+
+def evaluate_rankings(
+    chunks: Iterable[retrieval.Nearest], database_labels: np.ndarray, query_labels: np.ndarray
+) -> RetrievalMetrics:
+    """As `evaluate_codes`, of any search: scores all places that it returned.
+
+    Args:
+        chunks: the `Nearest` of consecutive queries, all with the same number of places.
+        database_labels, query_labels: as in `evaluate_codes`.
+
+    Raises:
+        ValueError: the labels do not fit each other.
+    """
+    average_precisions, relevant_at = [], 0
+    for relevant in _relevance_by_chunk(chunks, database_labels, query_labels):
         average_precisions.append(average_precision(relevant))
-        relevant_at += relevant.sum(axis=0)
-        start = stop
-    precision_at_k = np.cumsum(relevant_at) / (np.arange(1, top_k + 1) * len(query_labels))
-    return RetrievalMetrics(float(np.concatenate(average_precisions).mean()), precision_at_k)
+        relevant_at = relevant_at + relevant.sum(axis=0)
+    places = np.arange(1, len(relevant_at) + 1)
+    found = np.concatenate(average_precisions)
+    precision_at_k = np.cumsum(relevant_at) / (places * len(found))
+    return RetrievalMetrics(float(found.mean()), precision_at_k, found)
+
+
+def precision_recall(
+    chunks: Iterable[retrieval.Nearest], database_labels: np.ndarray, query_labels: np.ndarray
+) -> PrecisionRecall:
+    """Precision and recall down to every place, of a search that ranks the whole database.
+
+    Args:
+        chunks: the `Nearest` of consecutive queries, with N places each.
+        database_labels, query_labels: as in `evaluate_codes`.
+
+    Returns:
+        `PrecisionRecall`; a query with nothing relevant in the database adds 0 to both.
+
+    Raises:
+        ValueError: the labels do not fit each other.
+    """
+    hits, found_shares, queries = 0, 0, 0
+    for relevant in _relevance_by_chunk(chunks, database_labels, query_labels):
+        hits = hits + relevant.sum(axis=0)
+        found_shares = found_shares + (1 / np.maximum(relevant.sum(axis=1), 1)) @ relevant
+        queries += len(relevant)
+    places = np.arange(1, len(hits) + 1)
+    return PrecisionRecall(np.cumsum(hits) / (places * queries), np.cumsum(found_shares) / queries)
 
 
 def average_precision(relevant: np.ndarray) -> np.ndarray:
@@ -111,11 +153,28 @@ def chance_level(database_labels: np.ndarray, query_labels: np.ndarray, top_k: i
     return float(np.average(expected, weights=queries_of_kind))
 
 
-def _relevance(found_labels: np.ndarray, query_labels: np.ndarray) -> np.ndarray:
-    """[Q, R] bool from classes [Q, R] and [Q], or from packed multi-hot [Q, R, C/8], [Q, C/8]."""
+def relevance(found_labels: np.ndarray, query_labels: np.ndarray) -> np.ndarray:
+    """[Q, R] bool from classes [Q, R] and [Q], or from multi-hot [Q, R, C] and [Q, C] integers.
+
+    Multi-hot labels may be packed, eight in a byte.
+    """
     if query_labels.ndim == 1:
         return found_labels == query_labels[:, None]
     return np.any(found_labels & query_labels[:, None], axis=-1)
+
+
+def _relevance_by_chunk(chunks, database_labels, query_labels):
+    """[q, R] bool of each chunk, whether the image at each place is relevant."""
+    database_labels, query_labels = np.asarray(database_labels), np.asarray(query_labels)
+    _check_label_forms(database_labels, query_labels)
+    if database_labels.ndim == 2:
+        database_labels = np.packbits(database_labels.astype(bool), axis=1)
+        query_labels = np.packbits(query_labels.astype(bool), axis=1)
+    start = 0
+    for found in chunks:
+        stop = start + len(found.rows)
+        yield relevance(database_labels[found.rows.numpy()], query_labels[start:stop])
+        start = stop
 
 
 def _check_label_forms(database_labels: np.ndarray, query_labels: np.ndarray) -> None:

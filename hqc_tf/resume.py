@@ -5,6 +5,7 @@ written beyond the newest state is written again, bit for bit the same.
 """
 
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -18,6 +19,12 @@ from hqc_tf.config import UserError
 STATES = "checkpoints/state"
 # One more than needed: should the newest be damaged, the one before serves.
 _KEPT = 2
+
+
+def newest_step(workdir):
+    """The step of the newest state in `workdir`, or None where there is none."""
+    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, STATES))
+    return newest and int(newest.rpartition("-")[2])
 
 
 class RunState:
@@ -46,12 +53,15 @@ class RunState:
     def restore(self):
         """Takes the newest state that can be read; returns its step, 0 where there is none.
 
-        A state that cannot be read, half-written or damaged, is named and passed over.
+        A state that cannot be read, half-written or damaged, is named and passed over. What else
+        was left half-written is removed.
 
         Raises:
           UserError: there are states, and none can be read; or the processes of a run do not find
             the same.
         """
+        if distribute.is_chief(self.model.distribute_strategy):
+            self._remove_half_written()
         step = self._restore_newest()
         if not distribute.is_same_for_all(self.model.distribute_strategy, step):
             raise UserError(
@@ -72,6 +82,11 @@ class RunState:
         if states:
             raise UserError(f"{self._folder}: no state can be read; delete it to train anew")
         return 0
+
+    def _remove_half_written(self):
+        # TensorFlow writes a checkpoint aside; a kill or a full disk leaves that there.
+        for aside in self._folder.parent.glob("*/*_temp"):
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _manager(self, folder):
         return tf.train.CheckpointManager(self._saved, folder, max_to_keep=_KEPT)

@@ -146,15 +146,62 @@ def nearest_by_chunk(
     `CHUNK_ELEMENTS` distances, at least one.
     """
     codes = np.asarray(codes)
-    if not 1 <= k <= len(codes):
+
+    def distances_of(queries):
+        return asymmetric_distances(queries, codes, codebooks, distance)
+
+    widest = max(len(codes), int(np.prod(codebooks.shape)))
+    yield from _nearest_by_chunk(query_embeddings, distances_of, len(codes), widest, k)
+
+
+def embedding_distances(query_embeddings: tf.Tensor, database_embeddings: tf.Tensor) -> tf.Tensor:
+    """Euclidean distances of embeddings, nothing quantized: what codes are measured against.
+
+    The squared distance is expanded into three terms, so that it is right to float32 rounding of
+    the embeddings' squared lengths.
+
+    Args:
+        query_embeddings: [Q, E] float.
+        database_embeddings: [N, E] float.
+
+    Returns:
+        [Q, N] float32.
+    """
+    queries, images = (tf.cast(x, tf.float32) for x in (query_embeddings, database_embeddings))
+    of_queries, of_images = (tf.reduce_sum(tf.square(x), axis=1) for x in (queries, images))
+    products = tf.matmul(queries, images, transpose_b=True)
+    return tf.sqrt(tf.maximum(of_queries[:, None] + of_images - 2 * products, 0))
+
+
+def nearest_embeddings_by_chunk(
+    query_embeddings: tf.Tensor, database_embeddings: tf.Tensor, k: int
+) -> Iterator[Nearest]:
+    """`nearest_by_chunk` by `embedding_distances`.
+
+    Args:
+        query_embeddings: [Q, E] float.
+        database_embeddings: [N, E] float.
+        k: how many to return, 1 to N.
+
+    Raises:
+        ValueError: k is not in 1 to N.
+    """
+    images = tf.cast(database_embeddings, tf.float32)
+
+    def distances_of(queries):
+        return embedding_distances(queries, images)
+
+    yield from _nearest_by_chunk(query_embeddings, distances_of, len(images), len(images), k)
+
+
+def _nearest_by_chunk(query_embeddings, distances_of, num_images, elements_per_query, k):
+    if not 1 <= k <= num_images:
         raise ValueError(
-            f"k is {k}, but must lie in 1 to {len(codes)}, the number of codes: ask for fewer."
+            f"k is {k}, but must lie in 1 to {num_images}, the number of images: ask for fewer."
         )
-    elements_per_query = max(len(codes), np.prod(codebooks.shape))
-    step = max(1, CHUNK_ELEMENTS // int(elements_per_query))
+    step = max(1, CHUNK_ELEMENTS // elements_per_query)
     for start in range(0, len(query_embeddings), step):
-        queries = query_embeddings[start : start + step]
-        distances = asymmetric_distances(queries, codes, codebooks, distance)
+        distances = distances_of(query_embeddings[start : start + step])
         # top_k promises the lower index first among equal values.
         negated, rows = tf.math.top_k(-distances, k)
         yield Nearest(rows, -negated)

@@ -10,7 +10,18 @@ import sys
 
 from absl import flags
 
-from hqc_tf import config, data, distribute, epochs, evaluate, model, optimizers, resume
+from hqc_tf import (
+    board,
+    config,
+    data,
+    distribute,
+    epochs,
+    evaluate,
+    files,
+    model,
+    optimizers,
+    resume,
+)
 from hqc_tf.config import UserError
 
 # Where the data lies is no setting of the model: a run may go on after a move.
@@ -20,25 +31,29 @@ _MAY_CHANGE = ("data_dir",)
 def train_and_evaluate(settings, workdir):
     """Trains from the start or from the last saved state, then judges the codes.
 
-    Leaves flags.txt, checkpoints/, tensorboard/, epochs.jsonl and metrics.jsonl in `workdir`.
+    Leaves flags.txt, checkpoints/, tensorboard/, epochs.jsonl, speed.jsonl and metrics.jsonl in
+    `workdir`.
 
     Args:
       settings: `Config`.
       workdir: folder, made where it is missing.
 
     Returns:
-      list of two results as in metrics.jsonl: of the last and of the best weights; empty in a
-      process that is not the chief of several.
+      list of two results as in metrics.jsonl: of the last and of the best weights. Of several
+      processes the chief judges, and the others return an empty list, unless all was done before.
 
     Raises:
       UserError: the strategy is none this machine has, its replicas cannot share the batch,
-        `workdir` belongs to a run of other settings, or the data cannot be read.
+        `workdir` belongs to a run of other settings, its disk is full, or the data cannot be read.
     """
     workdir = pathlib.Path(workdir)
-    strategy = distribute.make_strategy(settings.strategy, settings.tpu)
-    distribute.check_batch(strategy, settings.batch_size)
     settings = _with_worthwhile_precision(settings)
     _check_workdir(settings, workdir)
+    # Before the other processes are waited for, which may have ended for good.
+    if results := _results_of_finished(settings, workdir):
+        return results
+    strategy = distribute.make_strategy(settings.strategy, settings.tpu)
+    distribute.check_batch(strategy, settings.batch_size)
     with concurrent.futures.ThreadPoolExecutor(1) as reader, strategy.scope():
         # Images are read while the network is built.
         reading = reader.submit(data.load_split, settings.dataset, "train", settings.data_dir)
@@ -46,11 +61,17 @@ def train_and_evaluate(settings, workdir):
         images, held = data.hold_out(reading.result(), settings.held_out)
         per_epoch = data.steps_per_epoch(images, settings)
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
-    if distribute.is_chief(strategy):
-        workdir.mkdir(parents=True, exist_ok=True)
-        epochs.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
-    _fit(trained, images, held, per_epoch, workdir)
-    return _judge(settings, per_epoch, workdir) if distribute.is_chief(strategy) else []
+    chief = distribute.is_chief(strategy)
+    with files.naming_a_full_disk(workdir):
+        if chief:
+            workdir.mkdir(parents=True, exist_ok=True)
+            files.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
+        _fit(trained, images, held, per_epoch, workdir)
+        board.show_held_out(trained, held, workdir)
+        results = _judge(settings, workdir) if chief else []
+    # A chief that has to begin again needs the others, so none ends before it.
+    distribute.wait_for_all(strategy)
+    return results
 
 
 def _with_worthwhile_precision(settings):
@@ -74,6 +95,7 @@ def _fit(trained, images, held, per_epoch, workdir):
     first_epoch = step // per_epoch
     callbacks = [
         epochs.CloseEpoch(workdir, held, per_epoch, first_epoch),
+        board.MeasureSpeed(workdir, first_epoch),
         resume.KeepState(
             state, settings.checkpoint_steps, settings.checkpoint_minutes, per_epoch, last_step
         ),
@@ -101,13 +123,20 @@ def _views(trained, images, first_step, last_step):
     )
 
 
-def _judge(settings, per_epoch, workdir):
-    results = evaluate.recorded(workdir, settings.epochs * per_epoch, settings)
-    if not results:
-        results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
-        for result in results:
-            evaluate.record(workdir, result)
+def _judge(settings, workdir):
+    results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
+    for result in results:
+        evaluate.record(workdir, result)
     return results
+
+
+def _results_of_finished(settings, workdir):
+    """The results of a run that is at its end and judged; empty where something is left to do."""
+    lines = epochs.read_epochs(workdir)
+    last_step = lines[-1]["step"] if len(lines) == settings.epochs else None
+    if last_step is None or resume.newest_step(workdir) != last_step:
+        return []
+    return evaluate.recorded(workdir, last_step, settings)
 
 
 def _check_workdir(settings, workdir):

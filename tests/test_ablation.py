@@ -173,6 +173,7 @@ def test_a_study_broken_off_goes_on_and_keeps_what_is_done(
         assert row[weights] == dict.fromkeys(("mean", "least", "most"), found[weights])
     assert 0 < found["last"] < 1
     assert 1 <= row["lowest_perplexity"] <= 4
+    assert list((folder / "tensorboard/plain_seed1").glob("events.*"))
 
     # Nothing is missing of the first alone, wherever its images lie now; the budget is another's.
     before = log.read_text()

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -18,8 +19,8 @@ from hqc_tf.config import UserError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(name, photos, output, **environment):
-    command = [sys.executable, "tests/replicas.py", name, str(photos), str(output)]
+def start(photos, output, *names, **environment):
+    command = [sys.executable, "tests/replicas.py", str(photos), str(output), *names]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     return subprocess.Popen(
         command,
@@ -34,7 +35,7 @@ def start(name, photos, output, **environment):
 def finish(*processes):
     for process in processes:
         try:
-            _, said = process.communicate(timeout=300)
+            _, said = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             for other in processes:
                 other.kill()
@@ -47,9 +48,9 @@ def start_workers(photos, output):
     hosts = [f"127.0.0.1:{port}" for port in machine.free_ports(2)]
     return [
         start(
-            "multi_worker",
             photos,
             output,
+            "multi_worker",
             TF_CONFIG=json.dumps(
                 {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
             ),
@@ -61,13 +62,10 @@ def start_workers(photos, output):
 @pytest.fixture(scope="module")
 def trained(photos, tmp_path_factory):
     """Folder by strategy of what tests/replicas.py leaves."""
-    folders = {
-        name: tmp_path_factory.mktemp(name) for name in ("one_device", "mirrored", "multi_worker")
-    }
-    finish(start("one_device", photos, folders["one_device"]))
-    finish(start("mirrored", photos, folders["mirrored"]))
-    finish(*start_workers(photos, folders["multi_worker"]))
-    return folders
+    folder = tmp_path_factory.mktemp("replicas")
+    alone = start(photos, folder, "one_device", "mirrored")
+    finish(alone, *start_workers(photos, folder))
+    return {name: folder / name for name in ("one_device", "mirrored", "multi_worker")}
 
 
 def weights(folder):
@@ -103,7 +101,7 @@ def test_workers_leave_the_files_of_one_run(trained):
         sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         for folder in (trained["one_device"] / "float64", trained["multi_worker"] / "float64")
     )
-    events = "tensorboard/events"
+    events = "/events."
     assert [name for name in two if events not in name] == [
         name for name in one if events not in name
     ]
@@ -166,6 +164,27 @@ def test_a_cluster_that_does_not_fit_is_refused(monkeypatch, given, said):
     with pytest.raises(UserError, match="--strategy=multi_worker: TF_CONFIG") as error:
         distribute.make_strategy("multi_worker")
     assert said in str(error.value)
+
+
+def test_sigterm_ends_a_worker():
+    (port,) = machine.free_ports(1)
+    cluster = {"worker": [f"127.0.0.1:{port}"]}
+    alone = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}})
+    code = (
+        "import time; from hqc_tf import distribute; distribute.make_strategy('multi_worker'); "
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"TF_CONFIG": alone},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout.readline() == "ready\n"
+    worker.send_signal(signal.SIGTERM)
+    # It would sleep to its end, and end with 0.
+    assert worker.wait(timeout=120) == -signal.SIGTERM
 
 
 def test_a_batch_that_replicas_cannot_share_is_refused():

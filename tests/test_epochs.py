@@ -1,6 +1,5 @@
 """What the end of an epoch leaves, with judgements given by hand."""
 
-import json
 import types
 
 import numpy as np
@@ -112,12 +111,3 @@ def test_collapse_is_told_at_the_end_of_the_epoch(tmp_path, small_config, saved,
     judge(0.2, perplexity=(16.0, 3.0))
     end(closing(tmp_path, HELD, small_config(num_words=16)), 0)
     assert "codebook collapse" in capsys.readouterr().err
-
-
-def test_a_text_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "epochs.jsonl"
-    epochs.replace_text(path, json.dumps({"epoch": 0}) + "\n")
-    monkeypatch.setattr(type(path), "replace", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        epochs.replace_text(path, "half")
-    assert epochs.read_epochs(tmp_path) == [{"epoch": 0}]

@@ -41,6 +41,12 @@ def test_recall_does_not_depend_on_the_chunks(monkeypatch):
     assert recall_at_1(embeddings, codes, CODEBOOKS, "l2") == whole
 
 
+def test_word_shares_by_hand():
+    codes = np.array([[0, 3], [1, 3], [0, 3], [0, 3]], np.uint8)
+    shares = label_free.word_shares(codes, 4)
+    np.testing.assert_array_equal(shares, [[0.75, 0.25, 0, 0], [0, 0, 0, 1]])
+
+
 def test_perplexity_by_hand():
     codes = np.array([[0, 3], [1, 3], [2, 3], [3, 3]], np.uint8)
     np.testing.assert_allclose(perplexity(codes, 4), [4, 1])

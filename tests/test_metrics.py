@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from hqc_tf import metrics, retrieval
 
@@ -86,6 +87,49 @@ def test_scores_equal_a_double_loop(distance):
     expected, expected_at_k = scores_by_loop(relevant)
     assert result.mean_average_precision == pytest.approx(expected, rel=1e-9)
     np.testing.assert_allclose(result.precision_at_k, expected_at_k)
+
+
+def test_each_query_has_its_average_precision():
+    queries = np.zeros((3, 1), np.float32)
+    result = metrics.evaluate_codes(LINE, LINE_CODES, [7, 1, 7, 1], queries, [7, 1, 2], top_k=3)
+    np.testing.assert_allclose(result.average_precision, [(1 + 2 / 3) / 2, 1 / 2, 0])
+    assert result.mean_average_precision == pytest.approx(result.average_precision.mean())
+
+
+def test_any_search_is_scored():
+    found = retrieval.Nearest(tf.constant([[2, 0], [1, 2]]), None)
+    result = metrics.evaluate_rankings([found], [7, 1, 7], [7, 7])
+    np.testing.assert_allclose(result.average_precision, [1, 1 / 2])
+    np.testing.assert_allclose(result.precision_at_k, [1 / 2, 3 / 4])
+
+
+def precision_recall_by_loop(relevant):
+    """By the definitions, one query and place at a time."""
+    num_queries, num_places = relevant.shape
+    precision, recall = np.zeros(num_places), np.zeros(num_places)
+    for row in relevant:
+        hits = 0
+        for place in range(num_places):
+            hits += row[place]
+            precision[place] += hits / (place + 1)
+            recall[place] += hits / row.sum() if row.any() else 0
+    return precision / num_queries, recall / num_queries
+
+
+@pytest.mark.parametrize("queries_per_chunk", [1, 7, 40])
+def test_precision_and_recall_equal_a_double_loop(monkeypatch, queries_per_chunk):
+    case = random_case(num_classes=9)
+    case["query_labels"][3] = 99  # Nothing in the database is relevant to it.
+    monkeypatch.setattr(retrieval, "CHUNK_ELEMENTS", 500 * queries_per_chunk)
+    queries, codes = case["query_embeddings"], case["database_codes"]
+    chunks = list(retrieval.nearest_by_chunk(queries, codes, case["codebooks"], 500))
+    found = metrics.precision_recall(iter(chunks), case["database_labels"], case["query_labels"])
+    rows = np.concatenate([chunk.rows for chunk in chunks])
+    relevant = case["database_labels"][rows] == case["query_labels"][:, None]
+    precision, recall = precision_recall_by_loop(relevant)
+    np.testing.assert_allclose(found.precision, precision)
+    np.testing.assert_allclose(found.recall, recall)
+    assert recall[-1] == pytest.approx(39 / 40)
 
 
 def test_the_distances_rank_differently():

@@ -144,3 +144,30 @@ def test_codes_of_other_codebooks_are_refused():
 def test_k_outside_the_database_is_refused(k):
     with pytest.raises(ValueError, match=f"k is {k}, but must lie in 1 to 4"):
         retrieval.nearest(QUERY, ALL_CODES, CODEBOOKS, k)
+
+
+@pytest.mark.parametrize("queries_per_chunk", [1, 4, 9])
+def test_nearest_embeddings_equal_a_scan(monkeypatch, queries_per_chunk):
+    rng = np.random.default_rng(0)
+    queries, images = (rng.standard_normal((n, 6), dtype=np.float32) for n in (9, 200))
+    monkeypatch.setattr(retrieval, "CHUNK_ELEMENTS", 200 * queries_per_chunk)
+    chunks = list(retrieval.nearest_embeddings_by_chunk(queries, images, 20))
+    assert len(chunks) == -(-9 // queries_per_chunk)
+    distances = np.linalg.norm(queries[:, None] - images, axis=-1)
+    np.testing.assert_allclose(retrieval.embedding_distances(queries, images), distances, rtol=1e-5)
+    order = np.argsort(distances, axis=1)[:, :20]
+    np.testing.assert_array_equal(np.concatenate([chunk.rows for chunk in chunks]), order)
+    found = np.concatenate([chunk.distances for chunk in chunks])
+    np.testing.assert_allclose(found, np.take_along_axis(distances, order, 1), rtol=1e-5)
+
+
+def test_an_embedding_is_nearest_to_itself():
+    images = np.array([[3, 4], [1e3, 1e3], [0, 0]], np.float32)
+    (found,) = retrieval.nearest_embeddings_by_chunk(images, images, 1)
+    np.testing.assert_array_equal(found.rows, [[0], [1], [2]])
+    np.testing.assert_array_equal(found.distances, [[0], [0], [0]])
+
+
+def test_more_embeddings_than_there_are_cannot_be_asked_for():
+    with pytest.raises(ValueError, match="k is 4, but must lie in 1 to 3"):
+        list(retrieval.nearest_embeddings_by_chunk(np.zeros((1, 2)), np.zeros((3, 2)), 4))

@@ -8,6 +8,7 @@ import replicas
 
 from hqc_tf import (
     backbones,
+    board,
     config,
     data,
     distribute,
@@ -80,6 +81,9 @@ def test_a_run_killed_at_the_end_of_an_epoch_goes_on(settings, tmp_path, killed_
     last, _ = train.train_and_evaluate(settings, tmp_path)
     assert last["step"] == model.saved_step(tmp_path) == 24
     assert [line["epoch"] for line in epochs.read_epochs(tmp_path)] == [0, 1]
+    assert [line["epoch"] for line in board.read_speed(tmp_path)] == [0, 1]
+    for name in (board.SPEED_RUN, board.HELD_OUT_RUN):
+        assert len(list((tmp_path / epochs.TENSORBOARD / name).glob("events.*"))) == 1
 
 
 def test_images_without_labels_are_judged_without(small_config, photos, tmp_path):

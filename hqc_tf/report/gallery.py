@@ -1,0 +1,123 @@
+"""Queries and the images that are found for them, as the page shows them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hqc_tf import metrics, pictures
+
+# Queries of each kind, images found for each, and images found by a single book.
+QUERIES, FOUND, FOUND_BY_BOOK = 3, 10, 8
+# Longest side of a picture, in pixels.
+SIDE = 72
+KINDS_BY_PRECISION = "Worst", "Median", "Best"
+KINDS_BY_DISTANCE = "Nearest", "Median", "Farthest"
+
+
+class Shown(NamedTuple):
+    """An image on the page.
+
+    Attributes:
+      png: bytes of its picture.
+      name: its id, with all characters visible.
+      label: its label's name, likewise; "" where none is known.
+      distance: to the query, None of the query itself.
+      relevant: whether it has a label of the query, None where none is known.
+    """
+
+    png: bytes
+    name: str
+    label: str
+    distance: float | None = None
+    relevant: bool | None = None
+
+
+class Neighbors(NamedTuple):
+    """A query and what is found for it.
+
+    Attributes:
+      kind: one of `KINDS_BY_PRECISION` or `KINDS_BY_DISTANCE`.
+      query: `Shown`.
+      average_precision: of the query's whole result, or None.
+      found: `Shown`, nearest first.
+      by_book: for each book, the `Shown` found where it alone is compared; empty of most queries.
+    """
+
+    kind: str
+    query: Shown
+    average_precision: float | None
+    found: list
+    by_book: list
+
+
+def choose(order, count):
+    """The first, the middle and the last `count` of int [Q] rows; fewer of few rows."""
+    count = max(1, min(count, len(order) // 3))
+    middle = (len(order) - count) // 2
+    return [order[:count], order[middle : middle + count], order[len(order) - count :]]
+
+
+def by_precision(scene, average_precision):
+    """Best, median and worst queries: list of `Neighbors`.
+
+    Args:
+      scene: `Scene` with labels.
+      average_precision: float [Q], of its queries.
+    """
+    chosen = choose(np.argsort(average_precision, kind="stable"), QUERIES)
+    kinds = zip(KINDS_BY_PRECISION, chosen, strict=True)
+    return [
+        found
+        for kind, rows in reversed(list(kinds))
+        for found in _neighbors(scene, kind, rows, average_precision)
+    ]
+
+
+def by_distance(scene):
+    """The queries whose nearest image is nearest, median and farthest: list of `Neighbors`."""
+    nearest = [found.distances[:, 0] for found in scene.by_codes(scene.asked.embeddings, 1)]
+    chosen = choose(np.argsort(np.concatenate(nearest), kind="stable"), QUERIES)
+    kinds = zip(KINDS_BY_DISTANCE, chosen, strict=True)
+    return [found for kind, rows in kinds for found in _neighbors(scene, kind, rows)]
+
+
+def _neighbors(scene, kind, rows, average_precision=None):
+    asked, count = scene.asked.embeddings[rows], len(scene.images)
+    found = _search(scene.by_codes(asked, min(FOUND, count)))
+    # A row of pictures for each book is much to look at: of the first query of a kind only.
+    k = min(FOUND_BY_BOOK, count)
+    by_book = [_search(scene.by_embeddings(asked[:1], k, part)) for part in scene.parts]
+    return [
+        Neighbors(
+            kind,
+            _shown(scene.queries, row),
+            None if average_precision is None else float(average_precision[row]),
+            _shown_found(scene, row, *(values[place] for values in found)),
+            [_shown_found(scene, row, *(values[0] for values in one)) for one in by_book]
+            if place == 0
+            else [],
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def _search(chunks):
+    rows, distances = zip(*chunks, strict=True)
+    return np.concatenate(rows), np.concatenate(distances)
+
+
+def _shown_found(scene, query, rows, distances):
+    relevant = [None] * len(rows)
+    if scene.images.labels is not None:
+        labels = scene.images.labels[rows][None], scene.queries.labels[[query]]
+        relevant = metrics.relevance(*labels)[0].tolist()
+    return [
+        _shown(scene.images, row, float(distance), right)
+        for row, distance, right in zip(rows, distances, relevant, strict=True)
+    ]
+
+
+def _shown(images, row, distance=None, relevant=None):
+    png = pictures.png(pictures.thumbnail(images, row, SIDE))
+    name, label = pictures.printable(images.ids[row]), pictures.label_text(images, row)
+    return Shown(png, name, label, distance, relevant)

@@ -1,0 +1,197 @@
+"""What is counted and measured of a `Scene`: pure functions on arrays, and one stopwatch.
+
+Sizes are bounded, so that a report takes minutes where an evaluation does; the page names them.
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from hqc_tf import metrics, retrieval
+from hqc_tf.pictures import spread
+
+# Queries whose whole ranking is sorted for the curve of precision and recall.
+CURVE_QUERIES = 2000
+# Images drawn in the plane, and queries that measure single books and time the search.
+POINTS = 1000
+# Queries and images whose distances are compared in pairs.
+PAIR_QUERIES, PAIR_IMAGES = 500, 2000
+# R of the precision of a single book, and k of the timed search.
+NEAR = 10
+_CURVE_POINTS = 200
+_BINS = 40
+_TURNS = 5
+
+
+class Ranking(NamedTuple):
+    """How well a search finds images of the query's labels.
+
+    Attributes:
+      name: of what is searched.
+      scores: `RetrievalMetrics` over all queries.
+      curve: `PrecisionRecall` over `CURVE_QUERIES` of them, at some places.
+    """
+
+    name: str
+    scores: metrics.RetrievalMetrics
+    curve: metrics.PrecisionRecall
+
+
+class Plane(NamedTuple):
+    """Images in the plane of the two largest principal components of their embeddings.
+
+    Attributes:
+      embeddings, codewords: float [n, 2], and the codewords that stand for them in the same plane.
+      explained: float [2], share of the embeddings' variance along each axis.
+      labels: int [n], or None.
+    """
+
+    embeddings: np.ndarray
+    codewords: np.ndarray
+    explained: np.ndarray
+    labels: np.ndarray | None
+
+
+class Pairs(NamedTuple):
+    """Distances of images with a label in common, and of others.
+
+    Attributes:
+      name: of the distance.
+      edges: float [bins + 1].
+      within, between: float [bins], share of the pairs of either kind in each bin.
+      means: of either kind.
+      separation: how often a pair with a label in common is nearer than one without; ties half.
+    """
+
+    name: str
+    edges: np.ndarray
+    within: np.ndarray
+    between: np.ndarray
+    means: tuple
+    separation: float
+
+
+class Search(NamedTuple):
+    """What the exhaustive search of a database costs; times are medians, in milliseconds.
+
+    Attributes:
+      code_bytes, memory_bytes, embedding_bytes: of an image as bits, a byte a book, and float32.
+      one_query: of a query alone, by codes.
+      by_codes, by_embeddings: of each query of a batch.
+    """
+
+    images: int
+    distinct_codes: int
+    code_bytes: float
+    memory_bytes: int
+    embedding_bytes: int
+    codebook_bytes: int
+    batch: int
+    one_query: float
+    by_codes: float
+    by_embeddings: float
+
+
+def rank(name, search, scene):
+    """The `Ranking` of a search (queries, k) -> chunks of `Nearest`, for the queries of a scene.
+
+    Its mAP is at the settings' top_k, or at all images of fewer.
+    """
+    count, asked, known = len(scene.images), scene.asked.embeddings, scene.images.labels
+    found = search(asked, min(scene.trained.settings.top_k, count))
+    scores = metrics.evaluate_rankings(found, known, scene.queries.labels)
+    rows = spread(len(asked), CURVE_QUERIES)
+    curve = metrics.precision_recall(search(asked[rows], count), known, scene.queries.labels[rows])
+    places = np.unique(np.geomspace(1, count, _CURVE_POINTS).round().astype(int)) - 1
+    return Ranking(name, scores, metrics.PrecisionRecall(*(values[places] for values in curve)))
+
+
+def book_precision(scene):
+    """float [M]: P@10 of `POINTS` queries where a single part of the embeddings is compared."""
+    rows = spread(len(scene.queries), POINTS)
+    asked, labels = scene.asked.embeddings[rows], scene.queries.labels[rows]
+    k = min(NEAR, len(scene.images))
+    searches = [scene.by_embeddings(asked, k, part) for part in scene.parts]
+    scores = [metrics.evaluate_rankings(one, scene.images.labels, labels) for one in searches]
+    return np.array([score.precision_at_k[-1] for score in scores])
+
+
+def project(embeddings, codewords, labels):
+    """The `Plane` of float [n, E] embeddings and of the codewords that stand for them."""
+    mean = embeddings.mean(axis=0)
+    _, lengths, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
+    # Embeddings of one number, or of one image, have no second axis.
+    two = np.zeros([2, embeddings.shape[1]])
+    two[: len(axes)] = axes[:2]
+    variance = np.zeros(2)
+    variance[: len(lengths)] = np.square(lengths)[:2]
+    explained = variance / max(np.square(lengths).sum(), np.finfo(float).tiny)
+    return Plane((embeddings - mean) @ two.T, (codewords - mean) @ two.T, explained, labels)
+
+
+def plane(scene):
+    """The `Plane` of `POINTS` of the searched images; without labels where each has several."""
+    rows = spread(len(scene.images), POINTS)
+    words = scene.trained.quantizer.decode(scene.database.codes[rows]).numpy()
+    labels = scene.images.labels
+    labels = labels[rows] if labels is not None and labels.ndim == 1 else None
+    return project(scene.database.embeddings[rows], words, labels)
+
+
+def compare_pairs(scene):
+    """`Pairs` by code and by embedding; empty where one of the two kinds of pairs is missing."""
+    asks = spread(len(scene.queries), PAIR_QUERIES)
+    rows = spread(len(scene.images), PAIR_IMAGES)
+    known, distance = scene.images.labels[rows], scene.trained.settings.distance
+    same = metrics.relevance(
+        np.broadcast_to(known, (len(asks), *known.shape)), scene.queries.labels[asks]
+    )
+    if same.all() or not same.any():
+        return []
+    queries, codes = scene.asked.embeddings[asks], scene.database.codes[rows]
+    by_codes = retrieval.asymmetric_distances(queries, codes, scene.codebooks, distance)
+    by_embeddings = retrieval.embedding_distances(queries, scene.database.embeddings[rows])
+    return [
+        count_pairs(f"codes ({distance})", by_codes.numpy(), same),
+        count_pairs("embeddings (Euclidean)", by_embeddings.numpy(), same),
+    ]
+
+
+def count_pairs(name, distances, same):
+    """The `Pairs` of float [Q, N] distances, where bool [Q, N] `same` names one of both kinds."""
+    within, between = distances[same], np.sort(distances[~same])
+    edges = np.histogram_bin_edges(distances, _BINS)
+    shares = [np.histogram(values, edges)[0] / len(values) for values in (within, between)]
+    farther = len(between) - np.searchsorted(between, within, "right")
+    not_nearer = len(between) - np.searchsorted(between, within, "left")
+    separation = float(np.mean(farther + not_nearer) / (2 * len(between)))
+    return Pairs(name, edges, *shares, (float(within.mean()), float(between.mean())), separation)
+
+
+def measure_search(scene):
+    """The `Search` over the codes of a scene, timed now."""
+    k, count = min(NEAR, len(scene.images)), len(scene.queries)
+    queries = scene.asked.embeddings[spread(count, POINTS)]
+    return Search(
+        images=len(scene.images),
+        distinct_codes=len(np.unique(scene.database.codes, axis=0)),
+        code_bytes=scene.trained.settings.bits / 8,
+        memory_bytes=scene.database.codes.shape[1],
+        embedding_bytes=scene.database.embeddings.dtype.itemsize * queries.shape[1],
+        codebook_bytes=scene.codebooks.astype(np.float32).nbytes,
+        batch=len(queries),
+        one_query=_milliseconds(scene.by_codes, queries[:1], k),
+        by_codes=_milliseconds(scene.by_codes, queries, k) / len(queries),
+        by_embeddings=_milliseconds(scene.by_embeddings, queries, k) / len(queries),
+    )
+
+
+def _milliseconds(search, queries, k):
+    taken = []
+    for _ in range(_TURNS):
+        started = time.perf_counter()
+        for found in search(queries, k):
+            found.rows.numpy()
+        taken.append(time.perf_counter() - started)
+    return 1000 * float(np.median(taken))

@@ -1,0 +1,51 @@
+"""Files are there whole or not at all, and a disk that takes no more is named."""
+
+import errno
+import os
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from hqc_tf import files
+from hqc_tf.config import UserError
+
+
+def test_a_text_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "epochs.jsonl"
+    files.replace_text(path, "first\n")
+    files.replace_text(path, "second\n")
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(type(path), "replace", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        files.replace_text(path, "half")
+    assert path.read_text() == "second\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_named_and_the_file_stays(tmp_path):
+    path = tmp_path / "flags.txt"
+    path.write_text("whole")
+    (tmp_path / ".flags.txt").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=f"{path}: its disk takes no more .*No space .*make room"):
+        files.replace_text(path, "half")
+    assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_tensorflows_errors_of_a_full_disk_are_known(number):
+    said = "{{function_node x}} /a/ckpt-5; " + os.strerror(number) + " [Op:SaveV2]\nmore"
+    with pytest.raises(UserError) as ended, files.naming_a_full_disk("runs/a"):
+        raise tf.errors.ResourceExhaustedError(None, None, said)
+    assert str(ended.value).startswith("runs/a: its disk takes no more (/a/ckpt-5; ")
+    assert "more)" not in str(ended.value)
+
+
+def test_a_full_accelerator_is_not_a_full_disk():
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    with pytest.raises(tf.errors.ResourceExhaustedError), files.naming_a_full_disk("runs/a"):
+        raise error
