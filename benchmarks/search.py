@@ -22,47 +22,20 @@ import time
 import numpy as np
 from absl import flags
 
-from benchmarks import machine
+from benchmarks import machine, made_codes
 from export import collection, partitions, shards
 from export.index import load_index, write_collection
+from export.neighbors import MIN_CANDIDATES
 from hqc_tf import config, retrieval
 
 K = 10
-WORDS, WORD_DIM = 16, 8
-SHARD = 1_000_000
-CLUSTERS, DRAWN = 10_000, 256
 EXACT_QUERIES = 20
-RERANK = 100
+# As many candidates as ours has ranked by exact tables.
+RERANK = MIN_CANDIDATES
 COLUMNS = {
     "load, s": 1, "bytes in memory": 1, "queries/s, single": 0, "queries/s, batched": 0,
     "recall@10": 3,
 }  # fmt: skip
-
-
-def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0):
-    """Writes shards of codes as `export.encode` does, and queries.npy beside them."""
-    rng = np.random.default_rng(0)
-    dim = num_books * WORD_DIM
-    codebooks = rng.normal(size=[num_books, WORDS, WORD_DIM]).astype(np.float32)
-    queries = rng.normal(size=[num_queries, dim])
-    if kind == "clustered":
-        centers = rng.normal(size=[CLUSTERS, dim]).astype(np.float32)
-        words = _words_of_clusters(rng, centers, codebooks, spread)
-        queries = centers[rng.integers(0, CLUSTERS, num_queries)] + 0.3 * queries
-    np.save(folder / "queries.npy", queries.astype(np.float32))
-    count = -(-num_codes // SHARD)
-    encoder = {"fingerprint": kind, "path": ""}
-    shards.start(folder / "codes", codebooks, encoder, count, {"kind": kind})
-    for number in range(count):
-        rows = np.arange(number * SHARD, min((number + 1) * SHARD, num_codes))
-        if kind == "clustered":
-            cluster = rng.integers(0, CLUSTERS, [len(rows), 1])
-            drawn = rng.integers(0, DRAWN, [len(rows), num_books])
-            codes = words[cluster, np.arange(num_books), drawn]
-        else:
-            codes = rng.integers(0, WORDS, [len(rows), num_books], np.uint8)
-        shard = shards.Shard(codes, _numbered_ids(rows))
-        shards.write_shard(folder / "codes", number, count, shard, [])
 
 
 def build(folder, num_leaves):
@@ -129,9 +102,9 @@ def scan(path, folder):
     sizes = np.diff(index.group_starts).astype(np.int64)
     start = time.perf_counter()
     nearest = np.full([len(queries), K], np.inf, np.float32)
-    for first in range(0, len(sizes), SHARD):
-        codes = index.distinct_codes[first : first + SHARD].T.astype(np.intp)
-        repeated = np.minimum(sizes[first : first + SHARD], K)
+    for first in range(0, len(sizes), made_codes.SHARD):
+        codes = index.distinct_codes[first : first + made_codes.SHARD].T.astype(np.intp)
+        repeated = np.minimum(sizes[first : first + made_codes.SHARD], K)
         for number, table in enumerate(tables):
             distances = sum(table[book][words] for book, words in enumerate(codes))
             few = np.argpartition(distances, min(K, len(distances)) - 1)[:K]
@@ -140,23 +113,6 @@ def scan(path, folder):
     rate = len(queries) / (time.perf_counter() - start)
     np.save(folder / "nearest.npy", nearest)
     return {"queries/s, batched": rate, "recall@10": 1.0}
-
-
-def _words_of_clusters(rng, centers, codebooks, spread):
-    """uint8 [clusters, M, drawn]: words of each book, as often as they are likely."""
-    num_books = len(codebooks)
-    parts = centers.reshape(len(centers), num_books, 1, WORD_DIM)
-    logits = -np.square(parts - codebooks).sum(axis=-1) / spread
-    likely = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    ends = np.cumsum(likely / likely.sum(axis=-1, keepdims=True), axis=-1)
-    drawn = rng.random([len(centers), num_books, DRAWN, 1], np.float32)
-    return np.minimum((drawn > ends[:, :, None]).sum(axis=-1), WORDS - 1).astype(np.uint8)
-
-
-def _numbered_ids(rows):
-    digits = rows[:, None] // 10 ** np.arange(8, -1, -1) % 10
-    text = (digits + ord("0")).astype(np.uint8).ravel()
-    return shards.PackedIds(text, np.arange(len(rows) + 1, dtype=np.int64) * 9)
 
 
 def _faiss_index(faiss, index, codes, num_probes):
@@ -249,7 +205,7 @@ def _print(name, figures):
 
 def _measure_made(values, num_codes, num_books, folder):
     made = values.kind, num_codes, num_books, values.num_queries, values.spread
-    make_codes(folder, *made)
+    made_codes.make_codes(folder, *made)
     seconds, peak = machine.apart(build, folder, values.num_leaves)
     path = folder / "index"
     size = _bytes_on_disk(path)

@@ -1,9 +1,12 @@
 """What `export.search` found, as lines of JSON or as a Parquet table."""
 
 import contextlib
+import itertools
 import json
 import pathlib
 import sys
+
+from hqc_tf import files
 
 BATCH = 1024
 
@@ -17,28 +20,23 @@ def write_answers(found, output):
     """
     if not output:
         with contextlib.suppress(BrokenPipeError):
-            _write_lines(found, sys.stdout)
+            sys.stdout.writelines(_lines(found))
+            sys.stdout.flush()
         return
     output = pathlib.Path(output)
-    aside = output.with_name(f".{output.name}.partial")
-    try:
-        if output.suffix == ".parquet":
-            _write_table(found, aside)
-        else:
-            with aside.open("w") as file:
-                _write_lines(found, file)
-        aside.replace(output)
-    finally:
-        aside.unlink(missing_ok=True)
+    write = _write_table if output.suffix == ".parquet" else _write_lines
+    files.write_whole(output, lambda file: write(found, file))
+
+
+def _lines(found):
+    return (json.dumps(answer) + "\n" for answer in found)
 
 
 def _write_lines(found, file):
-    for answer in found:
-        file.write(json.dumps(answer) + "\n")
-    file.flush()
+    file.writelines(line.encode() for line in _lines(found))
 
 
-def _write_table(found, path):
+def _write_table(found, file):
     # Half a second to import, for this alone.
     import pyarrow
     from pyarrow import parquet
@@ -50,18 +48,13 @@ def _write_table(found, path):
         "distances": floats,
         "books": pyarrow.list_(floats),
     }
-    writer = None
-    with contextlib.ExitStack() as stack:
-        for answer in found:
-            if writer is None:
-                schema = pyarrow.schema([(key, kinds[key]) for key in answer])
-                writer = stack.enter_context(parquet.ParquetWriter(path, schema))
-                held = []
-            held.append(_in_unicode(answer))
-            if len(held) == BATCH:
-                writer.write_table(pyarrow.Table.from_pylist(held, schema))
-                held.clear()
-        writer.write_table(pyarrow.Table.from_pylist(held, schema))
+    rows = map(_in_unicode, found)
+    held = list(itertools.islice(rows, BATCH))
+    schema = pyarrow.schema([(key, kinds[key]) for key in next(iter(held), kinds)])
+    with parquet.ParquetWriter(file, schema) as writer:
+        while held:
+            writer.write_table(pyarrow.Table.from_pylist(held, schema))
+            held = list(itertools.islice(rows, BATCH))
 
 
 def _in_unicode(answer):

@@ -28,8 +28,7 @@ class Collection:
         self.num_images, self.text_bytes = map(int, np.sum(sizes, axis=0))
 
     def __iter__(self):
-        for number in range(len(self._shards)):
-            yield self._shards[number]
+        return iter(self._shards)
 
     def __add__(self, other):
         """This collection and behind it another.
@@ -53,7 +52,7 @@ class Collection:
         wanted = {name.encode("utf-8", "surrogatepass") for name in ids}
         kept, found = [], set()
         for shard in self:
-            names = _encoded(shard.ids)
+            names = shard.ids.encoded()
             mask = np.fromiter((name not in wanted for name in names), bool, len(names))
             found.update(names[row] for row in np.flatnonzero(~mask))
             kept.append(mask)
@@ -63,13 +62,14 @@ class Collection:
                 f"--remove: {len(wanted - found)} of {len(wanted)} ids are not in the index, the "
                 f"first is {missing!r}; list ids that it has"
             )
-        if not any(mask.any() for mask in kept):
+        rows = np.concatenate(kept)
+        if not rows.any():
             raise UserError("--remove: no image would be left; remove the index itself")
-        sources = _left(self.sources, np.concatenate(kept))
+        sources = _left(self.sources, rows)
         return Collection(_Thinned(self._shards, kept), sources)
 
 
-class IndexShards(Sequence):
+class _OfIndex(Sequence):
     """The images of an `Index` as shards of up to `CHUNK` images."""
 
     def __init__(self, index):
@@ -89,14 +89,13 @@ class IndexShards(Sequence):
 
 def of_index(index):
     """The `Collection` of an `Index`."""
-    return Collection(IndexShards(index), index.manifest["sources"])
+    return Collection(_OfIndex(index), index.manifest["sources"])
 
 
 def of_shards(shards):
     """The `Collection` of all images of a sequence of `Shard`, which are one source."""
     digest, count = hashlib.sha256(), 0
-    for number in range(len(shards)):
-        codes, ids = shards[number]
+    for codes, ids in shards:
         for array in (codes, ids.text, ids.starts):
             digest.update(np.ascontiguousarray(array).data)
         count += len(codes)
@@ -144,11 +143,6 @@ class _Thinned(Sequence):
         starts = np.cumsum(np.append(0, lengths[kept]), dtype=np.int64)
         text = shard.ids.text[np.repeat(kept, lengths)]
         return Shard(shard.codes[kept], PackedIds(text, starts))
-
-
-def _encoded(ids):
-    text, starts = ids.text.tobytes(), ids.starts.tolist()
-    return [text[start:end] for start, end in zip(starts, starts[1:], strict=False)]
 
 
 def _left(sources, kept):

@@ -24,8 +24,6 @@ from hqc_tf import config, data
 from hqc_tf.config import UserError
 from hqc_tf.encode import collect
 
-BATCH = 256
-
 
 class Encoder(NamedTuple):
     """A loaded SavedModel.
@@ -88,13 +86,13 @@ def encode_images(encoder, images):
 
 
 def _encode_pixels(encoder, images):
-    for batch in data.raw_batches(images, BATCH).prefetch(2):
+    for batch in data.raw_batches(images, streaming.BATCH).prefetch(2):
         yield encoder.signatures["serving_default"](images=batch)
 
 
 def _encode_files(encoder, paths):
-    for start in range(0, len(paths), BATCH):
-        names = paths[start : start + BATCH]
+    for start in range(0, len(paths), streaming.BATCH):
+        names = paths[start : start + streaming.BATCH]
         contents = tf.constant([*map(read_file, names)])
         answer = encoder.signatures["encode_bytes"](image_bytes=contents)
         check_valid(names, answer["valid"].numpy())

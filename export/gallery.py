@@ -10,7 +10,7 @@ from absl import flags
 
 from export.encode import encode_images, load_encoder
 from export.index import load_index
-from hqc_tf import config, data
+from hqc_tf import config, data, files, metrics, pictures
 from hqc_tf.config import UserError
 
 RIGHT, WRONG, UNKNOWN = "#2a8f3c", "#c8342b", "#888888"
@@ -39,37 +39,22 @@ def draw_gallery(queries, neighbors, path):
     )
     for row, found in enumerate(neighbors):
         query = queries.take([row])
-        _show(axes[row][0], query, 0, "black", _name(query, 0), width=2.5)
+        _show(axes[row][0], query, 0, "black", pictures.label_text(query, 0), width=2.5)
         for place in range(len(found)):
             color, mark = _verdict(query, found, place)
-            _show(axes[row][place + 1], found, place, color, f"{mark} {_name(found, place)}")
+            title = f"{mark} {pictures.label_text(found, place)}"
+            _show(axes[row][place + 1], found, place, color, title)
     figure.suptitle(f"Query (left) and its {columns - 1} nearest images", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 0.98), pad=0.4)
-    aside = pathlib.Path(path).with_name(f".{pathlib.Path(path).name}.partial")
-    figure.savefig(aside, format="png", dpi=110)
+    files.write_whole(pathlib.Path(path), lambda file: figure.savefig(file, format="png", dpi=110))
     pyplot.close(figure)
-    aside.rename(path)
 
 
 def _verdict(query, found, place):
     if query.labels is None or found.labels is None:
         return UNKNOWN, ""
-    shared = _labels(query, 0) & _labels(found, place)
-    return (RIGHT, "✓") if shared else (WRONG, "✗")
-
-
-def _name(images, row):
-    if images.labels is None:
-        return ""
-    names = images.label_names
-    labels = sorted(_labels(images, row))
-    return ", ".join(str(label) if names is None else names[label] for label in labels)
-
-
-def _labels(images, row):
-    """The set of the numbers of an image's labels."""
-    label = images.labels[row]
-    return {int(label)} if images.labels.ndim == 1 else {*np.flatnonzero(label).tolist()}
+    right = metrics.relevance(found.labels[None, [place]], query.labels[:1])[0, 0]
+    return (RIGHT, "✓") if right else (WRONG, "✗")
 
 
 def _show(axis, images, row, color, title, width=2.0):

@@ -77,6 +77,11 @@ def write_index(
     """
     if len(ids) != len(codes):
         raise ValueError(f"{len(ids)} ids for {len(codes)} codes: pass one id for each code.")
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
+        raise ValueError(
+            f"codes are {codes.dtype} {codes.shape}, but must be uint8 [N, {len(codebooks)}]: "
+            "pass what these codebooks encoded."
+        )
     images = collection.of_shards([Shard(codes, pack_ids(ids))])
     write_collection(path, codebooks, images, encoder, num_leaves, leaves_to_search)
 
@@ -121,13 +126,6 @@ def _check_contents(codebooks, images, encoder) -> None:
             f"codebooks are {codebooks.dtype} {codebooks.shape}, but must be finite float32 "
             "[M, K, D]: pass those of a trained quantizer."
         )
-    for shard in images:
-        codes = shard.codes
-        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
-            raise ValueError(
-                f"codes are {codes.dtype} {codes.shape}, but must be uint8 [N, {len(codebooks)}]: "
-                "pass what these codebooks encoded."
-            )
     if not images.num_images:
         raise UserError("there is no code to index, but N must be at least 1: encode images first.")
     if not {"fingerprint", "path"} <= encoder.keys():
@@ -176,12 +174,12 @@ def _added(values, old):
             old.check_encoder(shards.encoder["fingerprint"])
         return shards.codebooks, collection.of_shards(shards.shards), shards.encoder
     encoder = load_encoder(values.saved_model)
-    identity = encoder.identity
     if old:
-        old.check_encoder(identity["fingerprint"])
+        old.check_encoder(encoder.manifest["fingerprint"])
     images = data.load_images(values.dataset, values.data_dir)
     codes = encode_images(encoder, images).codes
-    return encoder.codebooks, collection.of_shards([Shard(codes, pack_ids(images.ids))]), identity
+    added = collection.of_shards([Shard(codes, pack_ids(images.ids))])
+    return encoder.codebooks, added, encoder.identity
 
 
 def _check_flags(values):
@@ -202,7 +200,7 @@ def main(_):
     _check_flags(values)
     check_replaceable(pathlib.Path(values.output))
     write_collection(values.output, *_asked(values))
-    manifest = load_index(values.output).manifest
+    manifest = index_files.found_manifest(values.output, values.output)
     leaves = f", {manifest['num_leaves']} leaves" if manifest["num_leaves"] else ""
     print(
         f"{values.output}: {manifest['num_images']} images at {manifest['bits']} bits, "

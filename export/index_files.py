@@ -167,9 +167,7 @@ def _write_leaves(folder, codebooks, num_codes, num_leaves, leaves_to_search):
         )
     codes = map_array(folder / "hashed_dataset.npy")
     leaves = partitions.train_leaves(codebooks, codes, num_leaves, leaves_to_search)
-    step = 2**20
-    chunks = (codes[start : start + step] for start in range(0, num_codes, step))
-    found = partitions.leaf_chunks(leaves, codebooks, chunks)
+    found = partitions.leaf_chunks(leaves, codebooks, codes)
     _write_array(folder, "datapoint_to_token", [num_codes], np.int32, found)
     return leaves
 

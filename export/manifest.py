@@ -1,9 +1,10 @@
 """The manifest.json that stands in each exported folder and says what the folder is."""
 
 import json
-import os
 import pathlib
 import uuid
+
+from hqc_tf import files
 
 MANIFEST = "manifest.json"
 
@@ -24,7 +25,7 @@ def read_manifest(folder, kind):
 
 
 def write_whole(path, write):
-    """Writes a file that is there whole or not at all; a killed process leaves .NAME.*.partial.
+    """`files.write_whole` where others may write the same; one killed leaves .NAME.*.partial.
 
     Args:
       path: `pathlib.Path` of the file; one that stands is replaced.
@@ -32,11 +33,4 @@ def write_whole(path, write):
     """
     # Two machines that share the folder may have processes of one number.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    files.write_whole(path, write, aside)

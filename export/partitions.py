@@ -63,8 +63,8 @@ def centers_of(serialized):
     return np.float32([center.dimension for center in root.centers])[order]
 
 
-def leaf_chunks(leaves, codebooks, code_chunks):
-    """Yields int32 [n], the leaf of each code, for each uint8 [n, M] of `code_chunks`."""
+def leaf_chunks(leaves, codebooks, codes):
+    """Yields int32 [n], the leaf of each of uint8 [U, M] codes, a run after the other."""
     step = max(1, CHUNK_ELEMENTS // len(leaves.centers))
     centers = tf.constant(leaves.centers)
     halved = tf.reduce_sum(tf.square(centers), axis=1) / 2
@@ -74,10 +74,8 @@ def leaf_chunks(leaves, codebooks, code_chunks):
         products = tf.matmul(vectors, centers, transpose_b=True)
         return tf.argmin(halved - products, axis=1, output_type=tf.int32)
 
-    for codes in code_chunks:
-        starts = range(0, len(codes), step)
-        parts = [nearest(decode(codebooks, codes[start : start + step])) for start in starts]
-        yield np.concatenate(parts)
+    for start in range(0, len(codes), step):
+        yield nearest(decode(codebooks, codes[start : start + step])).numpy()
 
 
 def decode(codebooks, codes):

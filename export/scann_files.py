@@ -6,6 +6,8 @@ with leaves the tree and the leaf of every code. The codes themselves are hashed
 
 import json
 
+from export.neighbors import MIN_CANDIDATES
+
 SCANN_WORDS = 16  # ScaNN's fast tables have four bits
 _FLAT = {"AH_CENTERS": "ah_codebook.pb", "AH_DATASET_NPY": "hashed_dataset.npy"}
 _LEAVES = {"PARTITIONER": "serialized_partitioner.pb", "TOKENIZATION_NPY": "datapoint_to_token.npy"}
@@ -72,7 +74,7 @@ def _config(codebooks, leaves):
     # Rounding down is what makes ScaNN's distances lower bounds.
     return text_format.Parse(
         f"""
-        num_neighbors: 100
+        num_neighbors: {MIN_CANDIDATES}
         distance_measure {{ distance_measure: "SquaredL2Distance" }}
         {partitioning}
         hash {{ asymmetric_hash {{

@@ -37,7 +37,7 @@ class Searcher(tf.Module):
         self._encoder = encoder.module
         self._codebooks = index.codebooks
         self._codes = tf.Variable(index.codes, trainable=False, name="codes")
-        self._ids = tf.Variable(_id_bytes(index), trainable=False, name="ids")
+        self._ids = tf.Variable(index.ids.encoded(), trainable=False, name="ids")
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images"), K])
     def search(self, images, k):
@@ -142,11 +142,6 @@ def export_searcher(encoder_path, index_path, output, version=None):
         warmup.write_requests(folder, _warmup_requests(index.num_images))
         manifest.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
-
-
-def _id_bytes(index):
-    text, starts = index.ids.text.tobytes(), index.ids.starts.tolist()
-    return [text[start:end] for start, end in zip(starts, starts[1:], strict=False)]
 
 
 def _warmup_requests(num_images):

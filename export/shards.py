@@ -43,6 +43,11 @@ class PackedIds(NamedTuple):
         text = self.text[self.starts[row] : self.starts[row + 1]].tobytes()
         return text.decode("utf-8", "surrogatepass")
 
+    def encoded(self):
+        """All of them, a list of bytes in utf-8."""
+        text, starts = self.text.tobytes(), self.starts.tolist()
+        return [text[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+
 
 def pack_ids(ids):
     """`PackedIds` of an iterable of strings; file names that are no utf-8 come back as they are."""

@@ -3,7 +3,6 @@
 It stands in folders of its own, since speed is never twice the same and the curves always are.
 """
 
-import json
 import pathlib
 import shutil
 import time
@@ -66,8 +65,7 @@ class MeasureSpeed(tf.keras.callbacks.Callback):
         images = steps * self.model.settings.batch_size
         line = {"epoch": epoch, "images_per_second": images / (self._ends[-1] - self._ends[0])}
         self._lines.append(line)
-        lines = "".join(json.dumps(line) + "\n" for line in self._lines)
-        files.replace_text(pathlib.Path(self._workdir, SPEED), lines)
+        files.replace_lines(pathlib.Path(self._workdir, SPEED), self._lines)
         self._draw(line)
 
     def _draw(self, line):
@@ -78,8 +76,7 @@ class MeasureSpeed(tf.keras.callbacks.Callback):
 
 def read_speed(workdir):
     """The lines of `speed.jsonl`, a dict per epoch; empty where there is none."""
-    path = pathlib.Path(workdir, SPEED)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return files.read_lines(pathlib.Path(workdir, SPEED))
 
 
 def show_held_out(trained, held, workdir):

@@ -1,6 +1,5 @@
 """What the end of an epoch leaves: weights, a line of figures, TensorBoard's curves."""
 
-import json
 import pathlib
 import shutil
 import sys
@@ -61,8 +60,7 @@ class CloseEpoch(tf.keras.callbacks.Callback):
             model.save_weights(self.model, self._workdir, step, weights)
         self._lines.append(line)
         if self._curves:
-            lines = "".join(json.dumps(line) + "\n" for line in self._lines)
-            files.replace_text(pathlib.Path(self._workdir, EPOCHS), lines)
+            files.replace_lines(pathlib.Path(self._workdir, EPOCHS), self._lines)
             self._draw(line)
 
     def _judge(self, logs):
@@ -88,5 +86,4 @@ class CloseEpoch(tf.keras.callbacks.Callback):
 
 def read_epochs(workdir):
     """The lines of `epochs.jsonl`, a dict per epoch; empty before the first has ended."""
-    path = pathlib.Path(workdir, EPOCHS)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return files.read_lines(pathlib.Path(workdir, EPOCHS))

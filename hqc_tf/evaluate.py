@@ -86,8 +86,7 @@ def recorded(workdir, step, settings):
 
 def read_metrics(workdir):
     """The lines of `metrics.jsonl`, a dict per evaluation; empty before the first."""
-    path = pathlib.Path(workdir, METRICS)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return files.read_lines(pathlib.Path(workdir, METRICS))
 
 
 def evaluate_workdir(workdir, **changed):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 
 import tensorflow as tf
@@ -12,8 +13,27 @@ from hqc_tf.config import UserError
 _FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
+def write_whole(path, write, aside=None):
+    """Writes a file, on the disk before this returns; until then the one before stays.
+
+    Args:
+      path: `pathlib.Path`.
+      write: called with a binary file.
+      aside: where it is written first, beside `path`; None: .NAME. A killed process leaves it.
+    """
+    aside = aside or path.with_name(f".{path.name}")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def replace_text(path, text):
-    """Writes a text file, on the disk before this returns; until then the one before stays.
+    """`write_whole` of a text.
 
     Args:
       path: `pathlib.Path`.
@@ -22,17 +42,18 @@ def replace_text(path, text):
     Raises:
       UserError: the disk is full.
     """
-    aside = path.with_name(f".{path.name}")
     with naming_a_full_disk(path):
-        try:
-            with aside.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_lines(path):
+    """What a file of JSON holds, a value a line; empty where there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def replace_lines(path, lines):
+    """`replace_text` of what `read_lines` is to give."""
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 
 from export import gallery
+from hqc_tf import pictures
 from hqc_tf.data import Images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8)
@@ -28,7 +29,7 @@ def test_marks_and_names(labels, names, marks, titles):
     found = images(labels, names)
     query = found.take([0])
     assert [gallery._verdict(query, found, place)[1] for place in (1, 2, 3)] == [*marks]
-    assert [gallery._name(found, row) for row in range(4)] == titles
+    assert [pictures.label_text(found, row) for row in range(4)] == titles
 
 
 def test_picture_is_drawn_whole(tmp_path):

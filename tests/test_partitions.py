@@ -28,15 +28,17 @@ def clustered(tmp_path_factory):
     return load_index(path), codebooks, codes, queries
 
 
-def test_codes_lie_with_the_nearest_center():
+def test_codes_lie_with_the_nearest_center(monkeypatch):
     codebooks, codes, _ = random_set(4, 3000)
     leaves = partitions.train_leaves(codebooks, codes, 30, 5)
     assert leaves.centers.shape == (30, 16)
     assert leaves.to_search == 5
     vectors = codebooks[np.arange(4), codes].reshape(len(codes), 16)
     expected = np.square(vectors[:, None] - leaves.centers).sum(axis=-1).argmin(axis=1)
-    chunks = partitions.leaf_chunks(leaves, codebooks, [codes[:1000], codes[1000:]])
-    found = np.concatenate([*chunks])
+    monkeypatch.setattr(partitions, "CHUNK_ELEMENTS", 1000 * 30)
+    chunks = [*partitions.leaf_chunks(leaves, codebooks, codes)]
+    assert [len(chunk) for chunk in chunks] == [1000] * 3
+    found = np.concatenate(chunks)
     assert found.dtype == np.int32
     assert np.mean(found == expected) > 0.999  # all but ties in float32
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from benchmarks import search
+from benchmarks import made_codes, search
 from export.index import load_index
 
 
 @pytest.fixture(scope="module", params=["random", "clustered"])
 def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    search.make_codes(folder, request.param, 3000, 4, 60)
+    made_codes.make_codes(folder, request.param, 3000, 4, 60)
     search.build(folder, 10)
     search.scan(folder / "index", folder)
     return folder
@@ -32,7 +32,7 @@ def test_one_leaf_finds_as_much_in_both(made):
 
 
 def test_clusters_are_clusters(tmp_path):
-    search.make_codes(tmp_path, "clustered", 3000, 4, 60)
+    made_codes.make_codes(tmp_path, "clustered", 3000, 4, 60)
     search.build(tmp_path, 0)
     index = load_index(tmp_path / "index")
     assert index.num_images == 3000

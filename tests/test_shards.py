@@ -79,25 +79,25 @@ def test_another_job_is_refused(tmp_path, change, message):
         start(tmp_path, **change)
 
 
-@pytest.mark.parametrize("renames", range(4))
-def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, renames):
+@pytest.mark.parametrize("written", range(4))
+def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, written):
     """For whichever job: what the killed one has written is gone."""
-    left = [None] * renames
-    rename = shards.pathlib.Path.rename
+    left = [None] * written
+    replace = shards.pathlib.Path.replace
 
     def killed(self, target):
         if not left:
             raise KeyboardInterrupt
         left.pop()
-        return rename(self, target)
+        return replace(self, target)
 
     with monkeypatch.context() as process:
-        process.setattr(shards.pathlib.Path, "rename", killed)
+        process.setattr(shards.pathlib.Path, "replace", killed)
         # What a killed process cannot do any more.
         process.setattr(shards.pathlib.Path, "unlink", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path, names=pack_ids(NAMES))
-    assert len(files(tmp_path)) == renames + 1 and not shards.is_begun(tmp_path)
+    assert len(files(tmp_path)) == written + 1 and not shards.is_begun(tmp_path)
     start(tmp_path, job={"tfds": "another"})
     assert sorted(files(tmp_path)) == ["codebooks.npy", "manifest.json"]
     assert shards.read_names(tmp_path) is None
@@ -123,7 +123,7 @@ def test_what_is_no_folder_of_shards_is_left_alone(tmp_path):
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     start(tmp_path)
     before = files(tmp_path)
-    monkeypatch.setattr(manifest.os, "fsync", lambda _: 1 / 0)
+    monkeypatch.setattr("os.fsync", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shards.write_shard(tmp_path, 0, 3, shard(4), [])
     assert files(tmp_path) == before

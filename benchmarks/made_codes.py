@@ -1,0 +1,52 @@
+"""Collections of codes for benchmarks, in shards as `export.encode` leaves them."""
+
+import numpy as np
+
+from export import shards
+
+WORDS, WORD_DIM = 16, 8
+SHARD = 1_000_000
+CLUSTERS, DRAWN = 10_000, 256
+
+
+def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0):
+    """Writes shards of codes as `export.encode` does, and queries.npy beside them."""
+    rng = np.random.default_rng(0)
+    dim = num_books * WORD_DIM
+    codebooks = rng.normal(size=[num_books, WORDS, WORD_DIM]).astype(np.float32)
+    queries = rng.normal(size=[num_queries, dim])
+    if kind == "clustered":
+        centers = rng.normal(size=[CLUSTERS, dim]).astype(np.float32)
+        words = _words_of_clusters(rng, centers, codebooks, spread)
+        queries = centers[rng.integers(0, CLUSTERS, num_queries)] + 0.3 * queries
+    np.save(folder / "queries.npy", queries.astype(np.float32))
+    count = -(-num_codes // SHARD)
+    encoder = {"fingerprint": kind, "path": ""}
+    shards.start(folder / "codes", codebooks, encoder, count, {"kind": kind})
+    for number in range(count):
+        rows = np.arange(number * SHARD, min((number + 1) * SHARD, num_codes))
+        if kind == "clustered":
+            cluster = rng.integers(0, CLUSTERS, [len(rows), 1])
+            drawn = rng.integers(0, DRAWN, [len(rows), num_books])
+            codes = words[cluster, np.arange(num_books), drawn]
+        else:
+            codes = rng.integers(0, WORDS, [len(rows), num_books], np.uint8)
+        shard = shards.Shard(codes, _numbered_ids(rows))
+        shards.write_shard(folder / "codes", number, count, shard, [])
+
+
+def _words_of_clusters(rng, centers, codebooks, spread):
+    """uint8 [clusters, M, drawn]: words of each book, as often as they are likely."""
+    num_books = len(codebooks)
+    parts = centers.reshape(len(centers), num_books, 1, WORD_DIM)
+    logits = -np.square(parts - codebooks).sum(axis=-1) / spread
+    likely = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    ends = np.cumsum(likely / likely.sum(axis=-1, keepdims=True), axis=-1)
+    drawn = rng.random([len(centers), num_books, DRAWN, 1], np.float32)
+    return np.minimum((drawn > ends[:, :, None]).sum(axis=-1), WORDS - 1).astype(np.uint8)
+
+
+def _numbered_ids(rows):
+    digits = rows[:, None] // 10 ** np.arange(8, -1, -1) % 10
+    text = (digits + ord("0")).astype(np.uint8).ravel()
+    return shards.PackedIds(text, np.arange(len(rows) + 1, dtype=np.int64) * 9)
