@@ -13,7 +13,7 @@ import time
 
 import tensorflow as tf
 
-from hqc_tf import distribute
+from hqc_tf import distribute, finite, progress
 from hqc_tf.config import UserError
 
 STATES = "checkpoints/state"
@@ -46,7 +46,12 @@ class RunState:
         return int(self.model.optimizer.iterations.numpy())
 
     def save(self):
-        """Saves the state under the number of its step; older ones go once it is whole."""
+        """Saves the state under the number of its step; older ones go once it is whole.
+
+        Raises:
+          UserError: a weight is not finite; nothing is saved.
+        """
+        finite.check_weights(self.model, self.step)
         with distribute.folder_to_save_in(self.model.distribute_strategy, self._folder) as folder:
             self._manager(folder).save(checkpoint_number=self.step)
 
@@ -78,7 +83,7 @@ class RunState:
                 return self.step
             except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-                print(f"{path}: cannot be read ({reason}); passed over", file=sys.stderr)
+                progress.say(f"{path}: cannot be read ({reason}); passed over")
         if states:
             raise UserError(f"{self._folder}: no state can be read; delete it to train anew")
         return 0
@@ -159,10 +164,9 @@ class KeepState(tf.keras.callbacks.Callback):
             self._note_saved()
         if self._told and self._step < self._last_step:
             name = signal.Signals(self._told).name
-            print(
+            progress.say(
                 f"{name}: stopped after step {self._step} of {self._last_step}; the same command "
-                "goes on from there",
-                file=sys.stderr,
+                "goes on from there"
             )
             self.on_train_end()
             sys.exit(128 + self._told)

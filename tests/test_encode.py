@@ -17,9 +17,9 @@ import pytest
 import serving
 import tensorflow as tf
 
-from export import decoding, encode, inputs, shards, streaming
+from export import encode, inputs, shards, streaming
 from export.encode import encode_images, encode_plan
-from hqc_tf import data
+from hqc_tf import data, decoding, folders
 from hqc_tf.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -261,8 +261,8 @@ def test_memory_is_bounded_by_the_bytes_of_a_batch(encoder, tmp_path, monkeypatc
     (folder / "0.jpg").write_bytes(bytes(4 * 2**20))
     for number in range(1, 100):
         os.link(folder / "0.jpg", folder / f"{number}.jpg")
-    monkeypatch.setattr(streaming, "BATCH_BYTES", 8 * 2**20)
-    monkeypatch.setattr(inputs, "READERS", 2)
+    monkeypatch.setattr(folders, "BATCH_BYTES", 8 * 2**20)
+    monkeypatch.setattr(folders, "READERS", 2)
     decoding.why_refused(b"traces it")
     plan = inputs.make_plan(f"folder:{folder}", tmp_path / "codes")
     assert serving.added_memory(lambda: encode_plan(encoder, plan, tmp_path / "codes")) < 150
