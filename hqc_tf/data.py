@@ -256,6 +256,8 @@ def raw_batches(images, batch_size):
     return starts.map(lambda start: pixels[start : start + batch_size])
 
 
+# Every data set of files has it, and none traces the decoding anew.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def read_image(path):
     """The file at string scalar `path` -> uint8 [H, W, 3], as `decoding.decode_image`."""
     return decoding.decode_image(tf.io.read_file(path))

@@ -54,6 +54,7 @@ class RunState:
         finite.check_weights(self.model, self.step)
         with distribute.folder_to_save_in(self.model.distribute_strategy, self._folder) as folder:
             self._manager(folder).save(checkpoint_number=self.step)
+        self._take_what_was_saved()
 
     def restore(self):
         """Takes the newest state that can be read; returns its step, 0 where there is none.
@@ -74,6 +75,17 @@ class RunState:
                 "--workdir must be a folder that all of them share"
             )
         return step
+
+    def _take_what_was_saved(self):
+        # Of what each replica has for itself, batch norm's running statistics above all, the mean
+        # or sum was saved. A restart would give it to all, so a run that goes on takes it too.
+        strategy = self.model.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return
+        with strategy.scope():
+            for variable in [*self.model.variables, *_running_means(self.model)]:
+                if variable.synchronization == tf.VariableSynchronization.ON_READ:
+                    variable.assign(variable.numpy())
 
     def _restore_newest(self):
         states = self._manager(self._folder).checkpoints

@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
+import replicas
 
 from benchmarks.kill_test import arrays
-from hqc_tf import finite, model, resume, train
+from hqc_tf import backbones, finite, model, resume, train
 from hqc_tf.config import UserError
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch):
+    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
 
 
 def contents(folder):
@@ -33,9 +39,10 @@ def test_the_states_before_stay_and_are_good(small_config, photos, tmp_path, mon
             state.model.quantizer.codebooks.assign(state.model.quantizer.codebooks * np.inf)
 
     before = {}
-    monkeypatch.setattr(resume.RunState, "save", then_leap)
-    with pytest.raises(UserError, match="^step 21: not finite: instance_quantized"):
-        train.train_and_evaluate(settings, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.RunState, "save", then_leap)
+        with pytest.raises(UserError, match="^step 21: not finite: instance_quantized"):
+            train.train_and_evaluate(settings, tmp_path)
     assert before and contents(tmp_path / "checkpoints/state") == before
     assert resume.newest_step(tmp_path) == 20
     for kind in ("state", "last", "best"):
@@ -44,7 +51,6 @@ def test_the_states_before_stay_and_are_good(small_config, photos, tmp_path, mon
             for value in arrays(tmp_path / "checkpoints" / kind).values()
             if value.dtype.kind == "f"
         )
-    monkeypatch.undo()
     last, _ = train.train_and_evaluate(settings, tmp_path)
     assert last["step"] == 24
 

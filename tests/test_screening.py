@@ -6,11 +6,18 @@ import shutil
 import numpy as np
 import odd_images
 import pytest
+import replicas
 
 from benchmarks import kill_test
-from hqc_tf import data, model, screening, train
+from hqc_tf import backbones, data, model, screening, train
 from hqc_tf.config import UserError
+from hqc_tf.encode import encode_images
 from hqc_tf.report import scene
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch):
+    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_pat
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     broken = sorted(folder.rglob("*.png"))[4]
-    read, screened = data.load_split, screening.rejects_of
+    screened = screening.rejects_of
 
     def then_break(*arguments):
         rejects = screened(*arguments)
@@ -108,11 +115,8 @@ def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_pat
     settings = small_config(dataset=f"folder:{folder}", held_out=0)
     with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
         train.train_and_evaluate(settings, tmp_path / "run")
-    monkeypatch.undo()
-    images = read(settings.dataset, "train")
+    images = data.load_split(settings.dataset, "train")
     trained = model.build_model(settings)
-    from hqc_tf.encode import encode_images
-
     with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
         encode_images(trained, images)
 
