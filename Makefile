@@ -1,10 +1,22 @@
 # make setup, data, test, lint, demo, clean: each first sets up whatever it needs and is missing.
-# The machine needs GNU make, Python 3.11 and a package registry that pip reaches.
+# STACK=tf220 does so with the newer TensorFlow, in an environment of its own; PYTHON says with which
+# Python. The machine needs GNU make, Python 3.11 and a package registry that pip reaches.
 
 PYTHON ?= python3.11
+STACK ?= tf215
 
-VENV_PYTHON := .venv/bin/python
-INSTALLED := .venv/installed
+VENV_tf215 := .venv
+REQUIREMENTS_tf215 := requirements.txt
+CONSTRAINTS_tf215 := constraints.txt
+VENV_tf220 := .venv-tf220
+REQUIREMENTS_tf220 := requirements-tf220.txt
+CONSTRAINTS_tf220 := constraints-tf220.txt
+
+VENV := $(or $(VENV_$(STACK)),$(error STACK=$(STACK): no such set; take tf215 or tf220))
+REQUIREMENTS := $(REQUIREMENTS_$(STACK))
+CONSTRAINTS := $(CONSTRAINTS_$(STACK))
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
 
 DATA_DIR := data/tfds
 # The version that the pinned TFDS prepares.
@@ -15,10 +27,10 @@ DEBIAN_DIR := $(or $(wildcard /usr/share/datasets/fashion-mnist),data/debian)
 
 setup: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-beam.txt requirements-dev.txt constraints.txt
-	$(PYTHON) -m venv .venv
+$(INSTALLED): $(REQUIREMENTS) requirements-beam.txt requirements-dev.txt $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r requirements-dev.txt
+		-c $(CONSTRAINTS) -r $(REQUIREMENTS) -r requirements-dev.txt
 	touch $@
 
 data: $(FASHION_MNIST)
@@ -50,8 +62,8 @@ test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
 
 # Two test images as files, the way a user's own queries come.
 define WRITE_QUERIES
@@ -78,7 +90,7 @@ demo: $(INSTALLED) data
 	$(VENV_PYTHON) -m export.gallery --index=demo/index --dataset=fashion_mnist \
 		--data_dir=$(DATA_DIR) --output=demo/neighbours.png
 
-# What the demo and the tests leave; .venv and data, which take a network to bring back, stay.
+# What the demo and the tests leave; environments and data, which take a network to bring back, stay.
 clean:
 	rm -rf demo .pytest_cache .ruff_cache
-	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -2,7 +2,6 @@
 processes that are measured alone.
 """
 
-import importlib.metadata
 import multiprocessing
 import os
 import pathlib
@@ -12,6 +11,8 @@ import socket
 import subprocess
 
 import tensorflow as tf
+
+from hqc_tf import stack
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,8 +29,7 @@ def hardware():
         "cores": os.cpu_count(),
         "gpus": devices,
         "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": importlib.metadata.version("keras"),
+        **stack.versions(),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
     }
 

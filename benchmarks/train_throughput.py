@@ -95,7 +95,7 @@ def _seconds(part, times):
 
 def _shares(step):
     """Share of each part in the operations' time of three steps."""
-    from tensorflow.core.profiler.protobuf import xplane_pb2
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):

@@ -6,14 +6,13 @@ serving/hqc/<version>/, with the pre-processing inside and nothing but TensorFlo
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import pathlib
 
 import tensorflow as tf
 from absl import flags
 
 from export import manifest, versions, warmup
-from hqc_tf import augment, config, decoding, model
+from hqc_tf import augment, config, decoding, model, stack
 from hqc_tf.config import UserError
 
 FORMAT = "hqc-encoder"
@@ -97,7 +96,7 @@ def export_encoder(workdir, output, version=None, weights="best"):
         "step": model.saved_step(workdir, weights),
         "bits": trained.settings.bits,
         "settings": dataclasses.asdict(trained.settings),
-        "versions": library_versions(),
+        "versions": stack.versions(),
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(served, str(folder), signatures=signatures)
@@ -124,11 +123,6 @@ def signature_of(identity):
     this fingerprint or none.
     """
     return f"encode_bytes_{identity[:16]}"
-
-
-def library_versions():
-    """What wrote a SavedModel."""
-    return {name: importlib.metadata.version(name) for name in ("tensorflow", "keras")}
 
 
 def read_manifest(version):

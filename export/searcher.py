@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from export import manifest, saved_model, versions, warmup
+from export import manifest, versions, warmup
 from export.encode import load_encoder
 from export.index import load_index
-from hqc_tf import config, retrieval
+from hqc_tf import config, retrieval, stack
 
 FORMAT = "hqc-searcher"
 FORMAT_VERSION = 1
@@ -135,7 +135,7 @@ def export_searcher(encoder_path, index_path, output, version=None):
         "num_images": index.num_images,
         "bits": encoder.manifest["bits"],
         "distance": "squared",
-        "versions": saved_model.library_versions(),
+        "versions": stack.versions(),
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(searcher, str(folder), signatures=signatures)

@@ -5,6 +5,8 @@ import types
 
 import tensorflow as tf
 
+from hqc_tf.config import UserError
+
 
 @tf.keras.utils.register_keras_serializable("hqc_tf")
 class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
@@ -123,7 +125,11 @@ class CoupledAdam(tf.keras.optimizers.Adam):
 
 
 def make_optimizer(config, steps_per_epoch):
-    """The optimizer of `--optimizer` with the schedule of `config`, a `Config`."""
+    """The optimizer of `--optimizer` with the schedule of `config`, a `Config`.
+
+    Raises:
+      UserError: LAMB is asked for, and TensorFlow Addons cannot be imported.
+    """
     rate = warmup_cosine(
         config.learning_rate,
         config.epochs,
@@ -135,6 +141,11 @@ def make_optimizer(config, steps_per_epoch):
     if config.optimizer == "adam":
         return CoupledAdam(rate, l2=config.weight_decay)
     # TensorFlow Addons takes seconds to import, and only LAMB needs it.
-    import tensorflow_addons as tfa
-
+    try:
+        import tensorflow_addons as tfa
+    except ImportError as error:
+        raise UserError(
+            f"--optimizer=lamb: needs TensorFlow Addons ({error}); install requirements.txt, whose "
+            "TensorFlow 2.15 is the last with it, or take --optimizer=adam"
+        ) from error
     return tfa.optimizers.LAMB(rate, weight_decay=config.weight_decay)

@@ -169,7 +169,7 @@ def test_first_of_ten_tries_that_fits_counts(fitting):
     tries[fitting] = (0.25 - 0.08) / 0.92, 0.5  # a quarter, square
     uniform = np.append(tries, np.float32([0.0, 0.9999]))[None]
     boxes = augment.crop_boxes(uniform, 40, 40)
-    assert [int(side) for side in boxes] == [0, 20, 20, 20]
+    assert [side.numpy().item() for side in boxes] == [0, 20, 20, 20]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_boxes_of_images_of_several_sizes(drawn):
     together = augment.crop_boxes(drawn.crop[:3], height, width)
     for row in range(3):
         alone = augment.crop_boxes(drawn.crop[row : row + 1], height[row], width[row])
-        assert [int(s[row]) for s in together] == [int(s) for s in alone]
+        assert [int(s[row]) for s in together] == [s.numpy().item() for s in alone]
 
 
 @pytest.mark.parametrize("height, width, size", [(32, 32, 32), (60, 90, 16), (9, 13, 20)])

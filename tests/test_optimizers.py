@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from hqc_tf import model
+from hqc_tf.config import UserError
 from hqc_tf.optimizers import CoupledAdam, WarmupCosine, make_optimizer, warmup_cosine
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,6 +109,7 @@ def test_adam_from_its_config_is_the_same(small_config):
 
 
 def test_lamb_trains_a_step(small_config):
+    pytest.importorskip("tensorflow_addons", reason="only requirements.txt has TensorFlow Addons")
     config = small_config(optimizer="lamb", learning_rate=0.01)
     network = model.HQC(config)
     network.compile(optimizer=make_optimizer(config, steps_per_epoch=2))
@@ -117,6 +119,13 @@ def test_lamb_trains_a_step(small_config):
     assert type(network.optimizer).__name__ == "LAMB"
     assert all(np.isfinite(weights).all() for weights in after)
     assert sum((a != b).any() for a, b in zip(after, before, strict=True)) > len(after) / 2
+
+
+def test_lamb_without_tensorflow_addons_says_where_it_is(small_config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+    rule = "^--optimizer=lamb: needs TensorFlow Addons .*install requirements.txt, .*adam$"
+    with pytest.raises(UserError, match=rule):
+        make_optimizer(small_config(optimizer="lamb"), steps_per_epoch=2)
 
 
 def test_adam_does_without_tensorflow_addons():
