@@ -6,7 +6,8 @@ it writes, starts it again and compares: weights, state, figures of every epoch,
 TensorBoard's curves must be the same to the bit. With --workers=2 two processes train together; a
 kill takes the chief or the other one, the rest is stopped and all are started again. With
 --restart=each nobody stops the rest, and each process is started again when it ends by itself, as
-Jobs of Kubernetes are.
+Jobs of Kubernetes are. The file of --output has the kills so far, and the same command goes on from
+there.
 """
 
 import json
@@ -196,9 +197,38 @@ def _write_photos(folder, data_dir):
         PIL.Image.fromarray(pixels).save(path)
 
 
+def _kept(path, told):
+    """The kills that a file of --output has of the same test; none without one.
+
+    Raises:
+      UserError: it is of another test.
+    """
+    if not path or not pathlib.Path(path).exists():
+        return []
+    before = json.loads(pathlib.Path(path).read_text())
+    for name, value in told.items():
+        if before[name] != value:
+            raise UserError(f"--output={path}: of {name} {before[name]}, not {value}; take another")
+    return before["kills"]
+
+
+def _keep(path, results, told):
+    if path:
+        equal = sum(not kill["differences"] for kill in results)
+        text = json.dumps({"equal": equal, "kills": results} | told, indent=1)
+        files.replace_text(pathlib.Path(path), text + "\n")
+
+
 def main(_):
     values = flags.FLAGS
-    chance = random.Random(values.seed)
+    test = {
+        "workers": values.workers,
+        "restart": values.restart,
+        "hardware": machine.hardware(),
+        "commit": machine.commit(),
+    }
+    results = _kept(values.output, test)
+    chance = random.Random(f"{values.seed} {len(results)}")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         _write_photos(folder / "photos", values.data_dir)
@@ -208,7 +238,7 @@ def main(_):
         whole.finish()
         seconds = time.monotonic() - started
         print(f"never stopped: {seconds:.1f} s", flush=True)
-        results, latest = [], seconds
+        latest = seconds
         while len(results) < values.kills:
             trial = folder / f"trial{len(results)}"
             in_checkpoint = len(results) < values.in_checkpoint
@@ -218,6 +248,7 @@ def main(_):
             if told["killed"]:
                 told["differences"] = differences(whole.folder, trial)
                 results.append(told)
+                _keep(values.output, results, test)
                 shown = (
                     f"{len(told['differences'])} differences" if told["differences"] else "equal"
                 )
@@ -228,17 +259,6 @@ def main(_):
             shutil.rmtree(trial)
     equal = sum(not told["differences"] for told in results)
     print(f"{equal} of {len(results)} equal")
-    if values.output:
-        figures = {
-            "equal": equal,
-            "kills": results,
-            "seconds_never_stopped": round(seconds, 1),
-            "workers": values.workers,
-            "restart": values.restart,
-            "hardware": machine.hardware(),
-            "commit": machine.commit(),
-        }
-        files.replace_text(pathlib.Path(values.output), json.dumps(figures, indent=1) + "\n")
     return int(equal < len(results))
 
 

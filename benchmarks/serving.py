@@ -16,10 +16,10 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import machine
-from export import decoding, searcher
+from export import searcher
 from export.encode import load_encoder, read_file
 from export.index import load_index, write_index
-from hqc_tf import config
+from hqc_tf import config, decoding
 
 K = 10
 WAYS = "searcher", "index"

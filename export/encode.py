@@ -17,11 +17,11 @@ import tensorflow as tf
 from absl import flags
 
 from export import inputs, shards, streaming
-from export.decoding import MAX_PIXELS, MAX_RATIO
 from export.saved_model import read_manifest
 from export.versions import newest
 from hqc_tf import config, data
 from hqc_tf.config import UserError
+from hqc_tf.decoding import MAX_PIXELS, MAX_RATIO
 from hqc_tf.encode import collect
 
 

@@ -8,26 +8,16 @@ A plan's shards are small and can be pickled; whoever reads one sees the folder 
 images under the same paths.
 """
 
-import collections
-import concurrent.futures
-import functools
 import glob
-import os
 import pathlib
-import stat
 from typing import NamedTuple
 
 from export import records, shards
-from export.records import Item
+from hqc_tf import folders
 from hqc_tf.config import UserError
-from hqc_tf.data import SUFFIXES
 
 # Of a shard, where the number of shards is not given.
 IMAGES = 50_000
-# A file may have: more than any image within `decoding.MAX_PIXELS`.
-MAX_BYTES = 2**29
-# Files that are read at once.
-READERS = 8
 
 
 class Files(NamedTuple):
@@ -87,14 +77,12 @@ def make_plan(
 
 
 def read(part):
-    """Yields an `Item` for each image of a shard of a `Plan`, in order, as they are asked for."""
+    """Yields a `folders.Item` for each image of a shard of a `Plan`, as they are asked for."""
     if isinstance(part, records.Records):
         return records.read_records(part)
     names = shards.read_names(part.codes)
     rows = range(part.first, part.last)
-    return overlapped(
-        functools.partial(_read_file, part.root), map(names.__getitem__, rows), READERS
-    )
+    return folders.read_items(part.root, map(names.__getitem__, rows))
 
 
 def count_images(parts):
@@ -108,44 +96,12 @@ def count_images(parts):
     return None if min(counts, default=0) < 0 else sum(counts)
 
 
-def overlapped(function, values, workers):
-    """`map(function, values)` in order, at most `workers` calls at once, each in a thread.
-
-    `values` is asked for the next ones while the calls run, and no faster than results are taken.
-    """
-    pending = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for value in values:
-            pending.append(pool.submit(function, value))
-            if len(pending) > workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _read_file(root, name):
-    # A pipe would be waited for, so it is opened in a way that does not.
-    def opener(path, flags):
-        return os.open(path, flags | os.O_NONBLOCK)
-
-    try:
-        with open(pathlib.Path(root, name), "rb", opener=opener) as file:  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return Item(name, b"", "no regular file")
-            if status.st_size > MAX_BYTES:
-                return Item(name, b"", f"{status.st_size} bytes, over {MAX_BYTES}")
-            return Item(name, file.read())
-    except OSError as error:
-        return Item(name, b"", error.strerror)
-
-
 def _plan_folder(folder, codes, num_shards):
     root = pathlib.Path(folder).absolute()
     if not root.is_dir():
         raise UserError(f"--input=folder:{folder}: no such folder; name one that holds images")
     job = {"folder": str(root)}
-    names = _keep_names(f"folder:{folder}", codes, job, _walk(root))
+    names = _keep_names(f"folder:{folder}", codes, job, folders.walk(root))
     return _plan_files(job, names, root, codes, num_shards)
 
 
@@ -201,7 +157,7 @@ def _keep_names(source, codes, job, found):
     if not len(names):
         raise UserError(
             f"--input={source}: no file of this name; give a pattern of files in quotes, "
-            f"folder:PATH with {', '.join(SUFFIXES)} files below, tfds:NAME/SPLIT or "
+            f"folder:PATH with {', '.join(folders.SUFFIXES)} files below, tfds:NAME/SPLIT or "
             "tfrecord:PATTERN"
         )
     return names
@@ -222,22 +178,3 @@ def _root(pattern):
 def _match(pattern):
     # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
     yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207
-
-
-def _walk(root, below=""):
-    """Names of images under `root`, as `data.load_images` finds and orders them.
-
-    Links, folders and all else of such a name are among them, and folders that cannot be read.
-    """
-    try:
-        with os.scandir(pathlib.Path(root, below)) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError:
-        yield below
-        return
-    for entry in entries:
-        name, lower = below + entry.name, entry.name.lower()
-        if lower.endswith(SUFFIXES) and lower not in SUFFIXES:
-            yield name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, f"{name}/")

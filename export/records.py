@@ -10,23 +10,10 @@ from google.protobuf.message import DecodeError
 
 from hqc_tf import data
 from hqc_tf.config import UserError
+from hqc_tf.folders import Item
 
 # Bytes of a record beside its contents: the length, and checks of both.
 _FRAME = 16
-
-
-class Item(NamedTuple):
-    """An image, or why there is none.
-
-    Attributes:
-      id: its name.
-      contents: of its file, bytes; empty where they could not be read.
-      reason: why not; else empty.
-    """
-
-    id: str
-    contents: bytes
-    reason: str = ""
 
 
 class Piece(NamedTuple):

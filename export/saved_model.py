@@ -11,8 +11,8 @@ import pathlib
 import tensorflow as tf
 from absl import flags
 
-from export import decoding, manifest, versions, warmup
-from hqc_tf import augment, config, model, stack
+from export import manifest, versions, warmup
+from hqc_tf import augment, config, decoding, model, stack
 from hqc_tf.config import UserError
 
 FORMAT = "hqc-encoder"

@@ -7,13 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from export import inputs, shards
-from export.decoding import why_refused
-from export.progress import Progress
+from hqc_tf import folders
 from hqc_tf.config import UserError
+from hqc_tf.decoding import why_refused
+from hqc_tf.progress import Progress
 
 BATCH = 256
-# Files of a batch: no more once they have so many bytes.
-BATCH_BYTES = 64 * 2**20
 # Batches that are encoded at once: one is decoded while another is in the network.
 ENCODERS = 2
 
@@ -45,26 +44,14 @@ def encode_shard(encoder, part, batch_size=BATCH, tell=lambda batch: None):
       (`shards.Shard`, list of rejects), as `shards.write_shard` takes them.
     """
     ids, codes, rejects = [], [np.zeros([0, len(encoder.codebooks)], np.uint8)], []
-    batches = _batches(inputs.read(part), batch_size)
+    batches = folders.in_batches(inputs.read(part), batch_size)
     encode = functools.partial(_encode_batch, encoder)
-    for batch in inputs.overlapped(encode, batches, ENCODERS):
+    for batch in folders.overlapped(encode, batches, ENCODERS):
         tell(batch)
         ids += batch.ids
         codes.append(batch.codes)
         rejects += batch.rejects
     return shards.Shard(np.concatenate(codes), shards.pack_ids(ids)), rejects
-
-
-def _batches(items, batch_size):
-    batch, size = [], 0
-    for item in items:
-        batch.append(item)
-        size += len(item.contents)
-        if len(batch) == batch_size or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _encode_batch(encoder, items):

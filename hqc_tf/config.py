@@ -159,6 +159,11 @@ class Config:
         "labels, chooses the best weights",
         least=0,
     )
+    on_bad_image: str = _setting(
+        "skip",
+        "with folder:PATH, skip and list in rejects.jsonl what cannot be decoded, or stop at it",
+        choices=("skip", "stop"),
+    )
     checkpoint_steps: int = _setting(200, "steps between two saved states to resume from", least=1)
     checkpoint_minutes: float = _setting(
         30.0, "minutes after which a state is saved though the steps are fewer", above=0

@@ -5,13 +5,14 @@ in the middle reads on exactly where it was, and nothing has to be replayed.
 """
 
 import functools
+import os
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from hqc_tf import augment, photo_sets
+from hqc_tf import augment, decoding, folders, photo_sets
 from hqc_tf.config import UserError
 
 # Nothing here branches on tensors, and autograph's reading of the source delays every start.
@@ -20,7 +21,6 @@ no_autograph = tf.autograph.experimental.do_not_convert
 # One in so many images of a labelled folder, in the order of names, is a query.
 FOLDER_QUERY_EVERY = 10
 ROLES = ("train", "database", "query")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 CIFAR10_PROTOCOLS = ("cifar10_protocol1", "cifar10_protocol2")
 _QUERIES_PER_CLASS, _TRAIN_PER_CLASS = 1000, 500
 # Of the images kept from training, how they are changed: away from every step's seed.
@@ -61,7 +61,7 @@ class Images(NamedTuple):
         )
 
 
-def load_split(dataset, role, data_dir=""):
+def load_split(dataset, role, data_dir="", rejected=frozenset()):
     """The images that play a role in the benchmark of `--dataset`.
 
     For `fashion_mnist` and `cifar10` the official train split is learned from and searched, the
@@ -75,6 +75,7 @@ def load_split(dataset, role, data_dir=""):
       dataset: `--dataset`.
       role: "train" (learned from), "database" (searched) or "query" (asks).
       data_dir: where prepared TFDS data lies; empty: TFDS's own place.
+      rejected: ids of images of a folder that are left out, as if they were not there.
 
     Returns:
       `Images`, or None for the queries of images without labels.
@@ -83,7 +84,7 @@ def load_split(dataset, role, data_dir=""):
       UserError: unknown data set, not prepared, no such folder, no image in it.
     """
     if dataset.startswith("folder:"):
-        return _folder_split(load_images(dataset), role)
+        return _folder_split(_read_folder(_root(dataset), rejected), role)
     if dataset in photo_sets.PHOTO_SETS:
         photos = photo_sets.read_list(dataset, role, data_dir)
         return Images(None, photos.paths, photos.ids, photos.labels, None)
@@ -129,7 +130,7 @@ def load_images(dataset, data_dir=""):
       UserError: unknown data set or split, not prepared, no such folder, no image in it.
     """
     if dataset.startswith("folder:"):
-        return _read_folder(pathlib.Path(dataset.removeprefix("folder:")))
+        return _read_folder(_root(dataset))
     name, _, split = dataset.partition("/")
     if name in (*photo_sets.PHOTO_SETS, *CIFAR10_PROTOCOLS):
         role = split or "database"
@@ -243,7 +244,7 @@ def plain_batches(images, resize_size, size, batch_size):
     if images.paths is None:
         batches = raw_batches(images, batch_size)
         return batches.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
-    files = tf.data.Dataset.from_tensor_slices(images.paths)
+    files = tf.data.Dataset.from_tensor_slices(_in_bytes(images.paths))
     views = files.map(lambda path: view(read_image(path)), num_parallel_calls=tf.data.AUTOTUNE)
     return views.batch(batch_size).prefetch(2)
 
@@ -255,15 +256,16 @@ def raw_batches(images, batch_size):
     return starts.map(lambda start: pixels[start : start + batch_size])
 
 
+# Every data set of files has it, and none traces the decoding anew.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def read_image(path):
-    """The file at string scalar `path` -> uint8 [H, W, 3]; the first frame of a GIF."""
-    return decode_image(tf.io.read_file(path))
+    """The file at string scalar `path` -> uint8 [H, W, 3], as `decoding.decode_image`."""
+    return decoding.decode_image(tf.io.read_file(path))
 
 
-def decode_image(contents):
-    """JPEG, PNG, BMP or GIF bytes -> uint8 [H, W, 3]."""
-    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
+def _in_bytes(paths):
+    # Names of files are bytes, not always text.
+    return tf.constant([os.fsencode(path) for path in paths])
 
 
 def _crops(steps, images, batch, size):
@@ -288,7 +290,7 @@ def _crops_of_pixels(steps, images, batch, size):
 
 
 def _crops_of_files(steps, images, batch, size):
-    paths = tf.constant(images.paths)
+    paths = _in_bytes(images.paths)
 
     @no_autograph
     def cut(row, drawn):
@@ -378,7 +380,7 @@ def _read_records(piece):
 
     def parse(records):
         examples = tf.io.parse_example(records, features)
-        images = tf.map_fn(decode_image, examples["image"], fn_output_signature=uniform)
+        images = tf.map_fn(decoding.decode_known, examples["image"], fn_output_signature=uniform)
         return images, examples["label"]
 
     records = tf.data.TFRecordDataset(piece.filename).skip(piece.skip).take(piece.take)
@@ -387,20 +389,27 @@ def _read_records(piece):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _read_folder(root):
+def _root(dataset):
+    return pathlib.Path(dataset.removeprefix("folder:"))
+
+
+def _read_folder(root, rejected=frozenset()):
     if not root.is_dir():
         raise UserError(f"folder:{root}: no such folder; name one that holds images")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
+    found = [name for name in folders.walk(root) if (root / name).is_file()]
+    ids = [name for name in found if name not in rejected]
+    if not ids:
+        bad = f" ({len(found)} files that cannot be decoded)" if found else ""
         raise UserError(
-            f"folder:{root}: no image in it or below; put {', '.join(SUFFIXES)} files there"
+            f"folder:{root}: no image in it or below{bad}; put {', '.join(folders.SUFFIXES)} "
+            "files there"
         )
-    ids = [str(file.relative_to(root)) for file in files]
-    tops = [file.relative_to(root).parts[0] for file in files]
-    if any(file.parent == root for file in files) or len(set(tops)) < 2:
-        return Images(None, [str(file) for file in files], ids, None, None)
+    paths = [str(root / name) for name in ids]
+    tops = [name.partition("/")[0] for name in ids]
+    if any("/" not in name for name in ids) or len(set(tops)) < 2:
+        return Images(None, paths, ids, None, None)
     names, labels = np.unique(tops, return_inverse=True)
-    return Images(None, [str(file) for file in files], ids, labels, names.tolist())
+    return Images(None, paths, ids, labels, names.tolist())
 
 
 def _folder_split(images, role):

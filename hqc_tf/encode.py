@@ -1,12 +1,11 @@
 """From images to embeddings and codes, with a model in memory."""
 
-import sys
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from hqc_tf import data
+from hqc_tf import data, screening
+from hqc_tf.progress import Progress
 
 BATCH = 256
 
@@ -24,13 +23,17 @@ def encode_images(model, images, label=""):
     Args:
       model: `HQC`.
       images: `data.Images`.
-      label: what a progress bar calls them; shown on a terminal only, and not where it is empty.
+      label: what a terminal calls them while it shows how far it is; nothing where it is empty.
 
     Returns:
       `Encoded`.
+
+    Raises:
+      UserError: a file cannot be decoded.
     """
     views = data.plain_batches(images, *model.settings.plain_sizes, BATCH)
-    return encode_views(model, views, len(images), label)
+    with screening.naming_a_bad_file(images):
+        return encode_views(model, views, len(images), label)
 
 
 def encode_views(model, views, count, label=""):
@@ -40,13 +43,10 @@ def encode_views(model, views, count, label=""):
 
 def collect(batches, count, label=""):
     """Puts (embedding, codes) batches into one `Encoded` of `count` rows, the rest left out."""
-    shown = bool(label) and sys.stderr.isatty()
-    if shown:
-        print(f"encoding {label}", file=sys.stderr)
-    bar = tf.keras.utils.Progbar(count, unit_name="image", verbose=int(shown))
     embeddings, codes = [], []
-    for embedding, code in batches:
-        embeddings.append(embedding.numpy().astype(np.float32))
-        codes.append(code.numpy())
-        bar.add(len(code))
+    with Progress(count, f"encoding {label}", quiet=not label) as progress:
+        for embedding, code in batches:
+            embeddings.append(embedding.numpy().astype(np.float32))
+            codes.append(code.numpy())
+            progress.add(min(len(code), count - progress.count))
     return Encoded(np.concatenate(embeddings)[:count], np.concatenate(codes)[:count])

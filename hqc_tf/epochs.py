@@ -2,11 +2,10 @@
 
 import pathlib
 import shutil
-import sys
 
 import tensorflow as tf
 
-from hqc_tf import distribute, files, label_free, model
+from hqc_tf import distribute, files, label_free, model, progress
 
 EPOCHS = "epochs.jsonl"
 TENSORBOARD = "tensorboard"
@@ -70,7 +69,7 @@ class CloseEpoch(tf.keras.callbacks.Callback):
         logs["least_perplexity"] = judged.perplexity.min()
         warning = label_free.collapse_warning(judged.perplexity, self.model.settings.num_words)
         if warning:
-            print(warning, file=sys.stderr)
+            progress.say(warning)
         return judged.as_json()
 
     def _draw(self, line):

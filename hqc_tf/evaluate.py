@@ -7,20 +7,21 @@ import time
 
 from absl import flags
 
-from hqc_tf import config, data, files, label_free, metrics, model
+from hqc_tf import config, data, files, label_free, metrics, model, screening
 from hqc_tf.encode import encode_images
 
 METRICS = "metrics.jsonl"
 _PLACES = 1, 10, 100, 1000
 
 
-def evaluate(trained, step, weights="last"):
+def evaluate(trained, step, weights="last", rejected=frozenset()):
     """mAP@R and P@k of a model's codes under its data set's protocol, and what needs no labels.
 
     Args:
       trained: `HQC`.
       step: training steps behind it.
       weights: what the result is of: "best", "last", or "untrained".
+      rejected: ids of images of a folder that are left out.
 
     Returns:
       dict that JSON can hold, one line of metrics.jsonl. Images without labels leave out what needs
@@ -39,15 +40,15 @@ def evaluate(trained, step, weights="last"):
         "bits": c.bits,
         "distance": c.distance,
     }
-    return result | _with_labels(trained) | without_labels(trained)
+    return result | _with_labels(trained, rejected) | without_labels(trained, rejected)
 
 
-def _with_labels(trained):
+def _with_labels(trained, rejected):
     c = trained.settings
-    query = data.load_split(c.dataset, "query", c.data_dir)
+    query = data.load_split(c.dataset, "query", c.data_dir, rejected)
     if query is None:
         return {}
-    database = data.load_split(c.dataset, "database", c.data_dir)
+    database = data.load_split(c.dataset, "database", c.data_dir, rejected)
     top_k = min(c.top_k, len(database))
     codes = encode_images(trained, database, "database").codes
     embeddings = encode_images(trained, query, "queries").embeddings
@@ -66,10 +67,11 @@ def _with_labels(trained):
     }
 
 
-def without_labels(trained):
+def without_labels(trained, rejected=frozenset()):
     """What `evaluate` says of a model by the images kept from training; {} without any."""
     c = trained.settings
-    _, held = data.hold_out(data.load_split(c.dataset, "train", c.data_dir), c.held_out)
+    images = data.load_split(c.dataset, "train", c.data_dir, rejected)
+    _, held = data.hold_out(images, c.held_out)
     return label_free.judge(trained, held).as_json() if len(held) else {}
 
 
@@ -107,7 +109,7 @@ def evaluate_workdir(workdir, **changed):
             continue
         trained = model.load(workdir, weights)
         trained.settings = dataclasses.replace(trained.settings, **changed)
-        results.append(evaluate(trained, step, weights))
+        results.append(evaluate(trained, step, weights, screening.ids_rejected(workdir)))
     return results
 
 
@@ -156,7 +158,8 @@ def main(_):
     results = evaluate_workdir(values.workdir, **changed)
     if values.untrained:
         settings = dataclasses.replace(config.from_workdir(values.workdir), **changed)
-        results.append(evaluate(model.build_model(settings), 0, "untrained"))
+        rejected = screening.ids_rejected(values.workdir)
+        results.append(evaluate(model.build_model(settings), 0, "untrained", rejected))
     for result in results:
         record(values.workdir, result)
         print(describe(result))

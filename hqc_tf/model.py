@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from hqc_tf import backbones, config, data, distribute, losses
+from hqc_tf import backbones, config, data, distribute, finite, losses
 from hqc_tf.gradients import branches
 from hqc_tf.quantizer import ProductQuantizer
 
@@ -221,7 +221,12 @@ def build_model(settings):
 
 
 def save_weights(model, workdir, step, weights):
-    """Saves what encoding needs after `step` steps as the workdir's "best" or "last" weights."""
+    """Saves what encoding needs after `step` steps as the workdir's "best" or "last" weights.
+
+    Raises:
+      UserError: a weight is not finite; what was saved before stays.
+    """
+    finite.check_weights(model, step)
     saved = tf.train.Checkpoint(
         encoder=model.encoder, quantizer=model.quantizer, step=tf.Variable(step, dtype=tf.int64)
     )

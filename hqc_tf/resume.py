@@ -13,7 +13,7 @@ import time
 
 import tensorflow as tf
 
-from hqc_tf import distribute
+from hqc_tf import distribute, finite, progress
 from hqc_tf.config import UserError
 
 STATES = "checkpoints/state"
@@ -46,9 +46,15 @@ class RunState:
         return int(self.model.optimizer.iterations.numpy())
 
     def save(self):
-        """Saves the state under the number of its step; older ones go once it is whole."""
+        """Saves the state under the number of its step; older ones go once it is whole.
+
+        Raises:
+          UserError: a weight is not finite; nothing is saved.
+        """
+        finite.check_weights(self.model, self.step)
         with distribute.folder_to_save_in(self.model.distribute_strategy, self._folder) as folder:
             self._manager(folder).save(checkpoint_number=self.step)
+        self._take_what_was_saved()
 
     def restore(self):
         """Takes the newest state that can be read; returns its step, 0 where there is none.
@@ -70,6 +76,17 @@ class RunState:
             )
         return step
 
+    def _take_what_was_saved(self):
+        # Of what each replica has for itself, batch norm's running statistics above all, the mean
+        # or sum was saved. A restart would give it to all, so a run that goes on takes it too.
+        strategy = self.model.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return
+        with strategy.scope():
+            for variable in [*self.model.variables, *_running_means(self.model)]:
+                if variable.synchronization == tf.VariableSynchronization.ON_READ:
+                    variable.assign(variable.numpy())
+
     def _restore_newest(self):
         states = self._manager(self._folder).checkpoints
         for path in reversed(states):
@@ -78,7 +95,7 @@ class RunState:
                 return self.step
             except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-                print(f"{path}: cannot be read ({reason}); passed over", file=sys.stderr)
+                progress.say(f"{path}: cannot be read ({reason}); passed over")
         if states:
             raise UserError(f"{self._folder}: no state can be read; delete it to train anew")
         return 0
@@ -159,10 +176,9 @@ class KeepState(tf.keras.callbacks.Callback):
             self._note_saved()
         if self._told and self._step < self._last_step:
             name = signal.Signals(self._told).name
-            print(
+            progress.say(
                 f"{name}: stopped after step {self._step} of {self._last_step}; the same command "
-                "goes on from there",
-                file=sys.stderr,
+                "goes on from there"
             )
             self.on_train_end()
             sys.exit(128 + self._told)

@@ -6,7 +6,6 @@ The same command again goes on from the last saved state, or does nothing once t
 import concurrent.futures
 import dataclasses
 import pathlib
-import sys
 
 from absl import flags
 
@@ -18,9 +17,12 @@ from hqc_tf import (
     epochs,
     evaluate,
     files,
+    finite,
     model,
     optimizers,
+    progress,
     resume,
+    screening,
 )
 from hqc_tf.config import UserError
 
@@ -32,7 +34,7 @@ def train_and_evaluate(settings, workdir):
     """Trains from the start or from the last saved state, then judges the codes.
 
     Leaves flags.txt, checkpoints/, tensorboard/, epochs.jsonl, speed.jsonl and metrics.jsonl in
-    `workdir`.
+    `workdir`, and of a folder of images rejects.jsonl, those that were left out.
 
     Args:
       settings: `Config`.
@@ -44,7 +46,8 @@ def train_and_evaluate(settings, workdir):
 
     Raises:
       UserError: the strategy is none this machine has, its replicas cannot share the batch,
-        `workdir` belongs to a run of other settings, its disk is full, or the data cannot be read.
+        `workdir` belongs to a run of other settings, its disk is full, the data cannot be read, or
+        a loss is not finite.
     """
     workdir = pathlib.Path(workdir)
     settings = _with_worthwhile_precision(settings)
@@ -56,9 +59,10 @@ def train_and_evaluate(settings, workdir):
     distribute.check_batch(strategy, settings.batch_size)
     with concurrent.futures.ThreadPoolExecutor(1) as reader, strategy.scope():
         # Images are read while the network is built.
-        reading = reader.submit(data.load_split, settings.dataset, "train", settings.data_dir)
+        reading = reader.submit(_read, settings, workdir)
         trained = model.build_model(settings)
-        images, held = data.hold_out(reading.result(), settings.held_out)
+        read, rejects = reading.result()
+        images, held = data.hold_out(read, settings.held_out)
         per_epoch = data.steps_per_epoch(images, settings)
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
     chief = distribute.is_chief(strategy)
@@ -66,7 +70,9 @@ def train_and_evaluate(settings, workdir):
         if chief:
             workdir.mkdir(parents=True, exist_ok=True)
             files.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
-        _fit(trained, images, held, per_epoch, workdir)
+            _keep_rejects(rejects, settings, workdir)
+        with screening.naming_a_bad_file(images):
+            _fit(trained, images, held, per_epoch, workdir)
         board.show_held_out(trained, held, workdir)
         results = _judge(settings, workdir) if chief else []
     # A chief that has to begin again needs the others, so none ends before it.
@@ -74,12 +80,29 @@ def train_and_evaluate(settings, workdir):
     return results
 
 
+def _read(settings, workdir):
+    """The images to learn from, and the rejects of a folder of them."""
+    rejects = screening.rejects_of(settings, workdir)
+    known = settings.dataset, "train", settings.data_dir, screening.ids_of(rejects)
+    return data.load_split(*known), rejects
+
+
+def _keep_rejects(rejects, settings, workdir):
+    if settings.dataset.startswith("folder:"):
+        screening.keep_rejects(rejects, workdir)
+    if rejects:
+        progress.say(
+            f"left out {len(rejects)} files that cannot be decoded; "
+            f"{workdir / screening.REJECTS} says why"
+        )
+
+
 def _with_worthwhile_precision(settings):
     # All processes of a run must decide alike, and a TPU has its own kernels.
     sure = settings.strategy in ("multi_worker", "tpu")
     if settings.precision != "mixed_bfloat16" or sure or distribute.gains_from_bfloat16():
         return settings
-    print("--precision=mixed_bfloat16: no faster on this device; taking float32", file=sys.stderr)
+    progress.say("--precision=mixed_bfloat16: no faster on this device; taking float32")
     return dataclasses.replace(settings, precision="float32")
 
 
@@ -91,9 +114,11 @@ def _fit(trained, images, held, per_epoch, workdir):
     if step == last_step:
         return
     if step:
-        print(f"going on after step {step} of {last_step}", file=sys.stderr)
+        progress.say(f"going on after step {step} of {last_step}")
     first_epoch = step // per_epoch
     callbacks = [
+        finite.StopAtNonFinite(step),
+        progress.ShowTraining(step, last_step, per_epoch),
         epochs.CloseEpoch(workdir, held, per_epoch, first_epoch),
         board.MeasureSpeed(workdir, first_epoch),
         resume.KeepState(
@@ -109,7 +134,7 @@ def _fit(trained, images, held, per_epoch, workdir):
                 initial_epoch=first // per_epoch,
                 epochs=-(-last // per_epoch),
                 steps_per_epoch=min(per_epoch, last - first),
-                verbose=1 if sys.stdout.isatty() else 2,
+                verbose=2,
                 callbacks=callbacks,
             )
 

@@ -4,11 +4,12 @@ How many CPUs TensorFlow sees, and with which others it works, is fixed once it 
 test_distribute.py starts it and compares what it leaves in OUTPUT/STRATEGY/PRECISION.
 """
 
+import contextlib
 import functools
 import sys
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, distribute, evaluate, train
+from hqc_tf import backbones, config, distribute, evaluate, resume, train
 
 import numpy as np
 import tensorflow as tf
@@ -66,6 +67,23 @@ def gathered(strategy):
     return dict(zip(names, per_replica, strict=True))
 
 
+def train_interrupted(settings, output):
+    """Two runs under two replicas: one never stopped, one killed after step 8 that goes on."""
+    train.train_and_evaluate(settings, f"{output}/whole")
+    whole = resume.KeepState.on_train_batch_end
+
+    def die(callback, batch, logs=None):
+        whole(callback, batch, logs)
+        if callback.model.optimizer.iterations == 8:
+            raise KeyboardInterrupt
+
+    resume.KeepState.on_train_batch_end = die
+    with contextlib.suppress(KeyboardInterrupt):
+        train.train_and_evaluate(settings, f"{output}/interrupted")
+    resume.KeepState.on_train_batch_end = whole
+    train.train_and_evaluate(settings, f"{output}/interrupted")
+
+
 def main(photos, output, *names):
     tf.config.set_visible_devices([], "GPU")
     if "mirrored" in names:
@@ -84,6 +102,12 @@ def main(photos, output, *names):
         # Equal weights are judged alike: once is enough.
         evaluate.evaluate_workdir = lambda *_, **__: []
     if "mirrored" in names:
+        # Each replica has running statistics of its own.
+        own = {"sync_batch_norm": False, "checkpoint_steps": 5, "epochs": 2, "held_out": 5}
+        settings = config.Config(
+            dataset=f"folder:{photos}", strategy="mirrored", **(SETTINGS | own)
+        )
+        train_interrupted(settings, output)
         strategy = distribute.make_strategy("mirrored", "")
         np.savez(f"{output}/mirrored/gathered.npz", **gathered(strategy))
 

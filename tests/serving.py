@@ -15,10 +15,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import decoding, warmup
 from export import index as index_lib
+from export import warmup
 from export.encode import encode_images
-from hqc_tf import augment, data
+from hqc_tf import augment, data, decoding
 
 C_API = pathlib.Path(__file__).with_name("c_api.py")
 LIBRARY = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
@@ -172,7 +172,7 @@ def decode_apart(files, sizes):
     valid = np.zeros(len(files), bool)
     for row, contents in enumerate(files):
         try:
-            pixels = data.decode_image(_first_frame(contents))
+            pixels = decoding.decode_known(_first_frame(contents))
         except (tf.errors.InvalidArgumentError, IndexError):
             continue
         valid[row] = decoding.fits(pixels.shape[:2])

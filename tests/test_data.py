@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from hqc_tf import augment, data
+from hqc_tf import augment, data, decoding
 from hqc_tf.config import UserError
 
 
@@ -317,7 +317,7 @@ def test_images_of_all_kinds_are_decoded(mode, kind):
     pixels = np.full([16, 32, 3], [200, 40, 90], np.uint8)
     pixels[:, 16:] = [10, 220, 60]
     image = PIL.Image.fromarray(pixels).convert(mode)
-    decoded = data.decode_image(encoded(image, kind))
+    decoded = decoding.decode_known(encoded(image, kind))
     assert decoded.dtype == tf.uint8
     expected = np.asarray(image.convert("RGB"), int)
     np.testing.assert_allclose(decoded, expected, atol=8 if kind == "JPEG" else 0)
@@ -329,7 +329,7 @@ def test_rarer_pngs_are_decoded(mode):
     grey = PIL.Image.fromarray(pixels)
     image = PIL.Image.fromarray(pixels.astype(np.uint16) * 257)
     image = image if mode == "I;16" else grey.convert(mode)
-    decoded = data.decode_image(encoded(image, "PNG"))
+    decoded = decoding.decode_known(encoded(image, "PNG"))
     expected = grey if mode == "I;16" else image.convert("RGB").convert("L")
     np.testing.assert_array_equal(decoded, np.stack([np.asarray(expected)] * 3, -1))
 
@@ -338,7 +338,7 @@ def test_first_frame_of_a_gif_counts():
     frames = [PIL.Image.new("RGB", [6, 5], colour) for colour in ("red", "blue")]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    decoded = data.decode_image(buffer.getvalue())
+    decoded = decoding.decode_known(buffer.getvalue())
     np.testing.assert_array_equal(decoded, np.full([5, 6, 3], [255, 0, 0]))
 
 

@@ -8,8 +8,7 @@ import pytest
 import serving
 import tensorflow as tf
 
-from export import decoding
-from hqc_tf import augment, data
+from hqc_tf import augment, decoding
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_views_are_those_of_the_pipeline(photo, kind, options):
     contents = encode(photo, kind, **options)
     views, valid = decode_views([contents])
     assert valid.all()
-    expected = augment.plain_view(data.decode_image(contents), 10, 8)
+    expected = augment.plain_view(decoding.decode_known(contents), 10, 8)
     np.testing.assert_array_equal(views[0], expected)
     assert len(np.unique(views)) > 20
 
@@ -112,7 +111,7 @@ def test_bad_rows_are_zeros_and_the_others_right(photo):
     np.testing.assert_array_equal(valid, order < len(good))
     for contents, view, place in zip(files, views, order, strict=True):
         whole = place < len(good)
-        expected = augment.plain_view(data.decode_image(contents), 10, 8) if whole else 0 * view
+        expected = augment.plain_view(decoding.decode_known(contents), 10, 8) if whole else 0 * view
         np.testing.assert_array_equal(view, expected)
 
 
@@ -163,7 +162,7 @@ def test_a_gif_whose_blocks_are_not_full(photo):
     blocks = b"".join(bytes([len(part)]) + part for part in parts)
     again = contents[:start] + blocks + b"\0;"
     np.testing.assert_array_equal(
-        decoding.decode_image(tf.constant(again)), data.decode_image(contents)
+        decoding.decode_image(tf.constant(again)), decoding.decode_known(contents)
     )
 
 

@@ -109,6 +109,18 @@ def test_workers_leave_the_files_of_one_run(trained):
     assert [json.loads(line)["weights"] for line in lines] == ["last", "best"]
 
 
+def test_replicas_killed_go_on_to_the_bit(trained):
+    """Also the running statistics that each replica has for itself."""
+    whole, interrupted = (trained["mirrored"].parent / name for name in ("whole", "interrupted"))
+    assert len(epochs.read_epochs(whole)) == 2
+    for kind in ("state", "last", "best"):
+        one, two = (kill_test.arrays(run / "checkpoints" / kind) for run in (whole, interrupted))
+        assert one.keys() == two.keys() and len(one) > 10
+        for name, value in one.items():
+            np.testing.assert_array_equal(two[name], value, err_msg=f"{kind} {name}")
+    assert epochs.read_epochs(whole) == epochs.read_epochs(interrupted)
+
+
 @pytest.fixture(scope="module")
 def gathered(trained):
     with np.load(trained["mirrored"] / "gathered.npz") as arrays:

@@ -1,7 +1,6 @@
 """export.encode: every good image gets its code, every bad one is listed, whatever happens."""
 
 import functools
-import io
 import os
 import pathlib
 import signal
@@ -11,15 +10,14 @@ import time
 import types
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
+import odd_images
 import pytest
 import serving
 import tensorflow as tf
 
-from export import decoding, encode, inputs, shards, streaming
+from export import encode, inputs, shards, streaming
 from export.encode import encode_images, encode_plan
-from hqc_tf import data
+from hqc_tf import data, decoding, folders
 from hqc_tf.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -147,54 +145,11 @@ def test_without_beam_a_line_says_what_to_install(monkeypatch):
         encode._runner(values, ["b.jpg"])
 
 
-def save(path, pixels, mode=None, **options):
-    image = PIL.Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(path, **options)
-
-
 @pytest.fixture
 def odd_photos(photos, tmp_path):
     """(folder, good names, reason by bad name) of images as they come."""
     folder = tmp_path / "odd"
-    folder.mkdir()
-    photo = sorted(photos.rglob("*.png"))[0]
-    colors = np.asarray(PIL.ImageOps.colorize(PIL.Image.open(photo), (20, 0, 60), (255, 240, 180)))
-    inverse = PIL.Image.fromarray(255 - colors)
-    save(folder / "animated.gif", colors, save_all=True, append_images=[inverse])
-    save(folder / "cmyk.jpg", colors, "CMYK")
-    save(folder / "grey.bmp", colors, "L")
-    save(folder / "palette.png", colors, "P")
-    save(folder / "alpha.png", colors, "RGBA")
-    save(folder / "one pixel.png", colors[:1, :1])
-    save(folder / "wide.png", np.resize(colors, [300, 30_000, 3]), compress_level=1)
-    save(folder / "new\nline.jpeg", colors)
-    save(os.fsdecode(bytes(folder) + b"/no \xff utf-8.png"), colors)
-    (folder / "deep.png").write_bytes(tf.io.encode_png(colors.astype(np.uint16) * 257).numpy())
-    (folder / "a png.jpg").write_bytes(photo.read_bytes())
-    good = [path.name for path in folder.iterdir()]
-    jpeg = io.BytesIO()
-    PIL.Image.fromarray(colors).save(jpeg, "JPEG")
-    (folder / "truncated.jpg").write_bytes(jpeg.getvalue()[:-100])
-    (folder / "headless.jpg").write_bytes(jpeg.getvalue()[:20])
-    (folder / "corrupt.png").write_bytes(photo.read_bytes()[:-40] + bytes(40))
-    (folder / "empty.jpg").touch()
-    (folder / "page.jpg").write_text("<html>404</html>")
-    (folder / "folder.jpg").mkdir()
-    (folder / "dangling.jpg").symlink_to("nowhere")
-    os.mkfifo(folder / "pipe.png")
-    save(folder / "too wide.png", np.resize(colors, [299, 30_000, 3]), compress_level=1)
-    bad = {
-        "truncated.jpg": "broken or cut short",
-        "headless.jpg": "broken or cut short before its size",
-        "corrupt.png": "broken or cut short",
-        "empty.jpg": "empty file",
-        "page.jpg": "no JPEG, PNG, BMP or GIF image",
-        "folder.jpg": "Is a directory",
-        "dangling.jpg": "No such file or directory",
-        "pipe.png": "no regular file",
-        "too wide.png": "sides of 30000 and 299 pixels, over 50 million or 100:1",
-    }
-    return folder, sorted(good), bad
+    return folder, *odd_images.write_odd(folder, photos)
 
 
 def test_odd_images_are_encoded_and_bad_ones_listed(encoder, odd_photos, tmp_path):
@@ -226,25 +181,15 @@ def test_why_too_many_pixels_are_refused(photos, monkeypatch):
 
 
 def test_of_2000_mutated_images_none_is_lost(encoder, photos, tmp_path):
-    rng = np.random.default_rng(0)
-    first, second = (path.read_bytes() for path in sorted(photos.rglob("*.png"))[:2])
-    seeds = [*serving.encode_everyhow(first), *serving.encode_everyhow(second)]
-    files = [serving.mutate(rng, seeds) for _ in range(2000)]
-    paths = [tmp_path / f"photos/{row % 7}/{row:04d}.jpg" for row in range(2000)]
-    for path, file in zip(paths, files, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file)
-    sizes = encoder.manifest["settings"]["resize_size"] or 8, 8
-    valid = serving.decode_apart(files, sizes)[1]
-    ids, codes, rejects = encode_input(
-        encoder, f"folder:{tmp_path}/photos", tmp_path / "codes", num_shards=3
-    )
-    good = sorted(path for path, fine in zip(paths, valid, strict=True) if fine)
-    bad = {path for path, fine in zip(paths, valid, strict=True) if not fine}
+    folder = tmp_path / "photos"
+    good, bad = odd_images.write_mutated(folder, photos, 2000)
     assert 200 < len(good) < 1800
-    assert [tmp_path / "photos" / name for name in ids] == good
-    assert {tmp_path / "photos" / name for name in rejects} == bad and all(rejects.values())
-    np.testing.assert_array_equal(codes, of_files(encoder, good))
+    ids, codes, rejects = encode_input(
+        encoder, f"folder:{folder}", tmp_path / "codes", num_shards=3
+    )
+    assert ids == good
+    assert set(rejects) == bad and all(rejects.values())
+    np.testing.assert_array_equal(codes, of_files(encoder, [folder / name for name in good]))
 
 
 def test_nothing_but_bad_images(encoder, tmp_path):
@@ -261,8 +206,8 @@ def test_memory_is_bounded_by_the_bytes_of_a_batch(encoder, tmp_path, monkeypatc
     (folder / "0.jpg").write_bytes(bytes(4 * 2**20))
     for number in range(1, 100):
         os.link(folder / "0.jpg", folder / f"{number}.jpg")
-    monkeypatch.setattr(streaming, "BATCH_BYTES", 8 * 2**20)
-    monkeypatch.setattr(inputs, "READERS", 2)
+    monkeypatch.setattr(folders, "BATCH_BYTES", 8 * 2**20)
+    monkeypatch.setattr(folders, "READERS", 2)
     decoding.why_refused(b"traces it")
     plan = inputs.make_plan(f"folder:{folder}", tmp_path / "codes")
     assert serving.added_memory(lambda: encode_plan(encoder, plan, tmp_path / "codes")) < 150

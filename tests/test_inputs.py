@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from export import inputs, shards
 from export.inputs import make_plan, read
-from hqc_tf import data
+from hqc_tf import data, decoding, folders
 from hqc_tf.config import UserError
 
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_read_has_its_reason(tmp_path, monkeypatch):
     os.mkfifo(photos / "pipe.jpg")
     (photos / "zero.jpg").symlink_to("/dev/zero")
     (photos / "large.jpg").write_bytes(bytes(11))
-    monkeypatch.setattr(inputs, "MAX_BYTES", 10)
+    monkeypatch.setattr(folders, "MAX_BYTES", 10)
     items = read_all(f"folder:{photos}", tmp_path / "codes")
     assert {item.id: item.reason for item in items} == {
         "dangling.jpg": "No such file or directory",
@@ -131,8 +131,8 @@ def test_without_permission_a_file_and_a_folder_are_listed(tmp_path, monkeypatch
 
         return call
 
-    monkeypatch.setattr(inputs.os, "open", refusing(os.open))
-    monkeypatch.setattr(inputs.os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(folders.os, "open", refusing(os.open))
+    monkeypatch.setattr(folders.os, "scandir", refusing(os.scandir))
     plan = make_plan(f"folder:{photos}", tmp_path / "codes")
     items = [*read(begin(plan, tmp_path / "codes")[0])]
     assert [item.id for item in items] == ["a.jpg", "closed/", "closed.jpg"]
@@ -164,7 +164,7 @@ def test_tfds_has_the_ids_and_the_pixels_of_the_dataset(fashion_mnist_dir, tmp_p
     )
     assert [item.id for item in items] == images.ids
     for item, pixels in zip(items, images.pixels, strict=True):
-        np.testing.assert_array_equal(data.decode_image(item.contents), pixels)
+        np.testing.assert_array_equal(decoding.decode_known(item.contents), pixels)
 
 
 def test_tfrecords_go_in_the_order_of_names_and_records(tmp_path):
@@ -237,13 +237,13 @@ def test_images_of_a_shard_are_read_only_as_they_are_asked_for(photos, tmp_path,
     opened = []
     open_file = os.open
     monkeypatch.setattr(
-        inputs.os, "open", lambda path, *rest: opened.append(path) or open_file(path, *rest)
+        folders.os, "open", lambda path, *rest: opened.append(path) or open_file(path, *rest)
     )
     part = begin(make_plan(f"folder:{photos}", tmp_path), tmp_path)[0]
     assert isinstance(part, inputs.Files)
     for _, _ in zip(range(5), read(part), strict=False):
         pass
-    assert len(opened) <= 6 + inputs.READERS
+    assert len(opened) <= 6 + folders.READERS
 
 
 def test_overlapped_keeps_order_and_bounds_what_runs():
@@ -258,10 +258,10 @@ def test_overlapped_keeps_order_and_bounds_what_runs():
             running[0] -= 1
         return -value
 
-    assert [*inputs.overlapped(work, range(200), 4)] == [-value for value in range(200)]
+    assert [*folders.overlapped(work, range(200), 4)] == [-value for value in range(200)]
     assert 1 < most[0] <= 4
     with pytest.raises(ZeroDivisionError):
-        list(inputs.overlapped(lambda value: 1 / value, [1, 0, 1], 2))
+        list(folders.overlapped(lambda value: 1 / value, [1, 0, 1], 2))
 
 
 def test_how_many_images_there_are(photos, fashion_mnist_dir, tmp_path):

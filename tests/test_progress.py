@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from export import progress
+from hqc_tf import progress
 
 
 class Terminal:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from export import manifest, saved_model, warmup
 from export.encode import encode_images, load_encoder
-from hqc_tf import augment, data, encode, model
+from hqc_tf import augment, data, decoding, encode, model
 from hqc_tf.config import UserError
 
 
@@ -48,7 +48,7 @@ def test_codes_and_embeddings_equal_those_of_the_model(trained, exported, photos
 
 def test_without_python_a_server_gives_the_codes_of_the_model(trained, exported, files, tmp_path):
     """Through the C API, on which TensorFlow Serving stands; each batch as the model gets it."""
-    pixels = np.stack([data.decode_image(contents) for contents in files])
+    pixels = np.stack([decoding.decode_known(contents) for contents in files])
     mixed = [*files[:3], b"no image", *files[3:5], files[5][:-30]]
     requests = [
         ("serving_default", {"images": pixels}),
@@ -60,7 +60,7 @@ def test_without_python_a_server_gives_the_codes_of_the_model(trained, exported,
         exported, requests, tmp_path / "jobs.json"
     )
     sizes = trained.settings.plain_sizes
-    views = [augment.plain_view(data.decode_image(contents), *sizes) for contents in files]
+    views = [augment.plain_view(decoding.decode_known(contents), *sizes) for contents in files]
     embedding, codes = as_model(trained, views)
     for answer in (by_pixels, by_bytes):
         np.testing.assert_array_equal(answer["codes"], codes)

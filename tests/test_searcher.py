@@ -11,7 +11,7 @@ import tensorflow as tf
 from export import manifest, searcher, versions, warmup
 from export.encode import load_encoder
 from export.index import load_index, write_index
-from hqc_tf import data, retrieval
+from hqc_tf import decoding, retrieval
 from hqc_tf.config import UserError
 
 
@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_collection():
 
 
 def test_without_python_a_server_answers_as_the_index(exported, encoder, index, queries, tmp_path):
-    pixels = np.stack([data.decode_image(contents) for contents in queries])
+    pixels = np.stack([decoding.decode_known(contents) for contents in queries])
     mixed = np.array([queries[0], b"no image", queries[1][:-30], queries[1]], object)
     requests = [
         ("search", {"images": pixels, "k": np.int32(7)}),

@@ -44,6 +44,11 @@ def test_training_leaves_what_the_other_commands_need(settings, tmp_path):
     assert not np.array_equal(
         untrained.quantizer.codebooks, model.load(tmp_path).quantizer.codebooks
     )
+    # The data may move, but the settings may not change.
+    moved = dataclasses.replace(settings, data_dir="elsewhere")
+    assert train.train_and_evaluate(moved, tmp_path)[0]["step"] == model.saved_step(tmp_path)
+    with pytest.raises(UserError, match="made with --seed=1, not 2; take another --workdir"):
+        train.train_and_evaluate(dataclasses.replace(settings, seed=2), tmp_path)
 
 
 def test_the_flags_of_a_workdir_repeat_the_run(settings, tmp_path):
@@ -56,28 +61,25 @@ def test_the_flags_of_a_workdir_repeat_the_run(settings, tmp_path):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_data_may_move_but_settings_may_not_change(settings, tmp_path):
-    train.train_and_evaluate(settings, tmp_path)
-    moved = dataclasses.replace(settings, data_dir="elsewhere")
-    assert train.train_and_evaluate(moved, tmp_path)[0]["step"] == model.saved_step(tmp_path)
-    with pytest.raises(UserError, match="made with --seed=1, not 2; take another --workdir"):
-        train.train_and_evaluate(dataclasses.replace(settings, seed=2), tmp_path)
+def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
+    """In each of them before it is closed, and then before its state is saved."""
 
+    def train_until(epoch_of_death, before):
+        whole = before.on_epoch_end
 
-@pytest.mark.parametrize("killed_in", [0, 1])
-@pytest.mark.parametrize("before", [epochs.CloseEpoch, resume.KeepState])
-def test_a_run_killed_at_the_end_of_an_epoch_goes_on(settings, tmp_path, killed_in, before):
-    whole = before.on_epoch_end
+        def die(callback, epoch, logs=None):
+            if epoch == epoch_of_death:
+                raise KeyboardInterrupt
+            whole(callback, epoch, logs)
 
-    def die(callback, epoch, logs=None):
-        if epoch == killed_in:
-            raise KeyboardInterrupt
-        whole(callback, epoch, logs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(before, "on_epoch_end", die)
+            with pytest.raises(KeyboardInterrupt):
+                train.train_and_evaluate(settings, tmp_path)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(before, "on_epoch_end", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.train_and_evaluate(settings, tmp_path)
+    for epoch in (0, 1):
+        for before in (epochs.CloseEpoch, resume.KeepState):
+            train_until(epoch, before)
     last, _ = train.train_and_evaluate(settings, tmp_path)
     assert last["step"] == model.saved_step(tmp_path) == 24
     assert [line["epoch"] for line in epochs.read_epochs(tmp_path)] == [0, 1]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import board, config, epochs, evaluate, label_free, metrics, model
+from hqc_tf import board, config, epochs, evaluate, label_free, metrics, model, screening
 from hqc_tf.report import gallery, numbers, scene
 
 
@@ -69,8 +69,9 @@ def gather(workdirs, data_dir=None, untrained=True):
     trained = model.load(workdir, "best")
     if data_dir is not None:
         trained.settings = dataclasses.replace(trained.settings, data_dir=data_dir)
-    seen = scene.show_to(trained)
-    before = scene.show_to(model.build_model(trained.settings)) if untrained else None
+    rejected = screening.ids_rejected(workdir)
+    seen = scene.show_to(trained, rejected)
+    before = scene.show_to(model.build_model(trained.settings), rejected) if untrained else None
     labelled = seen.queries.labels is not None
     codes, words = seen.database.codes, trained.settings.num_words
     models = {"trained": seen, "before training": before}
@@ -82,7 +83,9 @@ def gather(workdirs, data_dir=None, untrained=True):
         epochs=epochs.read_epochs(workdir),
         speed=board.read_speed(workdir),
         without_labels={
-            name: evaluate.without_labels(one.trained) for name, one in models.items() if one
+            name: evaluate.without_labels(one.trained, rejected)
+            for name, one in models.items()
+            if one
         },
         queries=len(seen.queries),
         word_shares=label_free.word_shares(codes, words),

@@ -79,17 +79,22 @@ def _newest_results(workdir):
     return list(newest.values())
 
 
-def show_to(trained):
+def show_to(trained, rejected=frozenset()):
     """The `Scene` of a model with the queries and the database of its data set.
 
     Without labels the images kept from training ask the others.
+
+    Args:
+      trained: `HQC`.
+      rejected: ids of images of a folder that are left out.
 
     Raises:
       UserError: the data cannot be read.
     """
     c = trained.settings
-    images = data.load_split(c.dataset, "database", c.data_dir)
-    queries = data.load_split(c.dataset, "query", c.data_dir)
+    images, queries = (
+        data.load_split(c.dataset, role, c.data_dir, rejected) for role in ("database", "query")
+    )
     if queries is None:
         rest, queries = data.hold_out(images, c.held_out or len(images))
         # Of a handful of images all ask, and each finds itself.

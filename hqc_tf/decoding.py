@@ -1,4 +1,4 @@
-"""Image files to the views that are encoded, in a graph that no file can fail.
+"""Image files to pixels, and to the views that are encoded, in a graph that no file can fail.
 
 TensorFlow's decoders raise on a broken file, a graph has no try, and one bad image would sink a
 server's batch. A tf.data map drops an error together with its element, and decodes side by side as
@@ -7,7 +7,7 @@ well. What a file would take is read off its header first.
 
 import tensorflow as tf
 
-from hqc_tf import augment, data
+from hqc_tf import augment
 
 # Room for today's cameras: 150 MB decoded. TensorFlow lets a PNG of 60 KB unpack to ten times that.
 MAX_PIXELS = 50_000_000
@@ -36,8 +36,7 @@ def decode_views(image_bytes, resize_size, size):
     def view(row, contents):
         return row, augment.plain_view(decode_image(contents), resize_size, size)
 
-    files = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
-    views = files.map(view, num_parallel_calls=PARALLEL).ignore_errors()
+    views = _of_decodable(image_bytes, view)
     # A row beyond the last, cut off below, so that there always is one to batch.
     beyond = tf.data.Dataset.from_tensors((count, tf.zeros([size, size, 3])))
     batch = views.concatenate(beyond).batch(count + 1)
@@ -47,8 +46,19 @@ def decode_views(image_bytes, resize_size, size):
     return views[:-1], valid[:-1]
 
 
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+def decodable(image_bytes):
+    """Which of some image files `decode_image` decodes: string [B], B at least 1 -> bool [B]."""
+    count = tf.size(image_bytes, tf.int64)
+    # The sum of the pixels, so that none of the decoding is left out.
+    sums = _of_decodable(image_bytes, lambda row, file: (row, tf.reduce_sum(decode_image(file))))
+    rows = sums.map(lambda row, _: row).concatenate(tf.data.Dataset.from_tensors(count))
+    rows = rows.batch(count + 1).get_single_element()
+    return tf.scatter_nd(rows[:, None], tf.ones_like(rows), [count + 1])[:-1] > 0
+
+
 def decode_image(contents):
-    """As `data.decode_image`, but refuses an image of over `MAX_PIXELS` or `MAX_RATIO`.
+    """As `decode_known`, but refuses an image of over `MAX_PIXELS` or `MAX_RATIO`.
 
     Args:
       contents: string scalar, the contents of a JPEG, PNG, BMP or GIF file; of a GIF the first
@@ -62,7 +72,13 @@ def decode_image(contents):
     """
     contents, sides = _open(contents)
     # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
-    return data.decode_image(tf.where(fits(sides), contents, ""))
+    return decode_known(tf.where(fits(sides), contents, ""))
+
+
+def decode_known(contents):
+    """JPEG, PNG, BMP or GIF bytes of a source that is known to be sound -> uint8 [H, W, 3]."""
+    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
 
 
 def why_refused(contents):
@@ -87,6 +103,12 @@ def fits(sides):
     """Whether an image of these two sides, int [2], is within the limits; bool scalar."""
     longer, shorter = (tf.cast(pick(sides), tf.int64) for pick in (tf.reduce_max, tf.reduce_min))
     return (shorter > 0) & (longer * shorter <= MAX_PIXELS) & (longer <= MAX_RATIO * shorter)
+
+
+def _of_decodable(image_bytes, make):
+    """Dataset of what `make` makes of each row number and file, without those that fail."""
+    files = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
+    return files.map(make, num_parallel_calls=PARALLEL).ignore_errors()
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
