@@ -89,6 +89,7 @@ demo: $(INSTALLED) data
 		demo/queries/query1.png demo/queries/query2.png
 	$(VENV_PYTHON) -m export.gallery --index=demo/index --dataset=fashion_mnist \
 		--data_dir=$(DATA_DIR) --output=demo/neighbours.png
+	$(VENV_PYTHON) -m hqc_tf.report --workdir=demo/run
 
 # What the demo and the tests leave; environments and data, which take a network to bring back, stay.
 clean:
