@@ -382,6 +382,8 @@ def run(main):
 
     def guarded(argv):
         logging.set_verbosity(logging.ERROR)
+        # What TensorFlow logs as an error it raises as well, or it is none of the user's.
+        logging.logging.getLogger("tensorflow").setLevel("CRITICAL")
         # A name may be no UTF-8, which a terminal's encoding cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
         try:
