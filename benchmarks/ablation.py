@@ -91,8 +91,6 @@ def resolve(arguments):
         if rest:
             raise UserError(f"{rest[0]} is no flag; write --name=value")
         return settings
-    except flags.Error as error:
-        raise UserError(f"{asked}: {error}; mend the flag or its file") from error
     except UserError as error:
         raise UserError(f"{asked}: {error}") from error
 

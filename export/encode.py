@@ -19,7 +19,7 @@ from absl import flags
 from export import inputs, shards, streaming
 from export.saved_model import read_manifest
 from export.versions import newest
-from hqc_tf import config, data
+from hqc_tf import config, data, files
 from hqc_tf.config import UserError
 from hqc_tf.decoding import MAX_PIXELS, MAX_RATIO
 from hqc_tf.encode import collect
@@ -55,12 +55,13 @@ def load_encoder(path):
     """Loads a SavedModel of `export.saved_model`: one version, or the newest of a folder of them.
 
     Raises:
-      UserError: there is no encoder.
+      UserError: there is no encoder, or a damaged one.
     """
     path = newest(path)
     manifest = read_manifest(path)
-    loaded = tf.saved_model.load(str(path))
-    codebooks = tf.cast(loaded.codebooks, tf.float32).numpy()
+    with files.naming_damage(path, "bring back a copy, or write it with export.saved_model"):
+        loaded = tf.saved_model.load(str(path))
+        codebooks = tf.cast(loaded.codebooks, tf.float32).numpy()
     return Encoder(path, manifest, codebooks, loaded)
 
 

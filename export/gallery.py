@@ -60,7 +60,8 @@ def _verdict(query, found, place):
 def _show(axis, images, row, color, title, width=2.0):
     pixels = data.read_image(images.paths[row]) if images.paths else images.pixels[row]
     axis.imshow(np.asarray(pixels))
-    axis.set_title(title, fontsize=6, color=color, pad=3.5)
+    # A label's name is no formula, though it hold "$".
+    axis.set_title(title, fontsize=6, color=color, pad=3.5, parse_math=False)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():

@@ -20,7 +20,7 @@ def read_manifest(folder, kind):
     try:
         manifest = json.loads(pathlib.Path(folder, MANIFEST).read_text())
         return manifest if manifest["format"] == kind else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

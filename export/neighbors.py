@@ -120,8 +120,8 @@ class Index:
             `Found`.
 
         Raises:
-            ValueError: k, rerank or leaves_to_search is out of range (a UserError), or the
-                embeddings have another width or are not finite.
+            UserError: k, rerank or leaves_to_search is out of range, or the embeddings have another
+                width or are not finite.
         """
         embeddings = self._checked_embeddings(embeddings, k)
         leaves = self._checked_leaves(leaves_to_search)
@@ -246,13 +246,19 @@ class Index:
                 f"k is {k}, but must lie in 1 to {self.num_images}, the number of images in "
                 f"{self.path}: ask for fewer or index more."
             )
-        embeddings = np.ascontiguousarray(embeddings, np.float32)
+        with np.errstate(over="ignore"):
+            embeddings = np.ascontiguousarray(embeddings, np.float32)
         num_books, _, word_dim = self.codebooks.shape
         if embeddings.shape != (max(1, len(embeddings)), num_books * word_dim):
-            raise ValueError(
+            raise UserError(
                 f"embeddings have the shape {embeddings.shape}, but index {self.path} needs "
                 f"[Q, {num_books * word_dim}], Q at least 1: embed the queries with its encoder."
             )
-        if not np.isfinite(embeddings).all():
-            raise ValueError("embeddings hold NaN or infinity, but must be finite: mend the input.")
+        with np.errstate(over="ignore"):
+            lengths = np.square(embeddings).sum(axis=1)
+        if not np.isfinite(lengths).all():
+            raise UserError(
+                "embeddings hold NaN or infinity, or numbers whose squares are, but must be finite: "
+                "mend the input."
+            )
         return embeddings

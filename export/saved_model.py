@@ -142,6 +142,11 @@ def read_manifest(version):
             f"--saved_model={version}: has format version {found.get('format_version', 1)}, but "
             f"this program reads {FORMAT_VERSION}; write it anew with python -m export.saved_model"
         )
+    if not (isinstance(found.get("fingerprint"), str) and isinstance(found.get("bits"), int)):
+        raise UserError(
+            f"--saved_model={version}: its {manifest.MANIFEST} is damaged; bring back a copy or "
+            "write it anew with python -m export.saved_model"
+        )
     return found
 
 

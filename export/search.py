@@ -14,6 +14,7 @@ from absl import flags
 from export.answers import write_answers
 from export.encode import encode_images, load_encoder
 from export.index import load_index
+from export.shards import map_array
 from hqc_tf import config, data
 from hqc_tf.config import UserError
 from hqc_tf.data import Images
@@ -76,10 +77,7 @@ def search_embeddings(index, path, k, **options):
     Raises:
       UserError: the file is no such array.
     """
-    try:
-        embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--embeddings={path}: {error}; name a .npy file of floats") from error
+    embeddings = map_array(path, f"--embeddings={path}", "name a .npy file of floats")
     width = index.codebooks.shape[0] * index.codebooks.shape[2]
     if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or embeddings.shape[1] != width:
         raise UserError(

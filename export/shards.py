@@ -8,14 +8,17 @@ has its manifest; a shard is done when its codes have their name. Each file appe
 """
 
 import array
+import contextlib
 import json
 import pathlib
+import tokenize
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from export.manifest import read_manifest, write_manifest, write_whole
+from export.manifest import MANIFEST, read_manifest, write_manifest, write_whole
+from hqc_tf import files
 from hqc_tf.config import UserError
 
 FORMAT = "hqc-codes"
@@ -136,9 +139,12 @@ def is_begun(folder, job=None):
 
 
 def read_names(folder):
-    """The `names` that `start` was given, memory-mapped, or None where it was given none."""
-    files = [pathlib.Path(folder, f"input_{kind}.npy") for kind in PackedIds._fields]
-    return PackedIds(*map(map_array, files)) if files[0].exists() else None
+    """The `names` that `start` was given, memory-mapped.
+
+    Raises:
+      UserError: they are missing or damaged.
+    """
+    return _read_ids([pathlib.Path(folder, f"input_{kind}.npy") for kind in PackedIds._fields])
 
 
 def is_done(folder, number, num_shards):
@@ -174,14 +180,18 @@ def read_shards(folder):
     folder = pathlib.Path(folder)
     manifest = _manifest(folder)
     count = manifest["num_shards"]
-    missing = [number for number in range(count) if not is_done(folder, number, count)]
-    if missing:
+    standing = {path.name for path in folder.glob("codes-*")}
+    names = (_path(folder, "codes", number, count).name for number in range(count))
+    # A damaged manifest may count more shards than could ever be looked for.
+    first = next((name for name in names if name not in standing), None)
+    if first:
         raise UserError(
-            f"{folder}: {len(missing)} of {count} shards are missing, the first is "
-            f"{_path(folder, 'codes', missing[0], count).name}: run the same export.encode again, "
-            "which makes them"
+            f"{folder}: at least {max(1, count - len(standing))} of {count} shards are missing, "
+            f"the first is {first}: run the same export.encode again, which makes them"
         )
     codebooks = np.array(map_array(folder / "codebooks.npy"))
+    if codebooks.dtype != np.float32 or codebooks.ndim != 3 or not np.isfinite(codebooks).all():
+        raise UserError(f"{folder / 'codebooks.npy'} holds no codebooks: make the codes anew")
     return Shards(codebooks, manifest["encoder"], _OnDisk(folder, count, len(codebooks)))
 
 
@@ -189,16 +199,27 @@ def read_rejects(folder):
     """Yields {"id", "reason"} of each image that is in no shard of a folder that is done."""
     count = _manifest(folder)["num_shards"]
     for number in range(count):
-        with _path(folder, "rejects", number, count, "jsonl").open() as lines:
-            yield from map(json.loads, lines)
+        path = _path(folder, "rejects", number, count, "jsonl")
+        yield from files.read_lines(path, {"id": str, "reason": str})
 
 
-def map_array(file):
-    """The array in a .npy file, memory-mapped; UserError where it cannot be read."""
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} cannot be read ({error}): make it anew") from error
+def map_array(file, name=None, mend="make it anew"):
+    """The array in a .npy file, memory-mapped; nothing in it is unpickled.
+
+    Args:
+      file: its path.
+      name: what the message calls it, if not by the path.
+      mend: what the message ends with.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    # A header is a Python literal, and a damaged one fails in the tokenizer as well.
+    with files.naming_damage(name or file, mend):
+        try:
+            return np.lib.format.open_memmap(file, mode="r")
+        except (SyntaxError, tokenize.TokenError, MemoryError, OverflowError) as error:
+            raise ValueError(error) from error
 
 
 def _check_same(folder, encoder, num_shards, job):
@@ -235,25 +256,47 @@ def _partial(folder):
 def _read_shard(folder, number, count, num_books):
     path = _path(folder, "codes", number, count)
     codes = map_array(path)
-    text, starts = (map_array(_path(folder, f"id_{k}", number, count)) for k in ("text", "starts"))
+    ids = _read_ids([_path(folder, f"id_{kind}", number, count) for kind in PackedIds._fields])
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != num_books:
         raise UserError(
             f"{path} is {codes.dtype} {codes.shape}, but must be uint8 [n, {num_books}]: remove it "
             "and run the same export.encode again"
         )
-    if len(starts) != len(codes) + 1 or starts[0] != 0 or starts[-1] != len(text):
+    if len(ids) != len(codes):
         raise UserError(
             f"{path} and the ids beside it do not fit each other: remove them and run the same "
             "export.encode again"
         )
-    return Shard(codes, PackedIds(text, starts))
+    return Shard(codes, ids)
+
+
+def _read_ids(paths):
+    """`PackedIds` in two files; UserError where they are none."""
+    text, starts = map(map_array, paths)
+    fits = text.dtype == np.uint8 and starts.dtype == np.int64 and text.ndim == starts.ndim == 1
+    fits = fits and len(starts) and starts[0] == 0 and starts[-1] == len(text)
+    if fits and (np.diff(starts) >= 0).all():
+        inner = starts[starts < len(text)]
+        # No string begins within a character, so that each can be read alone.
+        with contextlib.suppress(UnicodeDecodeError):
+            text.tobytes().decode("utf-8", "surrogatepass")
+            if not (text[inner] & 0xC0 == 0x80).any():
+                return PackedIds(text, starts)
+    raise UserError(f"{paths[0]} and {paths[1].name} hold no names: make them anew")
 
 
 def _manifest(folder):
     found = read_manifest(folder, FORMAT)
-    if found and found.get("format_version") == FORMAT_VERSION:
-        return found
-    raise UserError(f"{folder} holds no codes of export.encode: name a folder that it wrote")
+    if not found or found.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{folder} holds no codes of export.encode: name a folder that it wrote")
+    encoder, count = found.get("encoder"), found.get("num_shards")
+    told = isinstance(encoder, dict) and {"fingerprint", "path"} <= encoder.keys()
+    told = told and isinstance(found.get("job"), dict)
+    if not told or not isinstance(count, int) or count < 1:
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: bring back a copy, or name another folder"
+        )
+    return found
 
 
 def _path(folder, kind, number, count, ending="npy"):

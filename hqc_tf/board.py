@@ -76,7 +76,8 @@ class MeasureSpeed(tf.keras.callbacks.Callback):
 
 def read_speed(workdir):
     """The lines of `speed.jsonl`, a dict per epoch; empty where there is none."""
-    return files.read_lines(pathlib.Path(workdir, SPEED))
+    kinds = {"epoch": int, "images_per_second": float}
+    return files.read_lines(pathlib.Path(workdir, SPEED), kinds)
 
 
 def show_held_out(trained, held, workdir):

@@ -11,6 +11,8 @@ import sys
 
 from absl import app, flags, logging
 
+from hqc_tf import help_text
+
 DATASETS = (
     "fashion_mnist",
     "cifar10",
@@ -30,9 +32,10 @@ class UserError(ValueError):
     """Input a person can mend; the message names the value, the rule and the mend in one line."""
 
 
-def _setting(default, text, choices=None, least=None, above=None):
-    rules = {"choices": choices, "least": least, "above": above}
-    return dataclasses.field(default=default, metadata={"text": text, **rules})
+def _setting(default, text, choices=None, least=None, above=None, most=None, opens=None):
+    """A field of `Config`; the one that `opens` a theme stands first in it."""
+    rules = {"choices": choices, "least": least, "above": above, "most": most}
+    return dataclasses.field(default=default, metadata={"text": text, "opens": opens, **rules})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,35 +47,52 @@ class Config:
     """
 
     dataset: str = _setting(
-        "cifar10", f"what to learn from: {', '.join(DATASETS)}, or folder:PATH, any tree of images"
+        "cifar10",
+        f"what to learn from: {', '.join(DATASETS)}, or folder:PATH, any tree of images",
+        opens="data",
     )
     data_dir: str = _setting(
         "",
         "where prepared TFDS data lies, empty: TFDS's own place (~/tensorflow_datasets); of "
         "flickr25k and nuswide, where lists and photos lie",
     )
-    image_size: int = _setting(32, "side of the square the network sees, in pixels", least=8)
+    on_bad_image: str = _setting(
+        "skip",
+        "with folder:PATH, skip and list in rejects.jsonl what cannot be decoded, or stop at it",
+        choices=("skip", "stop"),
+    )
+    image_size: int = _setting(
+        32, "side of the square the network sees, in pixels", least=8, most=4096
+    )
     resize_size: int = _setting(
         0,
         "shorter side before the centre crop when encoding, in pixels; 0: image_size",
         least=0,
+        most=8192,
     )
-    backbone: str = _setting("resnet18_cifar", "the convolutional network", choices=BACKBONES)
+    backbone: str = _setting(
+        "resnet18_cifar", "the convolutional network", choices=BACKBONES, opens="network"
+    )
     backbone_width: int = _setting(
-        64, "channels of the first stage; the others scale with it, 64 is the paper's", least=1
+        64,
+        "channels of the first stage; the others scale with it, 64 is the paper's",
+        least=1,
+        most=4096,
     )
     backbone_weights: str = _setting(
         "none", "start of the backbone: none, or ImageNet's (vgg16)", choices=("none", "imagenet")
     )
-    num_books: int = _setting(8, "codebooks, M; an image takes M * log2(K) bits", least=1)
+    num_books: int = _setting(
+        8, "codebooks, M; an image takes M * log2(K) bits", least=1, most=4096, opens="quantizer"
+    )
     num_words: int = _setting(16, "codewords per book, K: a power of two from 2 to 256", least=2)
-    word_dim: int = _setting(16, "numbers per codeword, D", least=1)
+    word_dim: int = _setting(16, "numbers per codeword, D", least=1, most=4096)
     quantizer_temperature: float = _setting(
         0.2, "divides squared distances to the codewords; smaller is harder", above=0
     )
 
     instance_quantized_weight: float = _setting(
-        1.0, "weight of instance contrast on the quantized embedding", least=0
+        1.0, "weight of instance contrast on the quantized embedding", least=0, opens="loss"
     )
     instance_embedding_weight: float = _setting(
         1.0, "weight of instance contrast on the raw embedding", least=0
@@ -114,8 +134,12 @@ class Config:
         0.5, "divides the cosines of the cross quantized term", above=0
     )
 
-    epochs: int = _setting(800, "passes over the training images", least=1)
-    batch_size: int = _setting(256, "images per step, over all replicas together", least=2)
+    epochs: int = _setting(
+        800, "passes over the training images", least=1, most=10**6, opens="training"
+    )
+    batch_size: int = _setting(
+        256, "images per step, over all replicas together", least=2, most=2**20
+    )
     optimizer: str = _setting(
         "adam",
         "adam (L2 joined to the gradient, the authors'), or lamb for large batches",
@@ -128,11 +152,21 @@ class Config:
         0.1, "the cosine falls, an epoch at a time, to this part of the rate", least=0
     )
     weight_decay: float = _setting(1e-5, "L2 factor, on all weights", least=0)
+    seed: int = _setting(
+        1, "of initial weights, order of images and augmentation", least=0, most=2**32 - 1
+    )
+    held_out: int = _setting(
+        1000,
+        "training images kept from learning, a tenth at most; recall@1 of their codes, without "
+        "labels, chooses the best weights",
+        least=0,
+    )
     strategy: str = _setting(
         "one_device",
         "one_device; mirrored: every GPU of this machine (without any, its logical CPUs); "
         "multi_worker: the machines of TF_CONFIG; tpu",
         choices=("one_device", "mirrored", "multi_worker", "tpu"),
+        opens="machines",
     )
     tpu: str = _setting("", "name of the TPU with --strategy=tpu; empty: this machine's")
     sync_batch_norm: bool = _setting(
@@ -152,24 +186,14 @@ class Config:
         "of the network, float32 where the device gains nothing; losses stay float32 or wider",
         choices=("float32", "mixed_bfloat16", "float64"),
     )
-    seed: int = _setting(1, "of initial weights, order of images and augmentation", least=0)
-    held_out: int = _setting(
-        1000,
-        "training images kept from learning, a tenth at most; recall@1 of their codes, without "
-        "labels, chooses the best weights",
-        least=0,
-    )
-    on_bad_image: str = _setting(
-        "skip",
-        "with folder:PATH, skip and list in rejects.jsonl what cannot be decoded, or stop at it",
-        choices=("skip", "stop"),
-    )
     checkpoint_steps: int = _setting(200, "steps between two saved states to resume from", least=1)
     checkpoint_minutes: float = _setting(
         30.0, "minutes after which a state is saved though the steps are fewer", above=0
     )
 
-    top_k: int = _setting(1000, "R of mAP@R: results counted per query", least=1)
+    top_k: int = _setting(
+        1000, "R of mAP@R: results counted per query", least=1, opens="evaluation"
+    )
     distance: str = _setting(
         "l2",
         "asymmetric distance in evaluation: l2 (sum of norms, the authors'), or squared",
@@ -207,6 +231,8 @@ def _check_rule(name, value, rule):
         raise UserError(f"--{name}={value}: must be at least {rule['least']}; raise it")
     if rule["above"] is not None and not value > rule["above"]:
         raise UserError(f"--{name}={value}: must be above {rule['above']}; raise it")
+    if rule["most"] is not None and not value <= rule["most"]:
+        raise UserError(f"--{name}={value}: must be at most {rule['most']}; lower it")
 
 
 def _check_together(config):
@@ -269,6 +295,15 @@ def define_flags(flag_values=flags.FLAGS):
             define(field.name, field.default, text, flag_values=flag_values)
 
 
+def themes():
+    """Name of each setting -> theme that it stands under."""
+    found, theme = {}, None
+    for field in dataclasses.fields(Config):
+        theme = field.metadata["opens"] or theme
+        found[field.name] = theme
+    return found
+
+
 def from_flags(flag_values=flags.FLAGS):
     """The `Config` that parsed flags ask for."""
     names = [field.name for field in dataclasses.fields(Config)]
@@ -288,14 +323,38 @@ def parse(arguments):
     The flags of this process are not touched.
 
     Raises:
-      absl.flags.Error: a flag is unknown or its value of another kind.
-      UserError: as `Config`.
+      UserError: a flag is unknown or its value of another kind, or as `Config`.
     """
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "flagfile", "", ""), values)
-    rest = values(["", *arguments])[1:]
+    rest = _read_flags(values, ["", *arguments])[1:]
     return from_flags(values), rest
+
+
+def _read_flags(values, argv):
+    """Sets absl's `values` from a command line; returns what is no flag."""
+    try:
+        rest = values(argv)
+    except (flags.Error, UnicodeDecodeError, RecursionError) as error:
+        said = "a flagfile is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise UserError(f"{said}; mend the flag or its file") from error
+    except ValueError as error:
+        raise UserError(f"--flagfile: {error}; name a file of flags") from error
+    given = [(f"--{name}=", values[name].value) for name in values]
+    for name, value in [*given, *(("", argument) for argument in rest)]:
+        _check_value(name, value)
+    return rest
+
+
+def _check_value(name, value):
+    if isinstance(value, list):
+        for one in value:
+            _check_value(name, one)
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{name}{value}: no name holds a NUL character; take it out")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}{value}: must be a finite number; give one")
 
 
 def from_workdir(workdir):
@@ -308,9 +367,11 @@ def from_workdir(workdir):
     if not path.is_file():
         raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
     try:
-        settings, _ = parse([f"--flagfile={path}"])
-    except flags.Error as error:
-        raise UserError(f"{path}: {error}; mend the line or train anew") from error
+        settings, rest = parse([f"--flagfile={path}"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}, or train anew") from error
+    if rest:
+        raise UserError(f"{path}: {rest[0]}: no flag; mend the line or train anew")
     return settings
 
 
@@ -318,21 +379,37 @@ def run(main):
     """Runs a command: flags, then `main(arguments)`; what a person can mend is a line, status 2."""
 
     def parse(argv):
+        help_text.define(themes())
         try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
+            return _read_flags(flags.FLAGS, argv)
+        except UserError as error:
             return _stop(f"{error} (--helpshort lists the flags)")
 
     def guarded(argv):
         logging.set_verbosity(logging.ERROR)
+        # What TensorFlow logs as an error it raises as well, or it is none of the user's.
+        logging.logging.getLogger("tensorflow").setLevel("CRITICAL")
+        # A name may be no UTF-8, which a terminal's encoding cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(argv[1:])
         except UserError as error:
             return _stop(error)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            return _stop(f"{error.filename}: {error.strerror}; mend that or name another")
 
     app.run(guarded, flags_parser=parse)
 
 
+def printable(text):
+    r"""Text with a backslash escape for every character that does not show, such as \n."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(shown)
+
+
 def _stop(message):
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    # A name in it may hold what moves the cursor or colours the terminal.
+    print("error:", printable(" ".join(str(message).split())), file=sys.stderr)
     sys.exit(2)

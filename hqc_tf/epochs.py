@@ -85,4 +85,6 @@ class CloseEpoch(tf.keras.callbacks.Callback):
 
 def read_epochs(workdir):
     """The lines of `epochs.jsonl`, a dict per epoch; empty before the first has ended."""
-    return files.read_lines(pathlib.Path(workdir, EPOCHS))
+    judged = {"recall_at_1": float, "perplexity": [float]}
+    path = pathlib.Path(workdir, EPOCHS)
+    return files.read_lines(path, {"epoch": int, "step": int}, judged, rest=float)

@@ -12,6 +12,22 @@ from hqc_tf.encode import encode_images
 
 METRICS = "metrics.jsonl"
 _PLACES = 1, 10, 100, 1000
+# Of the values in a line, what each is; scores with labels and without are there whole or not.
+_JUDGED = {"weights": str, "step": int, "protocol": str, "bits": int, "distance": str}
+_SCORED = {
+    "queries": int,
+    "database": int,
+    "top_k": int,
+    "mean_average_precision": float,
+    "chance": float,
+    "precision_at_k": {str: float},
+}
+_WITHOUT_LABELS = {
+    "held_out": int,
+    "recall_at_1": float,
+    "perplexity": [float],
+    "quantization_error": float,
+}
 
 
 def evaluate(trained, step, weights="last", rejected=frozenset()):
@@ -88,7 +104,7 @@ def recorded(workdir, step, settings):
 
 def read_metrics(workdir):
     """The lines of `metrics.jsonl`, a dict per evaluation; empty before the first."""
-    return files.read_lines(pathlib.Path(workdir, METRICS))
+    return files.read_lines(pathlib.Path(workdir, METRICS), _JUDGED, _SCORED, _WITHOUT_LABELS)
 
 
 def evaluate_workdir(workdir, **changed):

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from hqc_tf import backbones, config, data, distribute, finite, losses
+from hqc_tf import backbones, config, data, distribute, files, finite, losses
 from hqc_tf.gradients import branches
 from hqc_tf.quantizer import ProductQuantizer
 
 PROJECTION = 512
 WEIGHTS = {"best": "checkpoints/best", "last": "checkpoints/last"}
+_MEND = "bring back a copy, or train anew"
 
 
 class Encoding(NamedTuple):
@@ -238,10 +239,11 @@ def save_weights(model, workdir, step, weights):
 
 def saved_step(workdir, weights="last"):
     """Steps behind the "best" or "last" weights of `workdir`, or None where there are none."""
-    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS[weights]))
-    if newest is None:
-        return None
-    return int(tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    with files.naming_damage(folder, _MEND):
+        newest = tf.train.latest_checkpoint(folder)
+        step = newest and tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE")
+        return newest and int(step)
 
 
 def load(workdir, weights="best"):
@@ -255,12 +257,15 @@ def load(workdir, weights="best"):
       config.UserError: there is no trained model.
     """
     settings = config.from_workdir(workdir)
-    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, WEIGHTS[weights]))
+    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    with files.naming_damage(folder, _MEND):
+        newest = tf.train.latest_checkpoint(folder)
     if newest is None:
         raise config.UserError(f"--workdir={workdir}: no weights there yet; train into it first")
     model = build_model(settings)
     saved = tf.train.Checkpoint(encoder=model.encoder, quantizer=model.quantizer)
-    saved.restore(newest).assert_existing_objects_matched().expect_partial()
+    with files.naming_damage(folder, _MEND):
+        saved.restore(newest).assert_existing_objects_matched().expect_partial()
     return model
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 
 from hqc_tf import data
+from hqc_tf.config import printable
 
 
 def thumbnail(images, row, side):
@@ -66,9 +67,3 @@ def label_text(images, row):
     numbers = [label] if np.ndim(label) == 0 else np.flatnonzero(label)
     names = images.label_names
     return ", ".join(printable(names[number] if names else number) for number in numbers)
-
-
-def printable(text):
-    r"""Text with a backslash escape for every character that does not show, such as \n."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(shown)

@@ -158,6 +158,7 @@ def _judge(settings, workdir):
 def _results_of_finished(settings, workdir):
     """The results of a run that is at its end and judged; empty where something is left to do."""
     lines = epochs.read_epochs(workdir)
+    evaluate.read_metrics(workdir)  # before a training that could not add to them
     last_step = lines[-1]["step"] if len(lines) == settings.epochs else None
     if last_step is None or resume.newest_step(workdir) != last_step:
         return []

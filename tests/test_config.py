@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,8 @@ from hqc_tf.config import Config, UserError
 ROOT = pathlib.Path(__file__).parents[1]
 
 COMMAND = """
+from absl import flags
+
 from hqc_tf import config
 
 def main(arguments):
@@ -21,6 +24,7 @@ def main(arguments):
     print(settings.num_books, settings.dataset, arguments)
 
 config.define_flags()
+flags.adopt_module_key_flags(config)
 config.run(main)
 """
 
@@ -123,6 +127,18 @@ def test_too_small_a_value_is_refused(name, least):
     with pytest.raises(UserError) as caught:
         Config(**{name: least - 1})
     assert str(caught.value) == f"--{name}={least - 1}: must be at least {least}; raise it"
+
+
+MOST = {
+    f.name: f.metadata["most"] for f in dataclasses.fields(Config) if f.metadata["most"] is not None
+}
+
+
+@pytest.mark.parametrize(("name", "most"), MOST.items())
+def test_too_large_a_value_is_refused(name, most):
+    with pytest.raises(UserError) as caught:
+        Config(**{name: most + 1})
+    assert str(caught.value) == f"--{name}={most + 1}: must be at most {most}; lower it"
 
 
 @pytest.mark.parametrize("name", ABOVE)
@@ -309,7 +325,25 @@ def test_bad_flags_are_one_line_and_status_2(run_command, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_helpshort_explains_without_an_error(tmp_path, run_command):
-    done = run_command("--helpfull")
-    assert "--num_books: codebooks, M; an image takes M * log2(K) bits" in done.stdout
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("flag", ["--helpshort", "--help", "-?"])
+def test_help_is_no_error_and_stands_by_theme(run_command, flag):
+    done = run_command(flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    themes = re.findall(r"^(\w+):$", done.stdout, re.MULTILINE)
+    assert themes == [*dict.fromkeys(config.themes().values())]
+    assert "  --num_books             codebooks, M; an image takes M * log2(K) bits" in done.stdout
+
+
+def test_helpfull_is_left_to_absl(run_command):
+    assert (
+        "--num_books: codebooks, M; an image takes M * log2(K) bits"
+        in run_command("--helpfull").stdout
+    )
+
+
+def test_every_setting_stands_under_a_theme():
+    themes = config.themes()
+    assert [*themes] == [f.name for f in dataclasses.fields(Config)]
+    assert [*dict.fromkeys(themes.values())] == [
+        "data", "network", "quantizer", "loss", "training", "machines", "evaluation",
+    ]  # fmt: skip

@@ -49,3 +49,38 @@ def test_a_full_accelerator_is_not_a_full_disk():
     error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
     with pytest.raises(tf.errors.ResourceExhaustedError), files.naming_a_full_disk("runs/a"):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "Expecting value"),
+        ("[1]", "no object of JSON"),
+        ("[" * 100_000, "recursion"),
+        ('{"step": 1}', "name is missing, which it cannot be"),
+        ('{"name": "a", "step": true}', "step is True"),
+        ('{"name": "a", "step": -1}', "step is -1"),
+        ('{"name": "a", "step": 1, "recall": 0.5}', "words is missing"),
+        ('{"name": "a", "step": 1, "recall": 0.5, "words": []}', "words is "),
+        ('{"name": "a", "step": 1, "other": "x"}', "other is x"),
+    ],
+)
+def test_a_line_that_is_not_as_written_is_named(tmp_path, line, said):
+    path = tmp_path / "epochs.jsonl"
+    kinds = {"name": str, "step": int}, {"recall": float, "words": [float]}
+    good = '{"name": "a", "step": 1, "recall": 1, "words": [1.5, 2], "other": 3}\n'
+    path.write_text(good)
+    assert files.read_lines(path, *kinds, rest=float)[0]["words"] == [1.5, 2]
+    path.write_text(f"{good}{line}\n")
+    with pytest.raises(
+        UserError, match=f"epochs.jsonl: line 2: .*{said}.*; mend it or take it out"
+    ):
+        files.read_lines(path, *kinds, rest=float)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    assert files.read_lines(tmp_path / "missing.jsonl", {}) == []
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
+    for name in ("binary.jsonl", "."):
+        with pytest.raises(UserError, match="cannot be read .*; mend it or bring back a copy"):
+            files.read_lines(tmp_path / name, {})

@@ -100,7 +100,8 @@ def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, written)
     assert len(files(tmp_path)) == written + 1 and not shards.is_begun(tmp_path)
     start(tmp_path, job={"tfds": "another"})
     assert sorted(files(tmp_path)) == ["codebooks.npy", "manifest.json"]
-    assert shards.read_names(tmp_path) is None
+    with pytest.raises(UserError, match="input_text.npy: cannot be read"):
+        shards.read_names(tmp_path)
 
 
 def test_what_is_no_folder_of_shards_is_left_alone(tmp_path):
@@ -154,7 +155,7 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     with pytest.raises(UserError, match=r"is uint8 \(4, 3\), but must be uint8 \[n, 2\]"):
         shards.read_shards(tmp_path).shards[2]
     codes.write_bytes(codes.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{codes} cannot be read"):
+    with pytest.raises(UserError, match=f"{codes}: cannot be read"):
         shards.read_shards(tmp_path).shards[2]
 
 

@@ -66,6 +66,8 @@ def gather(workdirs, data_dir=None, untrained=True):
     """
     workdir = workdirs[0]
     runs = scene.read_runs(workdirs)
+    # A damaged file is told of before minutes are spent on the images.
+    lines, speed = epochs.read_epochs(workdir), board.read_speed(workdir)
     trained = model.load(workdir, "best")
     if data_dir is not None:
         trained.settings = dataclasses.replace(trained.settings, data_dir=data_dir)
@@ -80,8 +82,8 @@ def gather(workdirs, data_dir=None, untrained=True):
         settings=trained.settings,
         step=model.saved_step(workdir, "best"),
         runs=runs,
-        epochs=epochs.read_epochs(workdir),
-        speed=board.read_speed(workdir),
+        epochs=lines,
+        speed=speed,
         without_labels={
             name: evaluate.without_labels(one.trained, rejected)
             for name, one in models.items()

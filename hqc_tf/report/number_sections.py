@@ -111,8 +111,8 @@ def training(report):
         return [paragraph("No epoch has ended: epochs.jsonl is missing.")]
     lines = [line | _least_perplexity(line) for line in report.epochs]
     curves = {
-        name.replace("_", " "): [(line["epoch"] + 1, line[name]) for line in lines]
-        for name in lines[-1]
+        name.replace("_", " "): [(line["epoch"] + 1, line[name]) for line in lines if name in line]
+        for name in dict.fromkeys(name for line in lines for name in line)
         if name not in _NOT_CURVES
     }
     if report.speed:
