@@ -5,7 +5,6 @@ Keras 3 and take Keras 2 from the package `tf_keras` where TF_USE_LEGACY_KERAS s
 """
 
 import importlib.machinery
-import importlib.util
 import os
 import sys
 
@@ -20,7 +19,7 @@ def take_keras_2():
       ImportError: there is only Keras 3, the environment asks for another than there is, or the
         caller has loaded Keras 3 through TensorFlow.
     """
-    has_tf_keras = importlib.util.find_spec("tf_keras") is not None
+    has_tf_keras = _find("tf_keras") is not None
     if has_tf_keras:
         os.environ.setdefault(_SWITCH, "1")
     said = os.environ.get(_SWITCH)
@@ -59,9 +58,10 @@ def versions():
 
 
 def _keras_is_3():
-    found = importlib.util.find_spec("keras")
-    if found is None:
-        return False
-    # The part of Keras 3 that TensorFlow asks for; to find it takes no import.
-    within = found.submodule_search_locations
-    return importlib.machinery.PathFinder.find_spec("_tf_keras", within) is not None
+    found = _find("keras")
+    # The part of Keras 3 that TensorFlow asks for.
+    return bool(found) and _find("_tf_keras", found.submodule_search_locations) is not None
+
+
+# Finds without an import; importlib.util would take longer to load than all of hqc_tf.
+_find = importlib.machinery.PathFinder.find_spec

@@ -59,9 +59,9 @@ def test_keras_3_asked_for_is_refused():
 
 
 WITHOUT_TF_KERAS = """
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "tf_keras" else find(name, *rest)
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name == "tf_keras" else find(name, *rest)
 import hqc_tf
 """
 
