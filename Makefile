@@ -4,6 +4,8 @@
 
 PYTHON ?= python3.11
 STACK ?= tf215
+# Files of tests, if not all.
+TESTS ?=
 
 VENV_tf215 := .venv
 REQUIREMENTS_tf215 := requirements.txt
@@ -59,7 +61,7 @@ $(FASHION_MNIST): | $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile
+	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check
