@@ -47,9 +47,9 @@ def rejects_of(settings, workdir):
     Raises:
       UserError: `on_bad_image` is "stop", and there is one; it is named.
     """
-    path, dataset = pathlib.Path(workdir, REJECTS), settings.dataset
-    if path.exists() or not dataset.startswith("folder:"):
-        return files.read_lines(path)
+    dataset = settings.dataset
+    if pathlib.Path(workdir, REJECTS).exists() or not dataset.startswith("folder:"):
+        return _read_rejects(workdir)
     root = pathlib.Path(dataset.removeprefix("folder:"))
     # A root that is missing is reported where it is read.
     names = [*folders.walk(root)] if root.is_dir() else []
@@ -70,13 +70,17 @@ def keep_rejects(rejects, workdir):
 
 
 def ids_rejected(workdir):
-    """The ids in a run's rejects.jsonl, a frozenset."""
-    return ids_of(files.read_lines(pathlib.Path(workdir, REJECTS)))
+    """The ids in a run's rejects.jsonl, a frozenset; UserError where it cannot be read."""
+    return ids_of(_read_rejects(workdir))
 
 
 def ids_of(rejects):
     """The ids of a list of rejects, a frozenset."""
     return frozenset(reject["id"] for reject in rejects)
+
+
+def _read_rejects(workdir):
+    return files.read_lines(pathlib.Path(workdir, REJECTS), {"id": str, "reason": str})
 
 
 @contextlib.contextmanager

@@ -262,7 +262,7 @@ def encoded(encoder, photos, tmp_path_factory):
     return arguments, folder
 
 
-@fuzz(max_examples=40)
+@fuzz(max_examples=15)
 @given(
     harm=damage.damages(
         [
@@ -279,7 +279,7 @@ def test_encoding_goes_on_in_a_damaged_folder(encoded, harm):
         ends_well_and_keeps("export.encode", [*arguments, f"--output={codes}"], folder)
 
 
-@fuzz(max_examples=20)
+@fuzz(max_examples=8)
 @given(harm=damage.damages(5 * ["manifest.json"] + ["saved_model.pb", "variables/variables.index"]))
 def test_encoders(encoder, photos, harm):
     with tempfile.TemporaryDirectory() as folder:
@@ -308,6 +308,7 @@ def run_dir(workdir, tmp_path_factory):
         "epochs": [
             {"epoch": n, "step": n, "loss": 1.5, "learning_rate": 1} | judged for n in (0, 1)
         ],
+        "rejects": [{"id": "a.jpg", "reason": "empty file"}],
         "speed": [{"epoch": n, "images_per_second": 9.5} for n in (0, 1)],
     }
     for name, values in lines.items():
@@ -317,14 +318,14 @@ def run_dir(workdir, tmp_path_factory):
 
 
 RUN_FILES = [
-    "flags.txt", "metrics.jsonl", "epochs.jsonl", "speed.jsonl", "checkpoints/best/checkpoint",
+    "flags.txt", "rejects.jsonl", "metrics.jsonl", "epochs.jsonl", "speed.jsonl", "checkpoints/best/checkpoint",
     "checkpoints/best/ckpt-7.index", "checkpoints/best/ckpt-7.data-00000-of-00001",
     "checkpoints/last/checkpoint", "checkpoints/last/ckpt-7.index",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", ["evaluate", "report"])
-@fuzz(max_examples=25)
+@fuzz(max_examples=8)
 @given(harm=damage.damages(RUN_FILES))
 def test_workdirs(run_dir, module, harm):
     with tempfile.TemporaryDirectory() as folder:
@@ -333,7 +334,7 @@ def test_workdirs(run_dir, module, harm):
         assert not ends_well_and_keeps(f"hqc_tf.{module}", [f"--workdir={run}"], folder)
 
 
-@fuzz(max_examples=25)
+@fuzz(max_examples=8)
 @given(harm=damage.damages([name for name in RUN_FILES if "best" in name]))
 def test_no_encoder_of_damaged_weights(run_dir, harm):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -344,8 +345,8 @@ def test_no_encoder_of_damaged_weights(run_dir, harm):
         ends_well_and_keeps("export.saved_model", arguments, folder)
 
 
-@fuzz(max_examples=25)
-@given(harm=damage.damages(["flags.txt", "metrics.jsonl", "epochs.jsonl", "speed.jsonl"]))
+@fuzz(max_examples=5)
+@given(harm=damage.damages(["flags.txt", "rejects.jsonl", "metrics.jsonl", "epochs.jsonl"]))
 def test_training_goes_on_in_a_damaged_workdir(run_dir, harm):
     with tempfile.TemporaryDirectory() as folder:
         run = damage.copy(run_dir, f"{folder}/run")
