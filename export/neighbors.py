@@ -258,7 +258,7 @@ class Index:
             lengths = np.square(embeddings).sum(axis=1)
         if not np.isfinite(lengths).all():
             raise UserError(
-                "embeddings hold NaN or infinity, or numbers whose squares are, but must be finite: "
-                "mend the input."
+                "embeddings hold NaN or infinity, or numbers whose squares are infinite: mend the "
+                "input."
             )
         return embeddings
