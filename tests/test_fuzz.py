@@ -319,7 +319,8 @@ def run_dir(workdir, tmp_path_factory):
 
 RUN_FILES = [
     "flags.txt", "rejects.jsonl", "metrics.jsonl", "epochs.jsonl", "speed.jsonl",
-    "checkpoints/best/checkpoint", "checkpoints/best/ckpt-7.index", "checkpoints/best/ckpt-7.data-00000-of-00001",
+    "checkpoints/best/checkpoint", "checkpoints/best/ckpt-7.index",
+    "checkpoints/best/ckpt-7.data-00000-of-00001",
     "checkpoints/last/checkpoint", "checkpoints/last/ckpt-7.index",
 ]  # fmt: skip
 
