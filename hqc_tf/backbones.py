@@ -1,7 +1,8 @@
 """The convolutional networks, from a square image in [0, 1] to a feature vector.
 
-Convolutions start as PyTorch starts them (Kaiming uniform with a = sqrt 5), batch norm has eps 1e-5
-and keeps 0.9 of its moving averages a step: the authors' settings.
+Convolutions start as the authors start them: those of `resnet18_cifar` as PyTorch does (Kaiming
+uniform with a = sqrt 5), those of `resnet18` and `resnet50` Kaiming normal by what goes out. Batch
+norm has eps 1e-5 and keeps 0.9 of its moving averages a step.
 """
 
 import functools
@@ -15,8 +16,9 @@ layers = tf.keras.layers
 IMAGENET_MEAN = 0.485, 0.456, 0.406
 IMAGENET_VARIANCE = 0.229**2, 0.224**2, 0.225**2
 
-# Uniform within 1 / sqrt(fan in).
-_KAIMING = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
+# Uniform within 1 / sqrt(fan in), and normal with variance 2 / fan out.
+_PYTORCH = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
+_BY_FAN_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
 
 
 def build_backbone(name, width, size, weights="none", sync_batch_norm=False):
@@ -42,21 +44,23 @@ def build_backbone(name, width, size, weights="none", sync_batch_norm=False):
         return _vgg16(size, weights)
     norm = functools.partial(_batch_norm, sync_batch_norm)
     image = layers.Input([size, size, 3])
+    conv = functools.partial(_conv, _PYTORCH if name == "resnet18_cifar" else _BY_FAN_OUT)
     if name == "resnet18_cifar":
-        x = _normed(_conv(width, 3)(image), norm)
+        x = _normed(conv(width, 3)(image), norm)
     else:
         x = layers.Normalization(mean=IMAGENET_MEAN, variance=IMAGENET_VARIANCE)(image)
-        x = _normed(_conv(width, 7, stride=2)(x), norm)
+        x = _normed(conv(width, 7, stride=2)(x), norm)
         x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
     block = _bottleneck if name == "resnet50" else _basic_block
     for stage, depth in enumerate([3, 4, 6, 3] if name == "resnet50" else [2, 2, 2, 2]):
         for place in range(depth):
-            x = block(x, width * 2**stage, norm, stride=2 if stage and not place else 1)
+            stride = 2 if stage and not place else 1
+            x = block(x, width * 2**stage, conv, norm, stride)
     return tf.keras.Model(image, layers.GlobalAveragePooling2D()(x), name=name)
 
 
-def _conv(channels, kernel, stride=1):
-    initializer = tf.keras.initializers.VarianceScaling(**_KAIMING)
+def _conv(start, channels, kernel, stride=1):
+    initializer = tf.keras.initializers.VarianceScaling(**start)
     padding = "same" if stride == 1 else "valid"
     convolution = layers.Conv2D(
         channels, kernel, stride, padding, use_bias=False, kernel_initializer=initializer
@@ -75,24 +79,24 @@ def _normed(x, norm):
     return layers.ReLU()(norm()(x))
 
 
-def _shortcut(x, channels, norm, stride):
+def _shortcut(x, channels, conv, norm, stride):
     if stride == 1 and x.shape[-1] == channels:
         return x
     # Not by the convolution's own stride: oneDNN's gradient of that varies from call to call.
-    return norm()(_conv(channels, 1)(x[:, ::stride, ::stride]))
+    return norm()(conv(channels, 1)(x[:, ::stride, ::stride]))
 
 
-def _basic_block(x, channels, norm, stride):
-    inner = _normed(_conv(channels, 3, stride)(x), norm)
-    inner = norm()(_conv(channels, 3)(inner))
-    return layers.ReLU()(layers.Add()([inner, _shortcut(x, channels, norm, stride)]))
+def _basic_block(x, channels, conv, norm, stride):
+    inner = _normed(conv(channels, 3, stride)(x), norm)
+    inner = norm()(conv(channels, 3)(inner))
+    return layers.ReLU()(layers.Add()([inner, _shortcut(x, channels, conv, norm, stride)]))
 
 
-def _bottleneck(x, channels, norm, stride):
-    inner = _normed(_conv(channels, 1)(x), norm)
-    inner = _normed(_conv(channels, 3, stride)(inner), norm)
-    inner = norm()(_conv(4 * channels, 1)(inner))
-    return layers.ReLU()(layers.Add()([inner, _shortcut(x, 4 * channels, norm, stride)]))
+def _bottleneck(x, channels, conv, norm, stride):
+    inner = _normed(conv(channels, 1)(x), norm)
+    inner = _normed(conv(channels, 3, stride)(inner), norm)
+    inner = norm()(conv(4 * channels, 1)(inner))
+    return layers.ReLU()(layers.Add()([inner, _shortcut(x, 4 * channels, conv, norm, stride)]))
 
 
 def _vgg16(size, weights):

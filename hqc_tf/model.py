@@ -32,8 +32,8 @@ class Encoding(NamedTuple):
 def build_encoder(settings):
     """Backbone and projection: float [B, size, size, 3] in [0, 1] -> float [B, M*D].
 
-    The projection is a layer of 512 with ReLU and one of M*D, without batch norm or L2 norm; they
-    start as N(0, 0.01) and Glorot uniform. Source: the authors' program.
+    The projection is a layer of 512 with ReLU and one of M*D, without batch norm or L2 norm, which
+    start as `_two_layers` says. Source: the authors' program.
     """
     backbone = backbones.build_backbone(
         settings.backbone,
@@ -42,13 +42,9 @@ def build_encoder(settings):
         settings.backbone_weights,
         settings.sync_batch_norm,
     )
-    hidden = tf.keras.layers.Dense(
-        PROJECTION,
-        activation="relu",
-        kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
-    )
-    embedding = tf.keras.layers.Dense(settings.num_books * settings.word_dim, name="embedding")
-    return tf.keras.Model(backbone.input, embedding(hidden(backbone.output)), name="encoder")
+    width = settings.num_books * settings.word_dim
+    embedding = _two_layers(backbone.output, PROJECTION, width, name="embedding")
+    return tf.keras.Model(backbone.input, embedding, name="encoder")
 
 
 class HQC(tf.keras.Model):
@@ -186,7 +182,7 @@ class HQC(tf.keras.Model):
                 s_a, s_b, c.codeword_diversity_temperature, all_s
             ),
             "book_classification": lambda: losses.book_classification_loss(
-                *(self._book_log_probs(z) for z in quantized),
+                *(self._book_log_probs(f) for f in (f_a, f_b)),
                 everyone_rows=tf.shape(all_z[0])[0] * c.num_books,
             ),
             "cross_quantized": lambda: losses.cross_quantized_loss(
@@ -202,8 +198,8 @@ class HQC(tf.keras.Model):
     def from_config(cls, values, custom_objects=None):
         return cls(config.Config(**values["settings"]), name=values["name"])
 
-    def _book_log_probs(self, quantized):
-        parts = tf.reshape(quantized, [-1, self.settings.word_dim])
+    def _book_log_probs(self, embedding):
+        parts = tf.reshape(embedding, [-1, self.settings.word_dim])
         return tf.nn.log_softmax(self.book_classifier(parts))
 
     def _track(self, shares):
@@ -270,15 +266,34 @@ def load(workdir, weights="best"):
 
 
 def _book_classifier(settings, dtype):
-    """A small network from a part of z to the book it came from: D -> 4D, ReLU -> M."""
-    return tf.keras.Sequential(
-        [
-            tf.keras.layers.Input([settings.word_dim]),
-            tf.keras.layers.Dense(4 * settings.word_dim, activation="relu", dtype=dtype),
-            tf.keras.layers.Dense(settings.num_books, dtype=dtype),
-        ],
-        name="book_classifier",
+    """A small network from a part of f to the book it came from: D -> 4D, ReLU -> M."""
+    part = tf.keras.layers.Input([settings.word_dim], dtype=dtype)
+    books = _two_layers(part, 4 * settings.word_dim, settings.num_books, dtype=dtype)
+    return tf.keras.Model(part, books, name="book_classifier")
+
+
+def _two_layers(x, hidden, width, name=None, dtype=None):
+    """A layer of `hidden` with ReLU and one of `width`, which start as the authors' do.
+
+    Kernels are N(0, 0.01) and Glorot uniform; biases are PyTorch's, uniform within 1 / sqrt(what
+    comes in), and larger than what the first kernel makes of a feature.
+    """
+    inner = tf.keras.layers.Dense(
+        hidden,
+        activation="relu",
+        kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
+        bias_initializer=_uniform_bias(x.shape[-1]),
+        dtype=dtype,
     )
+    outer = tf.keras.layers.Dense(
+        width, bias_initializer=_uniform_bias(hidden), dtype=dtype, name=name
+    )
+    return outer(inner(x))
+
+
+def _uniform_bias(inputs):
+    limit = inputs**-0.5
+    return tf.keras.initializers.RandomUniform(-limit, limit)
 
 
 def _pairs(tensors):

@@ -111,12 +111,15 @@ class CoupledAdam(tf.keras.optimizers.Adam):
     def _shared_numbers(self, dtype):
         step = tf.cast(self.iterations + 1, dtype)
         beta_1, beta_2 = tf.cast(self.beta_1, dtype), tf.cast(self.beta_2, dtype)
+        beta_2_power = tf.pow(beta_2, step)
+        # The kernel adds epsilon before the bias of the velocity is taken out, Adam after.
+        epsilon = tf.cast(self.epsilon, dtype) * tf.sqrt(1 - beta_2_power)
         return {
             "beta1_power": tf.pow(beta_1, step),
-            "beta2_power": tf.pow(beta_2, step),
+            "beta2_power": beta_2_power,
             "beta1": beta_1,
             "beta2": beta_2,
-            "epsilon": tf.cast(self.epsilon, dtype),
+            "epsilon": epsilon,
             "minus_l2": tf.cast(-self.l2, dtype),
         }
 

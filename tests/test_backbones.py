@@ -97,14 +97,31 @@ def test_strides_stand_where_pytorch_has_them():
     assert (cifar[0].kernel_size, cifar[0].strides) == ((3, 3), (1, 1))
 
 
-@pytest.mark.parametrize("name", RESNETS)
-def test_kernels_start_within_kaimings_bounds(name):
-    for convolution in layers_of(small(name), layers.Conv2D):
+def test_kernels_of_the_cifar_network_start_within_kaimings_bounds():
+    for convolution in layers_of(small("resnet18_cifar"), layers.Conv2D):
         kernel = convolution.kernel.numpy()
         limit = 1 / math.sqrt(math.prod(kernel.shape[:3]))
-        assert convolution.bias is None
         assert 0.9 * limit < np.abs(kernel).max() <= limit
         assert np.std(kernel) == pytest.approx(limit / math.sqrt(3), rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_kernels_of_the_photo_networks_start_normal_by_what_goes_out(name):
+    wholes = []
+    for convolution in layers_of(small(name), layers.Conv2D):
+        kernel = convolution.kernel.numpy()
+        height, width, _, channels = kernel.shape
+        wholes.append((kernel * math.sqrt(height * width * channels / 2)).ravel())
+        assert np.std(wholes[-1]) == pytest.approx(1, rel=0.25)
+    together = np.concatenate(wholes)
+    assert np.std(together) == pytest.approx(1, rel=0.01)
+    # A normal distribution's, which a uniform or a truncated one has not.
+    assert np.mean(together**4) == pytest.approx(3, rel=0.1)
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_convolutions_have_no_bias(name):
+    assert {convolution.bias for convolution in layers_of(small(name), layers.Conv2D)} == {None}
 
 
 @pytest.mark.parametrize("name", RESNETS)

@@ -73,6 +73,11 @@ def test_projection_starts_as_the_authors(small_config):
     assert np.std(hidden.kernel) == pytest.approx(0.01, rel=0.02)
     limit = np.sqrt(6 / (512 + 6))
     assert 0.95 * limit < np.abs(embedding.kernel).max() <= limit
+    # PyTorch's default, which the authors' program leaves: uniform within 1 / sqrt(fan in).
+    limit = 1 / np.sqrt(hidden.kernel.shape[0])
+    assert 0.95 * limit < np.abs(hidden.bias).max() <= limit
+    assert np.std(hidden.bias) == pytest.approx(limit / np.sqrt(3), rel=0.1)
+    assert 0 < np.abs(embedding.bias).min() < np.abs(embedding.bias).max() <= 1 / np.sqrt(512)
     assert hidden.activation is tf.keras.activations.relu
     assert embedding.activation is tf.keras.activations.linear
 
@@ -155,7 +160,7 @@ def test_terms_get_their_settings(small_config):
     network = model.HQC(config)
     a, b = (network(view) for view in random_views(config))
     f, z, s = zip(a, b, strict=True)
-    parts = [tf.reshape(quantized, [-1, 3]) for quantized in z]
+    parts = [tf.reshape(embedding, [-1, 3]) for embedding in f]
     expected = {
         "instance_quantized": losses.instance_contrastive_loss(*z, 0.3),
         "instance_embedding": losses.instance_contrastive_loss(*f, 0.3),
@@ -266,10 +271,14 @@ def test_config_makes_the_same_model(small_config):
     assert [w.shape for w in again.weights] == [w.shape for w in network.weights]
 
 
-def test_book_classifier_has_the_authors_widths(small_config):
+def test_book_classifier_has_the_authors_widths_and_start(small_config):
     network = model.HQC(small_config(**ALL_TERMS))
     shapes = [tuple(w.shape) for w in network.book_classifier.weights]
     assert shapes == [(3, 12), (12,), (12, 2), (2,)]
+    inner, inner_bias, outer, outer_bias = (w.numpy() for w in network.book_classifier.weights)
+    assert np.std(inner) == pytest.approx(0.01, rel=0.5)
+    for values, limit in [(inner_bias, 3), (outer, 14 / 6), (outer_bias, 12)]:
+        assert 0.2 < np.abs(values).max() * limit**0.5 <= 1
 
 
 def test_bfloat16_network_keeps_losses_in_single_precision(small_config, set_policy):

@@ -79,6 +79,14 @@ def test_coupled_adam_equals_numpy(l2):
         np.testing.assert_allclose(variable, expected, rtol=1e-5, atol=2e-6)
 
 
+def test_epsilon_joins_the_velocity_without_its_bias():
+    # Before, it would count 31 times as much in the first step: a rate of 0.076, not 0.5, here.
+    variable = tf.Variable(0.0, dtype=tf.float64)
+    optimizer = CoupledAdam(1.0)
+    optimizer.apply_gradients([(tf.constant(1e-8, tf.float64), variable)])
+    assert float(variable) == pytest.approx(-0.5, rel=1e-3)
+
+
 def test_decay_joins_the_gradient_of_every_weight():
     # Adam's first step is the rate times the gradient's sign, and only decay gives one here.
     kernel, bias = tf.Variable([[2.0, -2.0]]), tf.Variable([3.0])
