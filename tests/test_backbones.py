@@ -78,7 +78,7 @@ def test_images_become_finite_features(name):
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 def test_convolutions_pad_both_sides_alike(kernel, stride, size):
     image = np.random.default_rng(0).standard_normal([size, size, 2]).astype(np.float32)
-    convolution = backbones._conv(3, kernel, stride)
+    convolution = backbones._conv(backbones._PYTORCH, 3, kernel, stride)
     got = convolution(image[None])[0]
     (weights,) = convolution.get_weights()
     expected = convolve_by_loop(image, weights, stride, kernel // 2)
