@@ -107,7 +107,7 @@ def run_study(runs, output, command):
       UserError: a run that is done had other settings, a training failed, or there are no labels.
     """
     records = {run.workdir: _read_record(run) for run in runs}
-    _check_labels({run.settings.dataset for run in runs})
+    check_labels({run.settings.dataset for run in runs})
     for folder in (runs[0].workdir.parent, pathlib.Path(output).parent):
         folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
@@ -174,7 +174,8 @@ def _binding(settings):
     return {n: value for n, value in dataclasses.asdict(settings).items() if n != "data_dir"}
 
 
-def _check_labels(datasets):
+def check_labels(datasets):
+    """Raises a UserError where a data set has no labels to judge by."""
     for dataset in datasets:
         # Other data sets all have labels.
         if dataset.startswith("folder:") and data.load_split(dataset, "query") is None:

@@ -30,7 +30,7 @@ from hqc_tf.config import UserError
 _MAY_CHANGE = ("data_dir",)
 
 
-def train_and_evaluate(settings, workdir):
+def train_and_evaluate(settings, workdir, callbacks=()):
     """Trains from the start or from the last saved state, then judges the codes.
 
     Leaves flags.txt, checkpoints/, tensorboard/, epochs.jsonl, speed.jsonl and metrics.jsonl in
@@ -39,6 +39,8 @@ def train_and_evaluate(settings, workdir):
     Args:
       settings: `Config`.
       workdir: folder, made where it is missing.
+      callbacks: Keras callbacks to call too, when an epoch is closed and before its state is
+        saved: what a kill lost is trained and called again.
 
     Returns:
       list of two results as in metrics.jsonl: of the last and of the best weights. Of several
@@ -72,7 +74,7 @@ def train_and_evaluate(settings, workdir):
             files.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
             _keep_rejects(rejects, settings, workdir)
         with screening.naming_a_bad_file(images):
-            _fit(trained, images, held, per_epoch, workdir)
+            _fit(trained, images, held, per_epoch, workdir, callbacks)
         board.show_held_out(trained, held, workdir)
         results = _judge(settings, workdir) if chief else []
     # A chief that has to begin again needs the others, so none ends before it.
@@ -106,7 +108,7 @@ def _with_worthwhile_precision(settings):
     return dataclasses.replace(settings, precision="float32")
 
 
-def _fit(trained, images, held, per_epoch, workdir):
+def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
     settings = trained.settings
     last_step = settings.epochs * per_epoch
     state = resume.RunState(trained, workdir)
@@ -121,6 +123,7 @@ def _fit(trained, images, held, per_epoch, workdir):
         progress.ShowTraining(step, last_step, per_epoch),
         epochs.CloseEpoch(workdir, held, per_epoch, first_epoch),
         board.MeasureSpeed(workdir, first_epoch),
+        *more_callbacks,
         resume.KeepState(
             state, settings.checkpoint_steps, settings.checkpoint_minutes, per_epoch, last_step
         ),

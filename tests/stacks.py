@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import replicas
+import spread
 import tensorflow as tf
 
 from benchmarks import kill_test
@@ -99,12 +100,9 @@ def _train_and_copy_midway(settings, folder, copy):
 
 
 def _spread(workdir, images, folder):
-    """The run's weights, but embeddings as long as codewords are, so that codes differ."""
+    """The run's weights, but for embeddings that are spread."""
     trained = model.load(workdir, "last")
-    embeddings = encode.encode_images(trained, images).embeddings
-    last = trained.encoder.get_layer("embedding")
-    last.kernel.assign(last.kernel / embeddings.std())
-    last.bias.assign((last.bias - embeddings.mean(0)) / embeddings.std())
+    spread.spread(trained, images)
     model.save_weights(trained, folder, model.saved_step(workdir), "last")
     shutil.copy(workdir / config.FLAGFILE, folder)
 

@@ -1,5 +1,7 @@
 """The model: views one after the other, its terms and their sum, codes, saving, precision."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -80,6 +82,39 @@ def test_projection_starts_as_the_authors(small_config):
     assert 0 < np.abs(embedding.bias).min() < np.abs(embedding.bias).max() <= 1 / np.sqrt(512)
     assert hidden.activation is tf.keras.activations.relu
     assert embedding.activation is tf.keras.activations.linear
+
+
+def by_creation(network, kind):
+    """The layers of a kind in the order in which they were made, which Keras counts in names."""
+    found = [layer for layer in network._flatten_layers() if isinstance(layer, kind)]
+    return sorted(found, key=lambda layer: [*map(int, re.findall(r"_(\d+)$", layer.name))])
+
+
+def test_steps_are_those_of_pytorch(small_config, load_reference):
+    """Network, terms, Adam with its decay, rates and running statistics, by tests/reference."""
+    arrays, meta = load_reference("training_steps")
+    rates = meta.pop("rates")
+    per_epoch = rates.pop("per_epoch")
+    network = model.HQC(small_config(**rates_as_settings(rates), **meta))
+    network.compile(optimizer=make_optimizer(network.settings, per_epoch))
+    convolutions = by_creation(network.encoder, tf.keras.layers.Conv2D)
+    assert len(convolutions) == sum(name.startswith("convolution") for name in arrays) == 20
+    for number, layer in enumerate(convolutions):
+        layer.kernel.assign(arrays[f"convolution_{number}"])
+    for number, layer in enumerate(network.encoder.layers[-2:]):
+        layer.kernel.assign(arrays[f"dense_{number}"])
+        layer.bias.assign(arrays[f"bias_{number}"])
+    network.quantizer.codebooks.assign(arrays["codebooks"])
+    for views, expected in zip(arrays["views"], arrays["losses"], strict=True):
+        network.reset_metrics()
+        found = network.train_step(tf.unstack(tf.constant(views)))
+        np.testing.assert_allclose([*map(float, found.values())], expected, rtol=1e-4, atol=1e-4)
+    embedding, _ = network.encode(arrays["views"][0, 0])
+    np.testing.assert_allclose(embedding, arrays["embedding"], rtol=1e-3, atol=1e-3)
+
+
+def rates_as_settings(rates):
+    return {"learning_rate": rates["base"]} | {n: x for n, x in rates.items() if n != "base"}
 
 
 def test_views_pass_one_after_the_other(small_config):

@@ -34,7 +34,7 @@ def reasons(workdir):
     return found
 
 
-def test_training_is_as_if_bad_images_were_not_there(odd_photos, small_config, tmp_path, capsys):
+def test_training_is_as_if_bad_images_were_not_there(odd_photos, quick_config, tmp_path, capsys):
     """Names that are no text and hold line breaks are among the good ones."""
     folder, good, bad = odd_photos
     clean = tmp_path / "clean"
@@ -42,7 +42,7 @@ def test_training_is_as_if_bad_images_were_not_there(odd_photos, small_config, t
     for name in good:
         shutil.copyfile(folder / name, clean / name)
     for images, workdir in ((folder, tmp_path / "run"), (clean, tmp_path / "other")):
-        settings = small_config(dataset=f"folder:{images}", held_out=1)
+        settings = quick_config(dataset=f"folder:{images}", held_out=1)
         results = train.train_and_evaluate(settings, workdir)
         assert [result["held_out"] for result in results] == [1, 1]
     assert reasons(tmp_path / "run") == bad and reasons(tmp_path / "other") == {}
@@ -62,19 +62,19 @@ def test_training_is_as_if_bad_images_were_not_there(odd_photos, small_config, t
     assert sorted([*shown.images.ids, *shown.queries.ids]) == good
 
 
-def test_what_was_rejected_is_decided_once(odd_photos, small_config, tmp_path, monkeypatch):
+def test_what_was_rejected_is_decided_once(odd_photos, quick_config, tmp_path, monkeypatch):
     folder, good, bad = odd_photos
-    settings = small_config(dataset=f"folder:{folder}", held_out=1)
+    settings = quick_config(dataset=f"folder:{folder}", held_out=1)
     screening.keep_rejects([{"id": name, "reason": "seen before"} for name in bad], tmp_path)
     monkeypatch.setattr(screening, "screen", lambda *_: 1 / 0)
     train.train_and_evaluate(settings, tmp_path)
     assert reasons(tmp_path) == dict.fromkeys(bad, "seen before")
 
 
-def test_of_2000_mutated_images_every_good_one_is_learned_from(photos, small_config, tmp_path):
+def test_of_2000_mutated_images_every_good_one_is_learned_from(photos, quick_config, tmp_path):
     good, bad = odd_images.write_mutated(tmp_path / "photos", photos, 2000)
     assert 200 < len(good) < 1800
-    settings = small_config(dataset=f"folder:{tmp_path}/photos", batch_size=32, epochs=1, top_k=10)
+    settings = quick_config(dataset=f"folder:{tmp_path}/photos", batch_size=32, epochs=1, top_k=10)
     last, _ = train.train_and_evaluate(settings, tmp_path / "run")
     found = reasons(tmp_path / "run")
     assert set(found) == bad and all(found.values())

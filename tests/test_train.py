@@ -29,8 +29,8 @@ def small_backbone(monkeypatch):
 
 
 @pytest.fixture
-def settings(small_config, photos):
-    return small_config(dataset=f"folder:{photos}", top_k=10)
+def settings(quick_config, photos):
+    return quick_config(dataset=f"folder:{photos}", top_k=10)
 
 
 def test_training_leaves_what_the_other_commands_need(settings, tmp_path):
@@ -88,12 +88,12 @@ def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
         assert len(list((tmp_path / epochs.TENSORBOARD / name).glob("events.*"))) == 1
 
 
-def test_images_without_labels_are_judged_without(small_config, photos, tmp_path):
+def test_images_without_labels_are_judged_without(quick_config, photos, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
     for file in sorted(photos.rglob("*.png"))[:30]:
         (flat / file.name).write_bytes(file.read_bytes())
-    last, best = train.train_and_evaluate(small_config(dataset=f"folder:{flat}"), tmp_path / "run")
+    last, best = train.train_and_evaluate(quick_config(dataset=f"folder:{flat}"), tmp_path / "run")
     assert model.saved_step(tmp_path / "run") == last["step"] == 12
     assert "mean_average_precision" not in last
     assert (best["held_out"], len(best["perplexity"])) == (3, 2)
@@ -145,7 +145,7 @@ def cifar10_dir():
 
 @pytest.mark.parametrize("dataset", config.DATASETS)
 def test_every_data_set_trains_a_step_and_is_judged(
-    dataset, small_config, tmp_path, monkeypatch, request
+    dataset, quick_config, tmp_path, monkeypatch, request
 ):
     source = "photo_lists" if dataset in photo_sets.PHOTO_SETS else "fashion_mnist_dir"
     source = "cifar10_dir" if dataset.startswith("cifar10") else source
@@ -156,7 +156,7 @@ def test_every_data_set_trains_a_step_and_is_judged(
         return images.take(np.arange(0, len(images), len(images) // 40)[:40])
 
     monkeypatch.setattr(data, "load_split", few)
-    settings = small_config(
+    settings = quick_config(
         dataset=dataset,
         data_dir=request.getfixturevalue(source),
         batch_size=36,
