@@ -6,13 +6,15 @@ from hqc_tf.encode import encode_images
 
 
 def spread(model, images):
-    """Changes the last layer so that the images' embeddings are about as long as codewords are.
+    """Changes the last two layers so that the images' embeddings are about as long as codewords.
 
-    Those of a network that has hardly learned are all alike, and so are its codes.
+    Those of a network that has hardly learned are all alike, and so are its codes. Most of what
+    they have in common is the bias, beside which their differences would be lost to rounding.
     """
+    hidden, last = model.encoder.layers[-2:]
+    hidden.bias.assign(tf.zeros_like(hidden.bias))
     embeddings = encode_images(model, images).embeddings
     middle = embeddings.mean(0)
     length = (embeddings - middle).std() / tf.math.reduce_std(model.quantizer.codebooks)
-    last = model.encoder.get_layer("embedding")
     last.kernel.assign(last.kernel / length)
     last.bias.assign((last.bias - middle) / length)
