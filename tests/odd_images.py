@@ -45,6 +45,8 @@ def write_odd(folder, photos):
     (folder / "page.jpg").write_text("<html>404</html>")
     (folder / "folder.jpg").mkdir()
     (folder / "dangling.jpg").symlink_to("nowhere")
+    # A regular file that opens and cannot be read, by root either.
+    (folder / "unreadable.jpg").symlink_to("/proc/self/mem")
     os.mkfifo(folder / "pipe.png")
     _save(folder / "too wide.png", np.resize(colors, [299, 30_000, 3]), compress_level=1)
     bad = {
@@ -55,6 +57,7 @@ def write_odd(folder, photos):
         "page.jpg": "no JPEG, PNG, BMP or GIF image",
         "folder.jpg": "Is a directory",
         "dangling.jpg": "No such file or directory",
+        "unreadable.jpg": "Input/output error",
         "pipe.png": "no regular file",
         "too wide.png": "sides of 30000 and 299 pixels, over 50 million or 100:1",
     }
