@@ -63,8 +63,8 @@ def start_workers(photos, output):
 def trained(photos, tmp_path_factory):
     """Folder by strategy of what tests/replicas.py leaves."""
     folder = tmp_path_factory.mktemp("replicas")
-    alone = start(photos, folder, "one_device", "mirrored")
-    finish(alone, *start_workers(photos, folder))
+    alone = [start(photos, folder, name) for name in ("one_device", "mirrored")]
+    finish(*alone, *start_workers(photos, folder))
     return {name: folder / name for name in ("one_device", "mirrored", "multi_worker")}
 
 
