@@ -275,8 +275,7 @@ def _book_classifier(settings, dtype):
 def _two_layers(x, hidden, width, name=None, dtype=None):
     """A layer of `hidden` with ReLU and one of `width`, which start as the authors' do.
 
-    Kernels are N(0, 0.01) and Glorot uniform; biases are PyTorch's, uniform within 1 / sqrt(what
-    comes in), and larger than what the first kernel makes of a feature.
+    Kernels are N(0, 0.01) and Glorot uniform; biases, as in PyTorch, within 1 / sqrt(fan in).
     """
     inner = tf.keras.layers.Dense(
         hidden,

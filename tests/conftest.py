@@ -52,7 +52,7 @@ def small_config():
 
 @pytest.fixture(scope="session")
 def quick_config(small_config):
-    """`small_config` with one term and one pass for both views: tracing a step takes a third."""
+    """`small_config` with one term and one pass for both views, which is traced sooner."""
     fewer = {
         "joint_views": True,
         "instance_embedding_weight": 0.0,
