@@ -105,7 +105,7 @@ def main(photos, output, *names):
         # Each replica has running statistics of its own. Fewer terms are traced sooner.
         own = {"sync_batch_norm": False, "checkpoint_steps": 5, "epochs": 2, "held_out": 5}
         own |= {"joint_views": True, "book_classification_weight": 0.0, "consistency_weight": 0.0}
-        own |= {"cross_quantized_weight": 0.0}
+        own |= {"cross_quantized_weight": 0.0, "part_neighbor_weight": 0.0}
         settings = config.Config(
             dataset=f"folder:{photos}", strategy="mirrored", **(SETTINGS | own)
         )
