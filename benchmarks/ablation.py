@@ -256,7 +256,7 @@ def _page(report, records):
         f"    {report['command']}",
         "",
         f"- commit: {_distinct(record['commit'] for record in records)}",
-        f"- machine: {_distinct(map(_machine, records))}",
+        f"- machine: {_distinct(machine.describe(record['machine']) for record in records)}",
         f"- date: {_distinct(record['date'] for record in records)}",
     ]
     return "\n".join(lines)
@@ -271,10 +271,6 @@ def _row(row):
 
 def _range(spread):
     return "–" if spread is None else "{mean:.4f} ({least:.4f} to {most:.4f})".format(**spread)
-
-
-def _machine(record):
-    return ", ".join(f"{name} {value}" for name, value in record["machine"].items())
 
 
 def _distinct(texts):

@@ -111,7 +111,7 @@ def write_report(compared, output, command):
         f"    {command}",
         "",
         f"- commit: {told['commit']}",
-        f"- machine: {', '.join(f'{name} {value}' for name, value in told['machine'].items())}",
+        f"- machine: {machine.describe(told['machine'])}",
     ]
     files.replace_text(pathlib.Path(f"{output}.md"), "\n".join(page) + "\n")
     text = json.dumps(told | {"mean_given_up": mean, "runs": compared}, indent=2)

@@ -34,6 +34,11 @@ def hardware():
     }
 
 
+def describe(hardware):
+    """A `hardware` dict as words on one line."""
+    return ", ".join(f"{name} {value}" for name, value in hardware.items())
+
+
 def commit():
     """The commit of this tree, and whether what a training reads differs from it."""
     try:

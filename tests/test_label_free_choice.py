@@ -1,4 +1,4 @@
-"""What the label-free choice gives up: by hand, and of a real training, broken off and resumed."""
+"""What the label-free choice gives up: by hand, and of a real training, asked for twice."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import commands
 import pytest
 
 from benchmarks import label_free_choice as choice
-from hqc_tf import epochs, model
+from hqc_tf import config, epochs, model
 
 
 def line(epoch, recall, mean_average_precision):
@@ -45,15 +45,11 @@ def test_the_page_has_mean_and_command(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def ran(photos, tmp_path_factory):
+def ran(quick_config, photos, tmp_path_factory):
     """(arguments, folder, `commands.Done`) of a training of two epochs."""
     folder = tmp_path_factory.mktemp("choice")
-    (folder / "tiny.flags").write_text(
-        f"--dataset=folder:{photos}\n--image_size=8\n--backbone_width=2\n--num_books=2\n"
-        "--num_words=4\n--word_dim=3\n--top_k=10\n--epochs=2\n--warmup_epochs=0\n"
-        "--batch_size=24\n--held_out=5\n--instance_embedding_weight=0\n--joint_views\n"
-        "--consistency_weight=0\n--part_neighbor_weight=0\n--codeword_diversity_weight=0\n"
-    )
+    settings = quick_config(dataset=f"folder:{photos}", batch_size=24, held_out=5, top_k=10)
+    (folder / "tiny.flags").write_text(config.to_flagfile(settings))
     arguments = [
         f"--preset={folder}/tiny.flags", f"--runs={folder}/runs", f"--output={folder}/table",
     ]  # fmt: skip
