@@ -6,19 +6,13 @@ Random embeddings, codes and labels from a fixed seed; each case runs in a proce
 that its peak memory is its own. Prints a Markdown table.
 """
 
-import argparse
-import os
-import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from hqc_tf import metrics
+from benchmarks import machine
+from hqc_tf import config, metrics
 
 NUM_BOOKS, NUM_WORDS, WORD_DIM = 8, 16, 16
 
@@ -44,7 +38,7 @@ def random_labels(rng: np.random.Generator, count: int, case: Case) -> np.ndarra
 
 
 def measure(name: str) -> str:
-    """Runs one case here and returns its row of the table."""
+    """Runs a case and returns its row of the table."""
     case = CASES[name]
     rng = np.random.default_rng(0)
     codebooks = rng.standard_normal((NUM_BOOKS, NUM_WORDS, WORD_DIM), dtype=np.float32)
@@ -57,32 +51,19 @@ def measure(name: str) -> str:
         codebooks, codes, database_labels, queries, query_labels, case.top_k
     )
     seconds = time.perf_counter() - start
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return (
         f"| {name} | {case.num_queries:,} x {case.num_codes:,} x {NUM_BOOKS} | {case.top_k} "
-        f"| {seconds:.1f} | {peak_mib:.0f} | {result.mean_average_precision:.4f} |"
+        f"| {seconds:.1f} | {machine.memory_mib():.0f} | {result.mean_average_precision:.4f} |"
     )
 
 
-def hardware() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, TensorFlow {tf.__version__}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, help="one case, in this process; default: all")
-    name = parser.parse_args().case
-    if name:
-        print(measure(name))
-        return
-    print(hardware(), end="\n\n")
+def main(_):
+    print(f"{machine.describe(machine.hardware())}\n")
     print("| case | queries x codes x books | top_k | seconds | peak RSS, MiB | mAP |")
     print("|---|---|---|---|---|---|", flush=True)
     for name in CASES:
-        subprocess.run([sys.executable, "-m", "benchmarks.evaluation", "--case", name], check=True)
+        print(machine.apart(measure, name), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)

@@ -87,7 +87,7 @@ def without_labels(trained, rejected=frozenset()):
     """What `evaluate` says of a model by the images kept from training; {} without any."""
     c = trained.settings
     images = data.load_split(c.dataset, "train", c.data_dir, rejected)
-    _, held = data.hold_out(images, c.held_out)
+    held = data.held_out(images, c.held_out)
     return label_free.judge(trained, held).as_json() if len(held) else {}
 
 

@@ -94,7 +94,7 @@ def _keep_rejects(rejects, settings, workdir):
         screening.keep_rejects(rejects, workdir)
     if rejects:
         progress.say(
-            f"left out {len(rejects)} files that cannot be decoded; "
+            f"files that cannot be decoded, left out: {len(rejects)}; "
             f"{workdir / screening.REJECTS} says why"
         )
 

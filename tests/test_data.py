@@ -353,7 +353,20 @@ def test_held_out_images_are_the_same_for_every_run():
     learned, held = data.hold_out(images, 4)
     assert (len(learned), len(held)) == (46, 4)
     assert sorted(learned.ids + held.ids, key=int) == images.ids
-    assert data.hold_out(images, 4)[1].ids == held.ids
+    assert data.held_out(images, 4).ids == held.ids
+
+
+def test_images_of_a_batch_meet_again_by_chance():
+    count, batch = 1_000_000, 256
+    places = tf.range(count, dtype=tf.int64)
+    first, second = np.empty([2, count], np.int64)
+    for batches, epoch in ((first, 3), (second, 4)):
+        rows = data.shuffled_rows(places, count, 1, epoch).numpy()
+        assert len(np.unique(rows)) == count
+        batches[rows] = np.arange(count) // batch
+    both = np.unique(first * count + second, return_counts=True)[1]
+    met, by_chance = np.sum(both * (both - 1)), count * (batch - 1) * (batch - 1) / (count - 1)
+    assert met / by_chance == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize(("images", "asked", "held"), [(50, 1000, 5), (50, 0, 0), (9, 1000, 0)])

@@ -73,7 +73,7 @@ def test_collapse_is_told_by_book():
 
 def test_a_model_is_judged_the_same_each_time(workdir, photos):
     trained = model.load(workdir)
-    _, held = data.hold_out(data.load_images(f"folder:{photos}"), 1000)
+    held = data.held_out(data.load_images(f"folder:{photos}"), 1000)
     judged, again = (label_free.judge(trained, held) for _ in range(2))
     assert judged.held_out == 6
     assert judged.as_json() == again.as_json()

@@ -48,7 +48,8 @@ def test_training_is_as_if_bad_images_were_not_there(odd_photos, quick_config, t
     assert reasons(tmp_path / "run") == bad and reasons(tmp_path / "other") == {}
     said = capsys.readouterr().err
     assert said == (
-        f"left out {len(bad)} files that cannot be decoded; {tmp_path}/run/rejects.jsonl says why\n"
+        f"files that cannot be decoded, left out: {len(bad)}; "
+        f"{tmp_path}/run/rejects.jsonl says why\n"
     )
     for kind in ("last", "best"):
         one, two = (
