@@ -93,9 +93,8 @@ def by_creation(network, kind):
 def test_steps_are_those_of_pytorch(small_config, load_reference):
     """Network, terms, Adam with its decay, rates and running statistics, by tests/reference."""
     arrays, meta = load_reference("training_steps")
-    rates = meta.pop("rates")
-    per_epoch = rates.pop("per_epoch")
-    network = model.HQC(small_config(**rates_as_settings(rates), **meta))
+    per_epoch = meta.pop("per_epoch")
+    network = model.HQC(small_config(**meta))
     network.compile(optimizer=make_optimizer(network.settings, per_epoch))
     convolutions = by_creation(network.encoder, tf.keras.layers.Conv2D)
     assert len(convolutions) == sum(name.startswith("convolution") for name in arrays) == 20
@@ -111,10 +110,6 @@ def test_steps_are_those_of_pytorch(small_config, load_reference):
         np.testing.assert_allclose([*map(float, found.values())], expected, rtol=1e-4, atol=1e-4)
     embedding, _ = network.encode(arrays["views"][0, 0])
     np.testing.assert_allclose(embedding, arrays["embedding"], rtol=1e-3, atol=1e-3)
-
-
-def rates_as_settings(rates):
-    return {"learning_rate": rates["base"]} | {n: x for n, x in rates.items() if n != "base"}
 
 
 def test_views_pass_one_after_the_other(small_config):
