@@ -103,8 +103,8 @@ def hold_out(images, count):
     Returns:
       (learned, held), `Images` each; the same division for every seed.
     """
-    learned, _ = _divided(images, count)
-    return images.take(learned), held_out(images, count)
+    learned, held = _divided(images, count)
+    return images.take(learned), images.take(held)
 
 
 def held_out(images, count):
