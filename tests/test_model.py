@@ -68,18 +68,14 @@ def test_encode_leaves_the_moving_averages_alone(small_config):
         np.testing.assert_array_equal(new, old)
 
 
-def test_projection_starts_as_the_authors(small_config):
+def test_projection_starts_as_the_authors_but_for_its_biases(small_config):
     encoder = model.build_encoder(small_config(backbone_width=16))
     hidden, embedding = encoder.layers[-2:]
     assert (hidden.units, embedding.units) == (512, 6)
     assert np.std(hidden.kernel) == pytest.approx(0.01, rel=0.02)
     limit = np.sqrt(6 / (512 + 6))
     assert 0.95 * limit < np.abs(embedding.kernel).max() <= limit
-    # PyTorch's default, which the authors' program leaves: uniform within 1 / sqrt(fan in).
-    limit = 1 / np.sqrt(hidden.kernel.shape[0])
-    assert 0.95 * limit < np.abs(hidden.bias).max() <= limit
-    assert np.std(hidden.bias) == pytest.approx(limit / np.sqrt(3), rel=0.1)
-    assert 0 < np.abs(embedding.bias).min() < np.abs(embedding.bias).max() <= 1 / np.sqrt(512)
+    assert not np.any(hidden.bias) and not np.any(embedding.bias)
     assert hidden.activation is tf.keras.activations.relu
     assert embedding.activation is tf.keras.activations.linear
 
@@ -307,8 +303,8 @@ def test_book_classifier_has_the_authors_widths_and_start(small_config):
     assert shapes == [(3, 12), (12,), (12, 2), (2,)]
     inner, inner_bias, outer, outer_bias = (w.numpy() for w in network.book_classifier.weights)
     assert np.std(inner) == pytest.approx(0.01, rel=0.5)
-    for values, limit in [(inner_bias, 3), (outer, 14 / 6), (outer_bias, 12)]:
-        assert 0.2 < np.abs(values).max() * limit**0.5 <= 1
+    assert 0.2 < np.abs(outer).max() / np.sqrt(6 / 14) <= 1
+    assert not np.any(inner_bias) and not np.any(outer_bias)
 
 
 def test_bfloat16_network_keeps_losses_in_single_precision(small_config, set_policy):
