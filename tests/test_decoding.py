@@ -73,6 +73,16 @@ def test_views_are_those_of_the_pipeline(photo, kind, options):
     assert len(np.unique(views)) > 20
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": 0}, {"subsampling": 2}, {"quality": 95}, {"progressive": True}, {"mode": "L"}],
+)
+def test_jpeg_equals_pillow(photo, options):
+    contents = encode(photo, "JPEG", **options)
+    expected = PIL.Image.open(io.BytesIO(contents)).convert("RGB")
+    np.testing.assert_array_equal(decoding.decode_image(tf.constant(contents)), expected)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_png_equals_pillow(photo, mode):
     image = PIL.Image.fromarray(photo).convert(mode)
