@@ -199,6 +199,10 @@ def test_the_queries_shown_are_the_best_the_median_and_the_worst(report):
     assert [len(one.by_book) for one in report.gallery] == [2, 0] * 3
 
 
+def test_the_page_says_what_an_average_precision_looks_at(text):
+    assert "the right ones of the first 10 alone" in text
+
+
 def test_a_book_alone_compares_its_own_part(seen, report):
     one = report.gallery[0]
     names = [[pictures.printable(name) for name in x.ids] for x in (seen.images, seen.queries)]

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import subprocess
@@ -75,12 +76,14 @@ def test_without_python_a_server_gives_the_codes_of_the_model(trained, exported,
     np.testing.assert_array_equal(single["codes"], as_model(trained, views[:1])[1])
 
 
-def test_both_signatures_agree_on_one_image(exported, photos):
-    path = sorted(photos.rglob("*.png"))[0]
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_both_signatures_agree_on_one_image(exported, photos, kind):
+    file = io.BytesIO()
+    PIL.Image.open(sorted(photos.rglob("*.png"))[0]).save(file, kind)
     signatures = load_encoder(exported).signatures
-    pixels = np.asarray(PIL.Image.open(path).convert("RGB"))[None]
+    pixels = np.asarray(PIL.Image.open(file).convert("RGB"))[None]
     by_pixels = signatures["serving_default"](images=tf.constant(pixels))
-    by_bytes = signatures["encode_bytes"](image_bytes=tf.constant([path.read_bytes()]))
+    by_bytes = signatures["encode_bytes"](image_bytes=tf.constant([file.getvalue()]))
     assert sorted(by_pixels) == ["codes", "embedding"]
     assert sorted(by_bytes) == ["codes", "embedding", "valid"]
     np.testing.assert_array_equal(by_pixels["codes"], by_bytes["codes"])

@@ -9,9 +9,12 @@ _MARKS = {True: ("✓ ", ", right", "right"), False: ("✗ ", ", wrong", "wrong"
 def gallery(report):
     """Some queries and what is found for them."""
     if report.rankings:
+        top_k = len(report.rankings[0].scores.precision_at_k)
         said = (
             "The best, median and worst queries by average precision (AP), and the images nearest "
-            "by code. Solid frame and ✓: a label of the query; dashed and ✗: none of them."
+            "by code. Solid frame and ✓: a label of the query; dashed and ✗: none of them. AP "
+            f"looks at the right ones of the first {top_k} alone: where there is one, in the first "
+            "place, it is 1."
         )
     else:
         said = (
