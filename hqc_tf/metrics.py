@@ -16,6 +16,11 @@ class RetrievalMetrics(NamedTuple):
     precision_at_k: np.ndarray  # [top_k] float64, P@1 to P@top_k
     average_precision: np.ndarray  # [Q] float64, of each query
 
+    @property
+    def top_k(self):
+        """R of mAP@R, int."""
+        return len(self.precision_at_k)
+
 
 class PrecisionRecall(NamedTuple):
     """Precision and recall of the first 1, 2, ... N places; means over all queries."""

@@ -50,6 +50,7 @@ def test_scores_by_hand():
     assert isinstance(result.mean_average_precision, float)
     assert result.mean_average_precision == pytest.approx((1 + 2 / 3) / 2)
     np.testing.assert_allclose(result.precision_at_k, [1, 1 / 2, 2 / 3])
+    assert result.top_k == 3
 
 
 def test_one_shared_label_is_enough():

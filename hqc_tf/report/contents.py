@@ -104,7 +104,7 @@ def _with_labels(seen, before):
     if before:
         searches["codes before training"] = (before.by_codes, before)
     rankings = [numbers.rank(name, *search) for name, search in searches.items()]
-    top_k = len(rankings[0].scores.precision_at_k)
+    top_k = rankings[0].scores.top_k
     return {
         "rankings": rankings,
         "chance": metrics.chance_level(seen.images.labels, seen.queries.labels, top_k),

@@ -9,7 +9,7 @@ _MARKS = {True: ("✓ ", ", right", "right"), False: ("✗ ", ", wrong", "wrong"
 def gallery(report):
     """Some queries and what is found for them."""
     if report.rankings:
-        top_k = len(report.rankings[0].scores.precision_at_k)
+        top_k = report.rankings[0].scores.top_k
         said = (
             "The best, median and worst queries by average precision (AP), and the images nearest "
             "by code. Solid frame and ✓: a label of the query; dashed and ✗: none of them. AP "

@@ -32,7 +32,7 @@ def retrieval(report):
 
 
 def _scores(report):
-    top_k = len(report.rankings[0].scores.precision_at_k)
+    top_k = report.rankings[0].scores.top_k
     places = [k for k in _PLACES if k <= top_k]
     rows = []
     for name, scores, _ in report.rankings:

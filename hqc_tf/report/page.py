@@ -85,7 +85,7 @@ def _about(report):
 def _key(report):
     shown = {}
     for one in report.rankings:
-        name = f"mAP@{len(one.scores.precision_at_k)}, {one.name}"
+        name = f"mAP@{one.scores.top_k}, {one.name}"
         shown[name] = f"{one.scores.mean_average_precision:.4f}"
     if report.rankings:
         shown["the same, by chance"] = f"{report.chance:.4f}"
