@@ -28,8 +28,9 @@ from typing import NamedTuple
 from absl import flags
 
 from benchmarks import hparams, machine
-from hqc_tf import config, data, evaluate, files
-from hqc_tf.config import UserError
+from hqc_tf import commands, config, evaluate, files
+from hqc_tf.data import catalog
+from hqc_tf.errors import UserError
 
 _LAST_LINES = 10
 
@@ -178,7 +179,7 @@ def check_labels(datasets):
     """Raises a UserError where a data set has no labels to judge by."""
     for dataset in datasets:
         # Other data sets all have labels.
-        if dataset.startswith("folder:") and data.load_split(dataset, "query") is None:
+        if dataset.startswith("folder:") and catalog.load_split(dataset, "query") is None:
             raise UserError(f"--dataset={dataset}: no labels to judge by; make a folder per label")
 
 
@@ -291,4 +292,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("budget", "", "flags for every run, in quotes; they win over a preset's")
     flags.DEFINE_string("runs", None, "folder of the runs; again = what is missing", required=True)
     flags.DEFINE_string("output", None, "name of the table, without .md and .json", required=True)
-    config.run(main)
+    commands.run(main)

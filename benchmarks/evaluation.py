@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import machine
-from hqc_tf import config, metrics
+from hqc_tf import commands, metrics
 
 NUM_BOOKS, NUM_WORDS, WORD_DIM = 8, 16, 16
 
@@ -66,4 +66,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    config.run(main)
+    commands.run(main)

@@ -27,8 +27,11 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import machine
-from hqc_tf import config, data, epochs, evaluate, files, resume
-from hqc_tf.config import UserError
+from hqc_tf import commands, evaluate, files
+from hqc_tf.data import catalog
+from hqc_tf.errors import UserError
+from hqc_tf.training.callbacks import EPOCHS, TENSORBOARD, read_epochs
+from hqc_tf.training.state import STATES
 
 IMAGES = 240
 # More of one process after one kill means that it does not get out of it.
@@ -127,14 +130,14 @@ def kill_and_go_on(run, moment, in_checkpoint, victim):
         return {"killed": False, "seconds": time.monotonic() - started}
     seconds = time.monotonic() - started
     run.kill(victim)
-    states = sorted(path.stem for path in (run.folder / resume.STATES).glob("*.index"))
+    states = sorted(path.stem for path in (run.folder / STATES).glob("*.index"))
     found = {
         "killed": True,
         "victim": victim,
         "seconds": round(seconds, 2),
         "in_checkpoint": in_checkpoint,
         "states": states,
-        "epochs": len(epochs.read_epochs(run.folder)),
+        "epochs": len(read_epochs(run.folder)),
     }
     return found | {"starts": run.go_on()}
 
@@ -157,14 +160,14 @@ def differences(folder, other):
         one, two = (arrays(f / "checkpoints" / kind) for f in (folder, other))
         names = one.keys() | two.keys()
         found += [f"{kind}/{name}" for name in names if not _equal(one.get(name), two.get(name))]
-    for name in (epochs.EPOCHS, evaluate.METRICS):
+    for name in (EPOCHS, evaluate.METRICS):
         one, two = (
             [json.loads(line) | {"time": 0} for line in (f / name).read_text().splitlines()]
             for f in (folder, other)
         )
         found += [] if one == two else [name]
-    one, two = (_curves(f / epochs.TENSORBOARD) for f in (folder, other))
-    return found + ([] if one == two else [epochs.TENSORBOARD])
+    one, two = (_curves(f / TENSORBOARD) for f in (folder, other))
+    return found + ([] if one == two else [TENSORBOARD])
 
 
 def _equal(one, two):
@@ -190,7 +193,7 @@ def _curves(folder):
 
 
 def _write_photos(folder, data_dir):
-    images = data.load_images(f"fashion_mnist/test[:{IMAGES}]", data_dir)
+    images = catalog.load_images(f"fashion_mnist/test[:{IMAGES}]", data_dir)
     for row, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
         path = folder / f"class{label}" / f"{row:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -272,4 +275,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 1, "of the moments")
     flags.DEFINE_string("data_dir", "data/tfds", "where prepared Fashion-MNIST lies")
     flags.DEFINE_string("output", "", "JSON file to write the results to")
-    config.run(main)
+    commands.run(main)

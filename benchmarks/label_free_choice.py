@@ -21,8 +21,8 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import ablation, machine
-from hqc_tf import config, evaluate, files, train
-from hqc_tf.config import UserError
+from hqc_tf import commands, evaluate, files, train
+from hqc_tf.errors import UserError
 
 CHOICE = "choice.jsonl"
 _JUDGED = {"epoch": int, "step": int, "recall_at_1": float, "mean_average_precision": float}
@@ -143,4 +143,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("budget", "", "flags for every run, in quotes; they win over the preset's")
     flags.DEFINE_string("runs", None, "folder of the runs; again = what is missing", required=True)
     flags.DEFINE_string("output", None, "name of the table, without .md and .json", required=True)
-    config.run(main)
+    commands.run(main)

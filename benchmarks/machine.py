@@ -12,7 +12,7 @@ import subprocess
 
 import tensorflow as tf
 
-from hqc_tf import stack
+from hqc_tf import _keras2
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,7 +29,7 @@ def hardware():
         "cores": os.cpu_count(),
         "gpus": devices,
         "python": platform.python_version(),
-        **stack.versions(),
+        **_keras2.versions(),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
     }
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from export import shards
+from export.codes import PackedIds, Shard, start, write_shard
 
 WORDS, WORD_DIM = 16, 8
 SHARD = 1_000_000
@@ -22,7 +22,7 @@ def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0):
     np.save(folder / "queries.npy", queries.astype(np.float32))
     count = -(-num_codes // SHARD)
     encoder = {"fingerprint": kind, "path": ""}
-    shards.start(folder / "codes", codebooks, encoder, count, {"kind": kind})
+    start(folder / "codes", codebooks, encoder, count, {"kind": kind})
     for number in range(count):
         rows = np.arange(number * SHARD, min((number + 1) * SHARD, num_codes))
         if kind == "clustered":
@@ -31,8 +31,8 @@ def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0):
             codes = words[cluster, np.arange(num_books), drawn]
         else:
             codes = rng.integers(0, WORDS, [len(rows), num_books], np.uint8)
-        shard = shards.Shard(codes, _numbered_ids(rows))
-        shards.write_shard(folder / "codes", number, count, shard, [])
+        shard = Shard(codes, _numbered_ids(rows))
+        write_shard(folder / "codes", number, count, shard, [])
 
 
 def _words_of_clusters(rng, centers, codebooks, spread):
@@ -49,4 +49,4 @@ def _words_of_clusters(rng, centers, codebooks, spread):
 def _numbered_ids(rows):
     digits = rows[:, None] // 10 ** np.arange(8, -1, -1) % 10
     text = (digits + ord("0")).astype(np.uint8).ravel()
-    return shards.PackedIds(text, np.arange(len(rows) + 1, dtype=np.int64) * 9)
+    return PackedIds(text, np.arange(len(rows) + 1, dtype=np.int64) * 9)

@@ -22,8 +22,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hqc_tf import config, data, metrics
-from hqc_tf.config import UserError
+from hqc_tf import commands, config, metrics
+from hqc_tf.data import catalog
+from hqc_tf.data.images import hold_out
+from hqc_tf.errors import UserError
 
 PROJECTION = 512
 TERMS = (
@@ -197,7 +199,7 @@ def train(settings, pixels):
 def judge(network):
     """mAP@R as `hqc_tf.evaluate` has it."""
     c = network.settings
-    database, query = (data.load_split(c.dataset, x, c.data_dir) for x in ("database", "query"))
+    database, query = (catalog.load_split(c.dataset, x, c.data_dir) for x in ("database", "query"))
     _, codes = _encode(network, database.pixels)
     embeddings, _ = _encode(network, query.pixels)
     found = metrics.evaluate_codes(
@@ -282,8 +284,8 @@ def main(_):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     settings = config.from_flags()
     _check(settings)
-    images = data.load_split(settings.dataset, "train", settings.data_dir)
-    images, _ = data.hold_out(images, settings.held_out)
+    images = catalog.load_split(settings.dataset, "train", settings.data_dir)
+    images, _ = hold_out(images, settings.held_out)
     if images.pixels is None:
         raise UserError(f"--dataset={settings.dataset}: PyTorch's training takes images in memory")
     start = time.perf_counter()
@@ -294,4 +296,4 @@ def main(_):
 
 if __name__ == "__main__":
     config.define_flags()
-    config.run(main)
+    commands.run(main)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import machine
-from hqc_tf import config, model, optimizers
+from hqc_tf import commands, config, model, optimizers
 
 _PRODUCTS = ("MatMul", "BatchMatMulV2", "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
 # Forward and backward of the losses, as `HQC.train_step` names them.
@@ -175,4 +175,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("batches", "256,1024", "global batches")
     flags.DEFINE_string("output", "", "JSON file to write the figures to")
     flags.adopt_module_key_flags(config)
-    config.run(main)
+    commands.run(main)

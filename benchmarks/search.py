@@ -23,10 +23,10 @@ import numpy as np
 from absl import flags
 
 from benchmarks import machine, made_codes
-from export import collection, partitions, shards
-from export.index import load_index, write_collection
-from export.neighbors import MIN_CANDIDATES
-from hqc_tf import config, retrieval
+from export.codes import read_shards
+from export.index import collection, load_index, partitions, write_collection
+from export.index.neighbors import MIN_CANDIDATES
+from hqc_tf import commands, retrieval
 
 K = 10
 EXACT_QUERIES = 20
@@ -41,7 +41,7 @@ COLUMNS = {
 def build(folder, num_leaves):
     """(seconds, peak MiB) of building folder/index from folder/codes."""
     before, start = machine.memory_mib(), time.perf_counter()
-    read = shards.read_shards(folder / "codes")
+    read = read_shards(folder / "codes")
     images = collection.of_shards(read.shards)
     write_collection(folder / "index", read.codebooks, images, read.encoder, num_leaves)
     return time.perf_counter() - start, machine.memory_mib() - before
@@ -256,4 +256,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("folder", None, "where codes and index lie meanwhile; none: /tmp")
     flags.DEFINE_string("index", "", "an index that stands, instead of codes made here")
     flags.DEFINE_string("embeddings", "", "float32 .npy of at least 20 queries for --index")
-    config.run(main)
+    commands.run(main)

@@ -17,9 +17,10 @@ from absl import flags
 
 from benchmarks import machine
 from export import searcher
-from export.encode import load_encoder, read_file
+from export.encoder import load_encoder, read_file
 from export.index import load_index, write_index
-from hqc_tf import config, decoding
+from hqc_tf import commands, config
+from hqc_tf.data import decoding
 
 K = 10
 WAYS = "searcher", "index"
@@ -120,4 +121,4 @@ if __name__ == "__main__":
         "num_codes", [100_000, 1_000_000], "images of a searched collection; may be repeated", 1
     )
     flags.DEFINE_integer("search_calls", 10, "searches that count for each row", lower_bound=1)
-    config.run(main)
+    commands.run(main)

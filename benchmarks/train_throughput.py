@@ -19,7 +19,9 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import machine
-from hqc_tf import config, data, model, optimizers
+from hqc_tf import commands, config, model, optimizers
+from hqc_tf.data import catalog
+from hqc_tf.data.batches import recolor_views, training_views
 
 _PIPELINE_BATCHES = 32
 # More than the pipeline makes ahead while the others have their turn.
@@ -28,14 +30,14 @@ _WAITING = 16
 
 def measure(settings, rounds, steps):
     """Images/s of the four, a list of `rounds` figures each, every round `steps` batches."""
-    images = data.load_split(settings.dataset, "train", settings.data_dir)
+    images = catalog.load_split(settings.dataset, "train", settings.data_dir)
     trained = model.build_model(settings)
     trained.compile(optimizer=optimizers.make_optimizer(settings, 10**6))
     train = tf.function(trained.train_step)
     network = tf.function(lambda batch: _bare_step(trained, batch))
-    batches = iter(data.training_views(images, settings, 0, 10**6))
+    batches = iter(training_views(images, settings, 0, 10**6))
     ready = next(batches)
-    views = data.recolor_views(*ready) if settings.augment_on == "device" else ready
+    views = recolor_views(*ready) if settings.augment_on == "device" else ready
     # Pipeline and step come right after the pipeline alone, which leaves no batch waiting.
     parts = {
         "bare network": (lambda: network(views), steps),
@@ -172,4 +174,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", "", "JSON file to write the figures to")
     flags.DEFINE_string("against", "", "JSON file of an earlier run on this machine")
     flags.adopt_module_key_flags(config)
-    config.run(main)
+    commands.run(main)

@@ -23,10 +23,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from export.encode import check_valid, read_file
+from export.encoder import check_valid, read_file
 from export.saved_model import signature_of
-from hqc_tf.config import UserError
 from hqc_tf.encode import Encoded
+from hqc_tf.errors import UserError
 
 # Files of a request: at most so many, and no more once they have this many bytes.
 BATCH = 64

@@ -8,10 +8,12 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from export.encode import encode_images, load_encoder
+from export.encoder import encode_images, load_encoder
 from export.index import load_index
-from hqc_tf import config, data, files, metrics, pictures
-from hqc_tf.config import UserError
+from hqc_tf import commands, files, metrics
+from hqc_tf.data import catalog, pictures
+from hqc_tf.data.batches import read_image
+from hqc_tf.errors import UserError
 
 RIGHT, WRONG, UNKNOWN = "#2a8f3c", "#c8342b", "#888888"
 
@@ -58,7 +60,7 @@ def _verdict(query, found, place):
 
 
 def _show(axis, images, row, color, title, width=2.0):
-    pixels = data.read_image(images.paths[row]) if images.paths else images.pixels[row]
+    pixels = read_image(images.paths[row]) if images.paths else images.pixels[row]
     axis.imshow(np.asarray(pixels))
     # A label's name is no formula, though it hold "$".
     axis.set_title(title, fontsize=6, color=color, pad=3.5, parse_math=False)
@@ -73,13 +75,13 @@ def main(_):
     index = load_index(values.index)
     encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
     index.check_encoder(encoder.manifest["fingerprint"])
-    images = data.load_images(values.dataset, values.data_dir)
+    images = catalog.load_images(values.dataset, values.data_dir)
     if len(images) != index.num_images:
         raise UserError(
             f"--dataset={values.dataset}: {len(images)} images, but --index={values.index} holds "
             f"{index.num_images}; name the images that were indexed"
         )
-    asked = data.load_split(values.dataset, "query", values.data_dir) or images
+    asked = catalog.load_split(values.dataset, "query", values.data_dir) or images
     rows = np.random.default_rng(values.seed).choice(
         len(asked), min(values.queries, len(asked)), replace=False
     )
@@ -98,4 +100,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("queries", 8, "how many queries to draw", lower_bound=1)
     flags.DEFINE_integer("k", 10, "neighbours per query", lower_bound=1)
     flags.DEFINE_integer("seed", 1, "which queries are drawn")
-    config.run(main)
+    commands.run(main)

@@ -11,9 +11,10 @@ import pathlib
 import tensorflow as tf
 from absl import flags
 
-from export import manifest, versions, warmup
-from hqc_tf import augment, config, decoding, model, stack
-from hqc_tf.config import UserError
+from export import folders, versions, warmup
+from hqc_tf import _keras2, commands, model
+from hqc_tf.data import augment, decoding
+from hqc_tf.errors import UserError
 
 FORMAT = "hqc-encoder"
 # 2: encode_bytes tells which images are valid, and stands under the fingerprint as well.
@@ -96,12 +97,12 @@ def export_encoder(workdir, output, version=None, weights="best"):
         "step": model.saved_step(workdir, weights),
         "bits": trained.settings.bits,
         "settings": dataclasses.asdict(trained.settings),
-        "versions": stack.versions(),
+        "versions": _keras2.versions(),
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(served, str(folder), signatures=signatures)
         warmup.write_requests(folder, _warmup_requests())
-        manifest.write_manifest(folder, FORMAT, contents)
+        folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
 
 
@@ -131,10 +132,10 @@ def read_manifest(version):
     Raises:
       UserError: there is none, or one of another format.
     """
-    found = manifest.read_manifest(version, FORMAT)
+    found = folders.read_manifest(version, FORMAT)
     if found is None:
         raise UserError(
-            f"--saved_model={version}: no encoder with a {manifest.MANIFEST} there; "
+            f"--saved_model={version}: no encoder with a {folders.MANIFEST} there; "
             "write it with python -m export.saved_model"
         )
     if found.get("format_version") != FORMAT_VERSION:
@@ -144,7 +145,7 @@ def read_manifest(version):
         )
     if not (isinstance(found.get("fingerprint"), str) and isinstance(found.get("bits"), int)):
         raise UserError(
-            f"--saved_model={version}: its {manifest.MANIFEST} is damaged; bring back a copy or "
+            f"--saved_model={version}: its {folders.MANIFEST} is damaged; bring back a copy or "
             "write it anew with python -m export.saved_model"
         )
     return found
@@ -168,4 +169,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder of versions", required=True)
     flags.DEFINE_integer("version", None, "number of the version; the next, if none", lower_bound=1)
     flags.DEFINE_enum("weights", "best", [*model.WEIGHTS], "which weights of the run")
-    config.run(main)
+    commands.run(main)

@@ -12,12 +12,13 @@ import numpy as np
 from absl import flags
 
 from export.answers import write_answers
-from export.encode import encode_images, load_encoder
+from export.codes import map_array
+from export.encoder import encode_images, load_encoder
 from export.index import load_index
-from export.shards import map_array
-from hqc_tf import config, data
-from hqc_tf.config import UserError
-from hqc_tf.data import Images
+from hqc_tf import commands
+from hqc_tf.data import catalog
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError
 
 BATCH = 1024
 
@@ -155,7 +156,7 @@ def _found(values, paths):
         return search_with_server(index, served, paths, values.k, **options)
     encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
     if values.dataset:
-        images = data.load_images(values.dataset, values.data_dir)
+        images = catalog.load_images(values.dataset, values.data_dir)
         return search_images(index, encoder, images, values.k, **options)
     return search_files(index, encoder, paths, values.k, **options)
 
@@ -197,4 +198,4 @@ if __name__ == "__main__":
     flags.DEFINE_float(
         "deadline", 30, "for an answer of --server to a batch of files, in seconds", lower_bound=0
     )
-    config.run(main)
+    commands.run(main)

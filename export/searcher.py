@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from export import manifest, versions, warmup
-from export.encode import load_encoder
+from export import folders, versions, warmup
+from export.encoder import load_encoder
 from export.index import load_index
-from hqc_tf import config, retrieval, stack
+from hqc_tf import _keras2, commands, retrieval
 
 FORMAT = "hqc-searcher"
 FORMAT_VERSION = 1
@@ -135,12 +135,12 @@ def export_searcher(encoder_path, index_path, output, version=None):
         "num_images": index.num_images,
         "bits": encoder.manifest["bits"],
         "distance": "squared",
-        "versions": stack.versions(),
+        "versions": _keras2.versions(),
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(searcher, str(folder), signatures=signatures)
         warmup.write_requests(folder, _warmup_requests(index.num_images))
-        manifest.write_manifest(folder, FORMAT, contents)
+        folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
 
 
@@ -154,7 +154,7 @@ def _warmup_requests(num_images):
 def main(_):
     values = flags.FLAGS
     version = export_searcher(values.saved_model, values.index, values.output, values.version)
-    found = manifest.read_manifest(version, FORMAT)
+    found = folders.read_manifest(version, FORMAT)
     identity = found["encoder"]["fingerprint"][:16]
     print(f"{version}: {found['num_images']} images at {found['bits']} bits, encoder {identity}")
 
@@ -166,4 +166,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("index", None, "folder that export.index wrote", required=True)
     flags.DEFINE_string("output", None, "folder of versions", required=True)
     flags.DEFINE_integer("version", None, "number of the version; the next, if none", lower_bound=1)
-    config.run(main)
+    commands.run(main)

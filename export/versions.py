@@ -5,7 +5,7 @@ import pathlib
 import re
 import shutil
 
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 
 
 def versions(output):

@@ -9,7 +9,7 @@ import functools
 
 import tensorflow as tf
 
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 
 layers = tf.keras.layers
 

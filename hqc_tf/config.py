@@ -7,11 +7,10 @@ its rule. Nothing to the right of this module reads a flag.
 import dataclasses
 import math
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags
 
-from hqc_tf import help_text
+from hqc_tf.errors import UserError
 
 DATASETS = (
     "fashion_mnist",
@@ -26,10 +25,6 @@ BACKBONES = ("resnet18_cifar", "resnet18", "resnet50", "vgg16")
 FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
 DISTANCES = ("l2", "squared")
 FLAGFILE = "flags.txt"
-
-
-class UserError(ValueError):
-    """Input a person can mend; the message names the value, the rule and the mend in one line."""
 
 
 def _setting(default, text, choices=None, least=None, above=None, most=None, opens=None):
@@ -328,11 +323,11 @@ def parse(arguments):
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_flag(flags.Flag(flags.ArgumentParser(), None, "flagfile", "", ""), values)
-    rest = _read_flags(values, ["", *arguments])[1:]
+    rest = read_flags(values, ["", *arguments])[1:]
     return from_flags(values), rest
 
 
-def _read_flags(values, argv):
+def read_flags(values, argv):
     """Sets absl's `values` from a command line; returns what is no flag."""
     try:
         rest = values(argv)
@@ -373,43 +368,3 @@ def from_workdir(workdir):
     if rest:
         raise UserError(f"{path}: {rest[0]}: no flag; mend the line or train anew")
     return settings
-
-
-def run(main):
-    """Runs a command: flags, then `main(arguments)`; what a person can mend is a line, status 2."""
-
-    def parse(argv):
-        help_text.define(themes())
-        try:
-            return _read_flags(flags.FLAGS, argv)
-        except UserError as error:
-            return _stop(f"{error} (--helpshort lists the flags)")
-
-    def guarded(argv):
-        logging.set_verbosity(logging.ERROR)
-        # What TensorFlow logs as an error it raises as well, or it is none of the user's.
-        logging.logging.getLogger("tensorflow").setLevel("CRITICAL")
-        # A name may be no UTF-8, which a terminal's encoding cannot show.
-        sys.stdout.reconfigure(errors="backslashreplace")
-        try:
-            return main(argv[1:])
-        except UserError as error:
-            return _stop(error)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            return _stop(f"{error.filename}: {error.strerror}; mend that or name another")
-
-    app.run(guarded, flags_parser=parse)
-
-
-def printable(text):
-    r"""Text with a backslash escape for every character that does not show, such as \n."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(shown)
-
-
-def _stop(message):
-    # A name in it may hold what moves the cursor or colours the terminal.
-    print("error:", printable(" ".join(str(message).split())), file=sys.stderr)
-    sys.exit(2)

@@ -10,7 +10,7 @@ import time
 
 import tensorflow as tf
 
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 
 # A gain below this is noise, and not worth bfloat16's rounding.
 _WORTHWHILE = 1.2

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import data, screening
+from hqc_tf.data import screening
+from hqc_tf.data.batches import plain_batches
 from hqc_tf.progress import Progress
 
 BATCH = 256
@@ -31,7 +32,7 @@ def encode_images(model, images, label=""):
     Raises:
       UserError: a file cannot be decoded.
     """
-    views = data.plain_batches(images, *model.settings.plain_sizes, BATCH)
+    views = plain_batches(images, *model.settings.plain_sizes, BATCH)
     with screening.naming_a_bad_file(images):
         return encode_views(model, views, len(images), label)
 

@@ -7,7 +7,9 @@ import time
 
 from absl import flags
 
-from hqc_tf import config, data, files, label_free, metrics, model, screening
+from hqc_tf import commands, config, files, label_free, metrics, model
+from hqc_tf.data import catalog, screening
+from hqc_tf.data.images import held_out
 from hqc_tf.encode import encode_images
 
 METRICS = "metrics.jsonl"
@@ -52,7 +54,7 @@ def evaluate(trained, step, weights="last", rejected=frozenset()):
         "time": now,
         "weights": weights,
         "step": step,
-        "protocol": data.protocol(c.dataset),
+        "protocol": catalog.protocol(c.dataset),
         "bits": c.bits,
         "distance": c.distance,
     }
@@ -61,10 +63,10 @@ def evaluate(trained, step, weights="last", rejected=frozenset()):
 
 def _with_labels(trained, rejected):
     c = trained.settings
-    query = data.load_split(c.dataset, "query", c.data_dir, rejected)
+    query = catalog.load_split(c.dataset, "query", c.data_dir, rejected)
     if query is None:
         return {}
-    database = data.load_split(c.dataset, "database", c.data_dir, rejected)
+    database = catalog.load_split(c.dataset, "database", c.data_dir, rejected)
     top_k = min(c.top_k, len(database))
     codes = encode_images(trained, database, "database").codes
     embeddings = encode_images(trained, query, "queries").embeddings
@@ -86,8 +88,8 @@ def _with_labels(trained, rejected):
 def without_labels(trained, rejected=frozenset()):
     """What `evaluate` says of a model by the images kept from training; {} without any."""
     c = trained.settings
-    images = data.load_split(c.dataset, "train", c.data_dir, rejected)
-    held = data.held_out(images, c.held_out)
+    images = catalog.load_split(c.dataset, "train", c.data_dir, rejected)
+    held = held_out(images, c.held_out)
     return label_free.judge(trained, held).as_json() if len(held) else {}
 
 
@@ -183,4 +185,4 @@ def main(_):
 
 if __name__ == "__main__":
     define_flags()
-    config.run(main)
+    commands.run(main)

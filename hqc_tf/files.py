@@ -1,27 +1,9 @@
-"""Files that are there whole or not at all, and the one line that a full disk ends with."""
+"""Atomic writes, and files of JSON lines."""
 
-import contextlib
-import errno
 import json
 import os
 
-import tensorflow as tf
-
-from hqc_tf.config import UserError
-
-# What TensorFlow and Python raise on files whose bytes are not what was written.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    tf.errors.OpError,
-)
-# What a disk answers that takes no more: full, over a quota, over the largest size of a file.
-_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
 
 
 def write_whole(path, write, aside=None):
@@ -113,40 +95,3 @@ def _is_of(kind, value):
 def replace_lines(path, lines):
     """`replace_text` of what `read_lines` is to give."""
     replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-@contextlib.contextmanager
-def naming_damage(path, mend):
-    """Turns what reading a damaged file raises, in Python and in TensorFlow, into a `UserError`.
-
-    Args:
-      path: file or folder that is read, for the message.
-      mend: what to do about it, the message's end.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except _DAMAGE as error:
-        said = str(error).partition("\n")[0].rpartition("}} ")[2]
-        raise UserError(f"{path}: cannot be read ({said}); {mend}") from error
-
-
-@contextlib.contextmanager
-def naming_a_full_disk(path):
-    """Turns the errors of a disk that takes no more, Python's and TensorFlow's, into a `UserError`.
-
-    Args:
-      path: file or folder that is written, for the message.
-    """
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        # Behind the name that TensorFlow gives the operation.
-        said = str(error).splitlines()[0].rpartition("}} ")[2]
-        if not any(reason in said for reason in _FULL):
-            raise
-        raise UserError(
-            f"{path}: its disk takes no more ({said}); make room there and give the same command "
-            "again, which goes on from what is whole"
-        ) from error

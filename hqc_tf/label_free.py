@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import data, retrieval
+from hqc_tf import retrieval
+from hqc_tf.data.batches import changed_views
 from hqc_tf.encode import encode_images, encode_views
 
 # Below this part of its words a book is called collapsed.
@@ -47,7 +48,7 @@ def judge(model, held):
       `Judgement`; the same images are changed in the same way every time.
     """
     plain = encode_images(model, held)
-    changed = encode_views(model, data.changed_views(held, model.settings), len(held))
+    changed = encode_views(model, changed_views(held, model.settings), len(held))
     codebooks = model.quantizer.codebooks.numpy()
     return Judgement(
         len(held),

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from hqc_tf import backbones, config, data, distribute, files, finite, losses
-from hqc_tf.gradients import branches
+from hqc_tf import backbones, config, distribute, losses, numerics
+from hqc_tf.data.batches import no_autograph, recolor_views
+from hqc_tf.errors import UserError, naming_damage
+from hqc_tf.numerics import branches
 from hqc_tf.quantizer import ProductQuantizer
 
 PROJECTION = 512
@@ -109,12 +111,12 @@ class HQC(tf.keras.Model):
         embedding = tf.cast(self.encoder(images, training=False), self.quantizer.dtype)
         return embedding, self.quantizer.encode(embedding)
 
-    @data.no_autograph
+    @no_autograph
     def train_step(self, batch):
         """One update from an element of `data.training_views`; returns the means of the losses."""
         # The scopes are what a profile adds up; Keras puts "gradient_tape" before the backward's.
         with tf.name_scope("views"):
-            views = data.recolor_views(*batch) if self.settings.augment_on == "device" else batch
+            views = recolor_views(*batch) if self.settings.augment_on == "device" else batch
         with tf.GradientTape() as tape:
             with tf.name_scope("forward"):
                 a, b = self._encode_views(views)
@@ -223,7 +225,7 @@ def save_weights(model, workdir, step, weights):
     Raises:
       UserError: a weight is not finite; what was saved before stays.
     """
-    finite.check_weights(model, step)
+    numerics.check_weights(model, step)
     saved = tf.train.Checkpoint(
         encoder=model.encoder, quantizer=model.quantizer, step=tf.Variable(step, dtype=tf.int64)
     )
@@ -236,7 +238,7 @@ def save_weights(model, workdir, step, weights):
 def saved_step(workdir, weights="last"):
     """Steps behind the "best" or "last" weights of `workdir`, or None where there are none."""
     folder = pathlib.Path(workdir, WEIGHTS[weights])
-    with files.naming_damage(folder, _MEND):
+    with naming_damage(folder, _MEND):
         newest = tf.train.latest_checkpoint(folder)
         step = newest and tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE")
         return newest and int(step)
@@ -254,13 +256,13 @@ def load(workdir, weights="best"):
     """
     settings = config.from_workdir(workdir)
     folder = pathlib.Path(workdir, WEIGHTS[weights])
-    with files.naming_damage(folder, _MEND):
+    with naming_damage(folder, _MEND):
         newest = tf.train.latest_checkpoint(folder)
     if newest is None:
-        raise config.UserError(f"--workdir={workdir}: no weights there yet; train into it first")
+        raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
     model = build_model(settings)
     saved = tf.train.Checkpoint(encoder=model.encoder, quantizer=model.quantizer)
-    with files.naming_damage(folder, _MEND):
+    with naming_damage(folder, _MEND):
         saved.restore(newest).assert_existing_objects_matched().expect_partial()
     return model
 

@@ -5,7 +5,7 @@ import types
 
 import tensorflow as tf
 
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 
 
 @tf.keras.utils.register_keras_serializable("hqc_tf")

@@ -15,8 +15,8 @@ import urllib.request
 
 from absl import flags
 
-from hqc_tf import config
-from hqc_tf.config import UserError
+from hqc_tf import commands
+from hqc_tf.errors import UserError
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"
 
@@ -123,7 +123,7 @@ def _builder(dataset, data_dir):
     # Imported late: a data set already prepared need not wait for TFDS and TensorFlow.
     import tensorflow_datasets as tfds
 
-    from hqc_tf import tfds_photos  # noqa: F401  (TFDS then knows the photo sets)
+    from hqc_tf.data import tfds_builders  # noqa: F401  (TFDS then knows the photo sets)
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
@@ -222,4 +222,4 @@ def main(rest):
 
 if __name__ == "__main__":
     define_flags()
-    config.run(main)
+    commands.run(main)

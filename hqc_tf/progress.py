@@ -3,8 +3,6 @@
 import sys
 import time
 
-import tensorflow as tf
-
 # Between two changes of the line.
 SECONDS = 0.2
 
@@ -49,45 +47,6 @@ class Progress:
             left = (self._total - self.count) / rate
             text = f"{self.count} of {self._total} images, {rate:.0f}/s, {describe(left)} left"
         _write(self._label + text)
-
-
-class ShowTraining(tf.keras.callbacks.Callback):
-    """Shows epoch, step, mean loss of the epoch, images/s and the time left of the whole run.
-
-    The clock runs from the end of the first step, which may compile. It has to stand before the
-    callbacks that print at the end of an epoch.
-
-    Args:
-      first_step, last_step: that training begins or goes on with, and ends at.
-      per_epoch: steps of an epoch.
-    """
-
-    def __init__(self, first_step, last_step, per_epoch):
-        super().__init__()
-        self._step, self._last_step, self._per_epoch = first_step, last_step, per_epoch
-        self._began = None
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
-        now = time.monotonic()
-        if self._began is None:
-            self._began, self._from, self._shown = now, self._step, now
-        elif now - self._shown > SECONDS and sys.stderr.isatty():
-            self._shown = now
-            self._show(now, logs["loss"])
-
-    def on_epoch_end(self, epoch, logs=None):
-        say("", end="")
-
-    def _show(self, now, loss):
-        settings = self.model.settings
-        pace = (now - self._began) / (self._step - self._from)
-        left = describe(pace * (self._last_step - self._step))
-        epoch, rate = -(-self._step // self._per_epoch), settings.batch_size / pace
-        _write(
-            f"epoch {epoch} of {settings.epochs}, step {self._step} of {self._last_step}: "
-            f"loss {loss:.4f}, {rate:.0f} images/s, {left} left"
-        )
 
 
 def say(text, end="\n"):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from hqc_tf.gradients import branches
+from hqc_tf.numerics import branches
 
 
 class Quantization(NamedTuple):

@@ -9,22 +9,21 @@ import pathlib
 
 from absl import flags
 
-from hqc_tf import (
-    board,
-    config,
-    data,
-    distribute,
-    epochs,
-    evaluate,
-    files,
-    finite,
-    model,
-    optimizers,
-    progress,
-    resume,
-    screening,
+from hqc_tf import commands, config, distribute, evaluate, files, model, optimizers, progress
+from hqc_tf.data import catalog, screening
+from hqc_tf.data.batches import steps_per_epoch, training_views
+from hqc_tf.data.images import hold_out
+from hqc_tf.errors import UserError, naming_a_full_disk
+from hqc_tf.training import tensorboard
+from hqc_tf.training.callbacks import (
+    CloseEpoch,
+    KeepState,
+    MeasureSpeed,
+    ShowTraining,
+    StopAtNonFinite,
+    read_epochs,
 )
-from hqc_tf.config import UserError
+from hqc_tf.training.state import RunState, newest_step
 
 # Where the data lies is no setting of the model: a run may go on after a move.
 _MAY_CHANGE = ("data_dir",)
@@ -64,18 +63,18 @@ def train_and_evaluate(settings, workdir, callbacks=()):
         reading = reader.submit(_read, settings, workdir)
         trained = model.build_model(settings)
         read, rejects = reading.result()
-        images, held = data.hold_out(read, settings.held_out)
-        per_epoch = data.steps_per_epoch(images, settings)
+        images, held = hold_out(read, settings.held_out)
+        per_epoch = steps_per_epoch(images, settings)
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
     chief = distribute.is_chief(strategy)
-    with files.naming_a_full_disk(workdir):
+    with naming_a_full_disk(workdir):
         if chief:
             workdir.mkdir(parents=True, exist_ok=True)
             files.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
             _keep_rejects(rejects, settings, workdir)
         with screening.naming_a_bad_file(images):
             _fit(trained, images, held, per_epoch, workdir, callbacks)
-        board.show_held_out(trained, held, workdir)
+        tensorboard.show_held_out(trained, held, workdir)
         results = _judge(settings, workdir) if chief else []
     # A chief that has to begin again needs the others, so none ends before it.
     distribute.wait_for_all(strategy)
@@ -86,7 +85,7 @@ def _read(settings, workdir):
     """The images to learn from, and the rejects of a folder of them."""
     rejects = screening.rejects_of(settings, workdir)
     known = settings.dataset, "train", settings.data_dir, screening.ids_of(rejects)
-    return data.load_split(*known), rejects
+    return catalog.load_split(*known), rejects
 
 
 def _keep_rejects(rejects, settings, workdir):
@@ -111,7 +110,7 @@ def _with_worthwhile_precision(settings):
 def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
     settings = trained.settings
     last_step = settings.epochs * per_epoch
-    state = resume.RunState(trained, workdir)
+    state = RunState(trained, workdir)
     step = state.restore()
     if step == last_step:
         return
@@ -119,12 +118,12 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
         progress.say(f"going on after step {step} of {last_step}")
     first_epoch = step // per_epoch
     callbacks = [
-        finite.StopAtNonFinite(step),
-        progress.ShowTraining(step, last_step, per_epoch),
-        epochs.CloseEpoch(workdir, held, per_epoch, first_epoch),
-        board.MeasureSpeed(workdir, first_epoch),
+        StopAtNonFinite(step),
+        ShowTraining(step, last_step, per_epoch),
+        CloseEpoch(workdir, held, per_epoch, first_epoch),
+        MeasureSpeed(workdir, first_epoch),
         *more_callbacks,
-        resume.KeepState(
+        KeepState(
             state, settings.checkpoint_steps, settings.checkpoint_minutes, per_epoch, last_step
         ),
     ]
@@ -145,9 +144,7 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
 def _views(trained, images, first_step, last_step):
     """What each replica sees in steps `first_step` up to `last_step`, for `fit`."""
     return trained.distribute_strategy.distribute_datasets_from_function(
-        lambda context: data.training_views(
-            images, trained.settings, first_step, last_step, context
-        )
+        lambda context: training_views(images, trained.settings, first_step, last_step, context)
     )
 
 
@@ -160,10 +157,10 @@ def _judge(settings, workdir):
 
 def _results_of_finished(settings, workdir):
     """The results of a run that is at its end and judged; empty where something is left to do."""
-    lines = epochs.read_epochs(workdir)
+    lines = read_epochs(workdir)
     evaluate.read_metrics(workdir)  # before a training that could not add to them
     last_step = lines[-1]["step"] if len(lines) == settings.epochs else None
-    if last_step is None or resume.newest_step(workdir) != last_step:
+    if last_step is None or newest_step(workdir) != last_step:
         return []
     return evaluate.recorded(workdir, last_step, settings)
 
@@ -190,4 +187,4 @@ if __name__ == "__main__":
     config.define_flags()
     flags.DEFINE_string("workdir", None, "folder of this run: again = resume", required=True)
     flags.adopt_module_key_flags(config)
-    config.run(main)
+    commands.run(main)

@@ -13,7 +13,8 @@ import pytest
 import spread
 import tensorflow as tf
 
-from hqc_tf import data, prepare
+from hqc_tf.data import catalog
+from hqc_tf import prepare
 from hqc_tf.config import Config, to_flagfile
 from hqc_tf.model import build_model, save_weights
 
@@ -85,7 +86,7 @@ def fashion_mnist_dir():
 @pytest.fixture(scope="session")
 def photos(fashion_mnist_dir, tmp_path_factory):
     """A folder of 60 real images, 28x28 grey PNG, in a sub-folder per class."""
-    images = data.load_images("fashion_mnist/test[:60]", fashion_mnist_dir)
+    images = catalog.load_images("fashion_mnist/test[:60]", fashion_mnist_dir)
     folder = tmp_path_factory.mktemp("photos")
     for row, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
         path = folder / f"class{label}" / f"{row}.png"
@@ -104,7 +105,7 @@ def workdir(small_config, photos, tmp_path_factory):
     settings = small_config(dataset=f"folder:{photos}", top_k=10)
     (folder / "flags.txt").write_text(to_flagfile(settings))
     model = build_model(settings)
-    spread.spread(model, data.load_images(settings.dataset))
+    spread.spread(model, catalog.load_images(settings.dataset))
     for weights in ("best", "last"):
         save_weights(model, folder, 7, weights)
     return folder
@@ -114,10 +115,11 @@ def workdir(small_config, photos, tmp_path_factory):
 def encoder(workdir, tmp_path_factory):
     """The encoder of `workdir`, exported and loaded."""
     # The served protocol takes a second to import, and few tests need it.
-    from export import encode, saved_model
+    from export.encoder import load_encoder
+    from export import saved_model
 
     path = saved_model.export_encoder(workdir, tmp_path_factory.mktemp("serving"))
-    return encode.load_encoder(path)
+    return load_encoder(path)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hqc_tf import photo_sets
+from hqc_tf.data import photo_sets
 
 ROOT = pathlib.Path(__file__).parents[1]
 PUBLISHED = ROOT.parent / "shared/data/splits"

@@ -9,7 +9,8 @@ import functools
 import sys
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, distribute, evaluate, resume, train
+from hqc_tf import backbones, config, distribute, evaluate, train
+from hqc_tf.training.callbacks import KeepState
 
 import numpy as np
 import tensorflow as tf
@@ -70,17 +71,17 @@ def gathered(strategy):
 def train_interrupted(settings, output):
     """Two runs under two replicas: one never stopped, one killed after step 8 that goes on."""
     train.train_and_evaluate(settings, f"{output}/whole")
-    whole = resume.KeepState.on_train_batch_end
+    whole = KeepState.on_train_batch_end
 
     def die(callback, batch, logs=None):
         whole(callback, batch, logs)
         if callback.model.optimizer.iterations == 8:
             raise KeyboardInterrupt
 
-    resume.KeepState.on_train_batch_end = die
+    KeepState.on_train_batch_end = die
     with contextlib.suppress(KeyboardInterrupt):
         train.train_and_evaluate(settings, f"{output}/interrupted")
-    resume.KeepState.on_train_batch_end = whole
+    KeepState.on_train_batch_end = whole
     train.train_and_evaluate(settings, f"{output}/interrupted")
 
 

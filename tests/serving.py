@@ -15,10 +15,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import index as index_lib
-from export import warmup
-from export.encode import encode_images
-from hqc_tf import augment, data, decoding
+from export import index, warmup
+from export.encoder import encode_images
+from hqc_tf.data import augment, catalog, decoding
 
 C_API = pathlib.Path(__file__).with_name("c_api.py")
 LIBRARY = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
@@ -26,12 +25,12 @@ LIBRARY = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
 
 def index_photos(encoder, photos, path):
     """Writes the index of a folder of images, their ids not all ASCII, and loads it."""
-    images = data.load_images(f"folder:{photos}")
+    images = catalog.load_images(f"folder:{photos}")
     ids = [f"é/{name}" for name in images.ids]
     identity = {"fingerprint": encoder.manifest["fingerprint"], "path": str(encoder.path)}
     codes = encode_images(encoder, images).codes
-    index_lib.write_index(path, encoder.codebooks, codes, ids, identity)
-    return index_lib.load_index(path)
+    index.write_index(path, encoder.codebooks, codes, ids, identity)
+    return index.load_index(path)
 
 
 def read_signatures(folder):

@@ -5,7 +5,9 @@ the other set left in OTHER, and goes on with that one's half-done run, into OUT
 """
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, data, encode, model, resume, train
+from hqc_tf import backbones, config, encode, model, train
+from hqc_tf.data import catalog
+from hqc_tf.training.state import RunState
 
 import pathlib
 import shutil
@@ -18,7 +20,7 @@ import tensorflow as tf
 
 from benchmarks import kill_test
 from export import index, saved_model
-from export.encode import encode_images, load_encoder
+from export.encoder import encode_images, load_encoder
 
 SETTINGS = {
     "image_size": 8,
@@ -40,7 +42,7 @@ NEAREST = 5
 def write(photos, folder):
     """Leaves run/, half/ (as a kill after 10 steps), spread/, serving/, index/ and answers.npz."""
     settings = config.Config(dataset=f"folder:{photos}", **SETTINGS)
-    images = data.load_images(settings.dataset)
+    images = catalog.load_images(settings.dataset)
     _train_and_copy_midway(settings, folder / "run", folder / "half")
     _spread(folder / "run", images, folder / "spread")
     version = saved_model.export_encoder(folder / "spread", folder / "serving", weights="last")
@@ -54,7 +56,7 @@ def read(folder, output):
     """Leaves answers.npz, restored.npz of the half-done run's state, and half/ trained on."""
     np.savez(output / "answers.npz", **answers(folder))
     shutil.copytree(folder / "half", output / "half")
-    restore = resume.RunState.restore
+    restore = RunState.restore
 
     def restore_and_tell(state):
         step = restore(state)
@@ -64,13 +66,13 @@ def read(folder, output):
         np.savez(output / "restored.npz", **kill_test.arrays(output / "restored"))
         return step
 
-    resume.RunState.restore = restore_and_tell
+    RunState.restore = restore_and_tell
     train.train_and_evaluate(config.from_workdir(output / "half"), output / "half")
 
 
 def answers(folder):
     """What weights, SavedModel and index in a folder say of the images: dict of arrays."""
-    images = data.load_images(config.from_workdir(folder / "run").dataset)
+    images = catalog.load_images(config.from_workdir(folder / "run").dataset)
     learned = encode.encode_images(model.load(folder / "run", "last"), images)
     served = encode_images(load_encoder(folder / "serving"), images)
     opened = index.load_index(folder / "index")
@@ -87,16 +89,16 @@ def answers(folder):
 
 
 def _train_and_copy_midway(settings, folder, copy):
-    save = resume.RunState.save
+    save = RunState.save
 
     def save_and_copy(state):
         save(state)
         if state.step == settings.checkpoint_steps:
             shutil.copytree(folder, copy)
 
-    resume.RunState.save = save_and_copy
+    RunState.save = save_and_copy
     train.train_and_evaluate(settings, folder)
-    resume.RunState.save = save
+    RunState.save = save
 
 
 def _spread(workdir, images, folder):

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from benchmarks import ablation, machine
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 # One term and one pass for both views: tracing the step is most of such a training.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import augment, data
+from hqc_tf.data import augment, catalog
 
 SEED = (3, 14)
 LUMA = np.array([0.2989, 0.587, 0.114])
@@ -330,7 +330,7 @@ def test_other_images_of_a_batch_change_nothing(drawn):
 
 
 def test_brightness_and_contrast_of_real_images(drawn, fashion_mnist_dir):
-    pixels = data.load_images("fashion_mnist/test[:300]", fashion_mnist_dir).pixels
+    pixels = catalog.load_images("fashion_mnist/test[:300]", fashion_mnist_dir).pixels
     # So that nothing is clipped: then brightness b scales the mean, and with contrast c the spread.
     images = 0.25 + 0.4 * pixels.astype(np.float32) / 255
     rows = np.arange(1200) % len(images)
@@ -347,7 +347,7 @@ def test_brightness_and_contrast_of_real_images(drawn, fashion_mnist_dir):
 
 
 def test_views_of_real_images(fashion_mnist_dir):
-    pixels = data.load_images("fashion_mnist/test[:300]", fashion_mnist_dir).pixels
+    pixels = catalog.load_images("fashion_mnist/test[:300]", fashion_mnist_dir).pixels
     images = pixels.astype(np.float32) / 255
     few = augment.draw(SEED, 300)
     crops = augment.crop(images, augment.crop_boxes(few.crop, 28, 28), few.flip, 28)

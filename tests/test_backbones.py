@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from hqc_tf import backbones
 from hqc_tf.backbones import build_backbone
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 
 RESNETS = "resnet18_cifar", "resnet18", "resnet50"
 layers = tf.keras.layers

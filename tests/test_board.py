@@ -10,7 +10,12 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorboard.plugins import projector
 
-from hqc_tf import board, data, encode, model
+from hqc_tf import encode, model
+from hqc_tf.data import catalog
+from hqc_tf.data.batches import read_image
+from hqc_tf.data.images import Images
+from hqc_tf.training import tensorboard
+from hqc_tf.training.callbacks import MeasureSpeed, read_speed
 
 
 @pytest.fixture
@@ -19,13 +24,13 @@ def clock(monkeypatch):
 
     def set_readings(*readings):
         coming = iter(readings)
-        monkeypatch.setattr(board.time, "perf_counter", lambda: next(coming))
+        monkeypatch.setattr(tensorboard.time, "perf_counter", lambda: next(coming))
 
     return set_readings
 
 
 def measuring(workdir, settings, first_epoch=0):
-    callback = board.MeasureSpeed(workdir, first_epoch)
+    callback = MeasureSpeed(workdir, first_epoch)
     strategy = tf.distribute.get_strategy()
     callback.set_model(types.SimpleNamespace(settings=settings, distribute_strategy=strategy))
     callback.on_train_begin()
@@ -52,14 +57,14 @@ def values(folder):
 def test_speed_counts_the_images_between_the_ends_of_steps(tmp_path, small_config, clock):
     clock(100.0, 101.0, 104.0)
     train(measuring(tmp_path, small_config(batch_size=8)), 0, 3)
-    assert board.read_speed(tmp_path) == [{"epoch": 0, "images_per_second": 4.0}]
+    assert read_speed(tmp_path) == [{"epoch": 0, "images_per_second": 4.0}]
     assert values(tmp_path / "tensorboard/speed") == [("images_per_second", 0, 4.0)]
 
 
 def test_an_epoch_of_one_step_has_no_speed(tmp_path, small_config, clock):
     clock(100.0)
     train(measuring(tmp_path, small_config()), 0, 1)
-    assert board.read_speed(tmp_path) == []
+    assert read_speed(tmp_path) == []
 
 
 def test_epochs_trained_again_are_replaced(tmp_path, small_config, clock):
@@ -72,7 +77,7 @@ def test_epochs_trained_again_are_replaced(tmp_path, small_config, clock):
     for file in (tmp_path / "tensorboard/speed").iterdir():
         file.unlink()
     train(measuring(tmp_path, settings, first_epoch=1), 1, 2)
-    found = [(line["epoch"], line["images_per_second"]) for line in board.read_speed(tmp_path)]
+    found = [(line["epoch"], line["images_per_second"]) for line in read_speed(tmp_path)]
     assert found == [(0, 8.0), (1, 2.0)]
     shown = [(step, float(value)) for _, step, value in values(tmp_path / "tensorboard/speed")]
     assert shown == found
@@ -82,9 +87,9 @@ def test_epochs_trained_again_are_replaced(tmp_path, small_config, clock):
 def shown(workdir, photos, tmp_path_factory):
     """(folder of TensorBoard's run, the images, their codes) of what is shown of 30 photos."""
     folder, trained = tmp_path_factory.mktemp("shown"), model.load(workdir)
-    images = data.load_images(f"folder:{photos}").take(range(0, 60, 2))
+    images = catalog.load_images(f"folder:{photos}").take(range(0, 60, 2))
     for _ in range(2):
-        board.show_held_out(trained, images, folder)
+        tensorboard.show_held_out(trained, images, folder)
     return folder / "tensorboard/held_out", images, encode.encode_images(trained, images)
 
 
@@ -95,7 +100,7 @@ def test_the_picture_has_each_query_before_its_neighbors(shown):
     assert [int(side) for side in picture[:2]] == [11 * 48, 16 * 48]
     pixels = np.asarray(PIL.Image.open(io.BytesIO(picture[2])))
     tiles = pixels.reshape(16, 48, 11, 48, 3).swapaxes(1, 2)
-    first = data.read_image(images.paths[0])
+    first = read_image(images.paths[0])
     np.testing.assert_array_equal(tiles[0, 0, 10:38, 10:38], first)
     for row in tiles:
         others = row[1:].reshape(10, -1)
@@ -119,10 +124,10 @@ def test_the_projector_finds_all_it_needs_in_the_folder(shown):
 
 
 def test_ids_without_labels_are_one_column():
-    images = data.Images(None, ["a.png"], ["a\tb\n.png"], None, None)
-    assert board._metadata(images) == "a\\tb\\n.png\n"
+    images = Images(None, ["a.png"], ["a\tb\n.png"], None, None)
+    assert tensorboard._metadata(images) == "a\\tb\\n.png\n"
 
 
 def test_nothing_is_shown_without_held_out_images(tmp_path):
-    board.show_held_out(None, data.Images(None, [], [], None, None), tmp_path)
+    tensorboard.show_held_out(None, Images(None, [], [], None, None), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -21,10 +21,11 @@ import pytest
 from stand_in import StandIn
 
 from export import client, searcher
-from export.encode import encode_images
+from export.encoder import encode_images
 from export.search import search_files, search_with_server
-from hqc_tf import data
-from hqc_tf.config import UserError
+from hqc_tf.data.batches import read_image
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SERVER = "tensorflow_model_server"
@@ -119,7 +120,7 @@ def _free_port():
 
 
 def as_served(encoder, files):
-    return encode_images(encoder, data.Images(None, files, files, None, None))
+    return encode_images(encoder, Images(None, files, files, None, None))
 
 
 def joined(batches):
@@ -138,7 +139,7 @@ def test_files_are_encoded_as_here(address, encoder, files):
 
 
 def test_pixels_are_encoded_over_the_protocol(address, encoder, files):
-    pixels = np.stack([data.read_image(name) for name in files[:3]])
+    pixels = np.stack([read_image(name) for name in files[:3]])
     answer = client.connect(address, "hqc", deadline=60).predict(
         "serving_default", {"images": pixels}
     )

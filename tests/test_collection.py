@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from export import collection
-from export.index import load_index, write_collection
-from export.shards import Shard, pack_ids
+from export.codes import Shard, pack_ids
+from export.index import collection, load_index, write_collection
 
 ENCODER = {"fingerprint": "abc", "path": "serving/hqc/1"}
 

@@ -10,7 +10,8 @@ import pytest
 from absl import flags
 
 from hqc_tf import config
-from hqc_tf.config import Config, UserError
+from hqc_tf.config import Config
+from hqc_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -11,8 +11,19 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from hqc_tf import augment, data, decoding
-from hqc_tf.config import UserError
+from hqc_tf.data import augment, catalog, decoding
+from hqc_tf.data.batches import (
+    changed_views,
+    plain_batches,
+    raw_batches,
+    read_image,
+    recolor_views,
+    shuffled_rows,
+    steps_per_epoch,
+    training_views,
+)
+from hqc_tf.data.images import Images, held_out, hold_out
+from hqc_tf.errors import UserError
 
 
 def random_pixels(count, height=12, width=10, seed=0):
@@ -20,7 +31,7 @@ def random_pixels(count, height=12, width=10, seed=0):
 
 
 def in_memory(pixels):
-    return data.Images(pixels, None, [str(row) for row in range(len(pixels))], None, None)
+    return Images(pixels, None, [str(row) for row in range(len(pixels))], None, None)
 
 
 def write_images(folder, pixels, pattern="{:03d}.png"):
@@ -33,11 +44,11 @@ def write_images(folder, pixels, pattern="{:03d}.png"):
 
 
 def as_files(folder, pixels):
-    return data.load_images(f"folder:{write_images(folder, pixels)}")
+    return catalog.load_images(f"folder:{write_images(folder, pixels)}")
 
 
 def views(images, settings, first, last):
-    batches = data.training_views(images, settings, first, last)
+    batches = training_views(images, settings, first, last)
     return [np.stack(pair) for pair in batches.as_numpy_iterator()]
 
 
@@ -77,7 +88,7 @@ def test_folder_without_labels_is_all_one_set(tmp_path):
     write_images(tmp_path, random_pixels(3, 4, 4), "{}.png")
     write_images(tmp_path / "sub/deep", random_pixels(2, 4, 4), "{}.PNG")
     (tmp_path / "notes.txt").write_text("no image")
-    images = data.load_images(f"folder:{tmp_path}")
+    images = catalog.load_images(f"folder:{tmp_path}")
     assert images.ids == ["0.png", "1.png", "2.png", "sub/deep/0.PNG", "sub/deep/1.PNG"]
     assert images.paths == [str(tmp_path / name) for name in images.ids]
     assert (images.pixels, images.labels, images.label_names) == (None, None, None)
@@ -86,38 +97,38 @@ def test_folder_without_labels_is_all_one_set(tmp_path):
 
 def test_sub_folders_are_labels(tmp_path):
     folder = labelled_folder(tmp_path, {"dog": 2, "cat": 1, "cow/old": 2})
-    images = data.load_images(folder)
+    images = catalog.load_images(folder)
     assert images.label_names == ["cat", "cow", "dog"]
     assert images.ids[:2] == ["cat/000.png", "cow/old/000.png"]
     np.testing.assert_array_equal(images.labels, [0, 1, 1, 2, 2])
 
 
 def test_a_single_sub_folder_is_no_label(tmp_path):
-    assert data.load_images(labelled_folder(tmp_path, {"all": 3})).labels is None
+    assert catalog.load_images(labelled_folder(tmp_path, {"all": 3})).labels is None
 
 
 def test_every_tenth_of_a_labelled_folder_asks(tmp_path):
     folder = labelled_folder(tmp_path, {"cat": 12, "dog": 13})
-    everything = data.load_images(folder)
-    query, train, database = (data.load_split(folder, r) for r in ("query", "train", "database"))
+    everything = catalog.load_images(folder)
+    query, train, database = (catalog.load_split(folder, r) for r in ("query", "train", "database"))
     assert query.ids == [everything.ids[9], everything.ids[19]]
     assert train.ids == [name for name in everything.ids if name not in query.ids]
     assert database.ids == train.ids
     np.testing.assert_array_equal(query.labels, [0, 1])
     assert len(train.labels) == len(train.paths) == 23
-    assert data.protocol(folder) == "folder, 1 in 10 asks"
+    assert catalog.protocol(folder) == "folder, 1 in 10 asks"
 
 
 @pytest.mark.parametrize("counts", [{".": 12}, {"cat": 4, "dog": 5}])
 def test_folder_without_labels_or_with_few_images_has_no_query(tmp_path, counts):
     folder = labelled_folder(tmp_path, counts)
-    assert data.load_split(folder, "query") is None
-    assert len(data.load_split(folder, "train")) == sum(counts.values())
-    assert len(data.load_split(folder, "database")) == sum(counts.values())
+    assert catalog.load_split(folder, "query") is None
+    assert len(catalog.load_split(folder, "train")) == sum(counts.values())
+    assert len(catalog.load_split(folder, "database")) == sum(counts.values())
 
 
 def test_taken_rows_keep_what_belongs_together():
-    images = data.Images(random_pixels(4), None, list("abcd"), np.array([5, 6, 7, 8]), ["x"])
+    images = Images(random_pixels(4), None, list("abcd"), np.array([5, 6, 7, 8]), ["x"])
     taken = images.take([2, 0])
     np.testing.assert_array_equal(taken.pixels, images.pixels[[2, 0]])
     np.testing.assert_array_equal(taken.labels, [7, 5])
@@ -126,32 +137,32 @@ def test_taken_rows_keep_what_belongs_together():
 
 def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"folder:.*none: no such folder; name one that holds"):
-        data.load_images(f"folder:{tmp_path / 'none'}")
+        catalog.load_images(f"folder:{tmp_path / 'none'}")
 
 
 def test_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "looks_like.png").mkdir()
     with pytest.raises(UserError, match="no image in it or below; put .jpg, .jpeg, .png, .bmp"):
-        data.load_images(f"folder:{tmp_path}")
+        catalog.load_images(f"folder:{tmp_path}")
 
 
 def test_unknown_data_set_is_refused(tmp_path):
     with pytest.raises(UserError, match="dataset fashion_mnits: TFDS knows none of this name"):
-        data.load_images("fashion_mnits", str(tmp_path))
+        catalog.load_images("fashion_mnits", str(tmp_path))
 
 
 def test_data_that_is_not_prepared_is_refused_at_once(tmp_path):
     start = time.perf_counter()
     message = f"dataset cifar10: not prepared in {tmp_path}; `python -m hqc_tf.prepare --dataset=c"
     with pytest.raises(UserError, match=message):
-        data.load_images("cifar10", str(tmp_path))
+        catalog.load_images("cifar10", str(tmp_path))
     assert time.perf_counter() - start < 15
 
 
 def test_prepared_data_is_read_in_order(fashion_mnist_dir):
-    images = data.load_images("fashion_mnist/test[:600]", fashion_mnist_dir)
-    first = data.load_images("fashion_mnist/test[:64]", fashion_mnist_dir)
+    images = catalog.load_images("fashion_mnist/test[:600]", fashion_mnist_dir)
+    first = catalog.load_images("fashion_mnist/test[:64]", fashion_mnist_dir)
     assert images.pixels.shape == (600, 28, 28, 3)
     assert images.pixels.dtype == np.uint8
     assert (images.pixels == images.pixels[..., :1]).all()
@@ -161,18 +172,18 @@ def test_prepared_data_is_read_in_order(fashion_mnist_dir):
     assert len(images.label_names) == 10
     assert images.ids[1] == "fashion_mnist/test[:600]/00001"
     assert len(set(images.ids)) == 600
-    assert data.protocol("fashion_mnist") == "fashion_mnist official"
+    assert catalog.protocol("fashion_mnist") == "fashion_mnist official"
 
 
 def test_test_split_asks_and_train_split_is_learned(fashion_mnist_dir):
-    query = data.load_split("fashion_mnist", "query", fashion_mnist_dir)
+    query = catalog.load_split("fashion_mnist", "query", fashion_mnist_dir)
     assert len(query) == 10_000
     assert query.ids[0].startswith("fashion_mnist/test/")
 
 
 def test_unknown_split_is_refused(fashion_mnist_dir):
     with pytest.raises(UserError, match="split dev of fashion_mnist: .*take one that it has"):
-        data.load_images("fashion_mnist/dev", fashion_mnist_dir)
+        catalog.load_images("fashion_mnist/dev", fashion_mnist_dir)
 
 
 def test_views_have_the_settings_shape(small_config, source):
@@ -191,10 +202,10 @@ def test_the_two_views_of_an_image_differ(small_config):
 
 def test_views_made_in_the_step_are_those_made_beside_it(small_config, source):
     images = source(random_pixels(9))
-    beside = list(data.training_views(images, small_config(), 0, 3))
-    in_step = data.training_views(images, small_config(augment_on="device"), 0, 3)
+    beside = list(training_views(images, small_config(), 0, 3))
+    in_step = training_views(images, small_config(augment_on="device"), 0, 3)
     for expected, batch in zip(beside, in_step, strict=True):
-        for one, other in zip(expected, data.recolor_views(*batch), strict=True):
+        for one, other in zip(expected, recolor_views(*batch), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
@@ -256,23 +267,23 @@ def test_files_and_memory_give_the_same_views(small_config, tmp_path):
 def test_files_of_different_sizes_make_a_batch(small_config, tmp_path):
     for row, (height, width) in enumerate([(5, 40), (30, 8), (8, 8), (100, 90)]):
         write_images(tmp_path, random_pixels(1, height, width), f"{row}.png")
-    images = data.load_images(f"folder:{tmp_path}")
+    images = catalog.load_images(f"folder:{tmp_path}")
     (first,) = views(images, small_config(), 0, 1)
     assert first.shape == (2, 4, 8, 8, 3)
-    (plain,) = data.plain_batches(images, 8, 8, 4)
+    (plain,) = plain_batches(images, 8, 8, 4)
     assert plain.shape == [4, 8, 8, 3]
 
 
 def test_steps_per_epoch_are_whole_batches(small_config):
     for count, steps in [(4, 1), (7, 1), (8, 2)]:
-        assert data.steps_per_epoch(in_memory(random_pixels(count)), small_config()) == steps
+        assert steps_per_epoch(in_memory(random_pixels(count)), small_config()) == steps
 
 
 def test_fewer_images_than_a_batch_are_refused(small_config, source):
     images = source(random_pixels(3))
     message = "--batch_size=4: there are only 3 images to learn from; lower it or add images"
     with pytest.raises(UserError, match=message):
-        data.training_views(images, small_config(), 0, 1)
+        training_views(images, small_config(), 0, 1)
 
 
 def test_views_read_no_other_setting(small_config):
@@ -284,20 +295,20 @@ def test_views_read_no_other_setting(small_config):
 
 def test_plain_batches_are_the_images_in_order(source):
     pixels = random_pixels(7, 8, 8)
-    batches = list(data.plain_batches(source(pixels), 8, 8, 3).as_numpy_iterator())
+    batches = list(plain_batches(source(pixels), 8, 8, 3).as_numpy_iterator())
     assert [len(batch) for batch in batches] == [3, 3, 1]
     np.testing.assert_allclose(np.concatenate(batches), pixels / 255, atol=1e-6)
 
 
 def test_plain_batches_are_centre_squares(source):
     pixels = random_pixels(2, 12, 8)
-    (batch,) = data.plain_batches(source(pixels), 8, 6, 2)
+    (batch,) = plain_batches(source(pixels), 8, 6, 2)
     np.testing.assert_allclose(batch, pixels[:, 3:9, 1:7] / 255, atol=1e-6)
 
 
 def test_raw_batches_cut_the_array():
     pixels = random_pixels(7)
-    batches = list(data.raw_batches(in_memory(pixels), 3).as_numpy_iterator())
+    batches = list(raw_batches(in_memory(pixels), 3).as_numpy_iterator())
     assert [len(batch) for batch in batches] == [3, 3, 1]
     np.testing.assert_array_equal(np.concatenate(batches), pixels)
 
@@ -345,15 +356,15 @@ def test_first_frame_of_a_gif_counts():
 def test_read_image_reads_a_file(tmp_path):
     (pixels,) = random_pixels(1)
     write_images(tmp_path, [pixels])
-    np.testing.assert_array_equal(data.read_image(str(pathlib.Path(tmp_path, "000.png"))), pixels)
+    np.testing.assert_array_equal(read_image(str(pathlib.Path(tmp_path, "000.png"))), pixels)
 
 
 def test_held_out_images_are_the_same_for_every_run():
     images = in_memory(numbered(50))
-    learned, held = data.hold_out(images, 4)
+    learned, held = hold_out(images, 4)
     assert (len(learned), len(held)) == (46, 4)
     assert sorted(learned.ids + held.ids, key=int) == images.ids
-    assert data.held_out(images, 4).ids == held.ids
+    assert held_out(images, 4).ids == held.ids
 
 
 def test_images_of_a_batch_meet_again_by_chance():
@@ -361,7 +372,7 @@ def test_images_of_a_batch_meet_again_by_chance():
     places = tf.range(count, dtype=tf.int64)
     first, second = np.empty([2, count], np.int64)
     for batches, epoch in ((first, 3), (second, 4)):
-        rows = data.shuffled_rows(places, count, 1, epoch).numpy()
+        rows = shuffled_rows(places, count, 1, epoch).numpy()
         assert len(np.unique(rows)) == count
         batches[rows] = np.arange(count) // batch
     both = np.unique(first * count + second, return_counts=True)[1]
@@ -371,13 +382,13 @@ def test_images_of_a_batch_meet_again_by_chance():
 
 @pytest.mark.parametrize(("images", "asked", "held"), [(50, 1000, 5), (50, 0, 0), (9, 1000, 0)])
 def test_at_most_a_tenth_is_held_out(images, asked, held):
-    learned, kept = data.hold_out(in_memory(numbered(images)), asked)
+    learned, kept = hold_out(in_memory(numbered(images)), asked)
     assert (len(learned), len(kept)) == (images - held, held)
 
 
 def test_changed_views_are_all_images_in_order(small_config, uncoloured, source):
     images = source(numbered(10))
-    batches = list(data.changed_views(images, small_config()).as_numpy_iterator())
+    batches = list(changed_views(images, small_config()).as_numpy_iterator())
     assert [len(batch) for batch in batches] == [4, 4, 4]
     rows = np.rint(np.concatenate(batches)[:10, 0, 0, 0] * 255)
     np.testing.assert_array_equal(rows, np.arange(10))
@@ -386,11 +397,11 @@ def test_changed_views_are_all_images_in_order(small_config, uncoloured, source)
 def test_changed_views_are_the_same_every_time_and_changed(small_config):
     images = in_memory(random_pixels(6))
     one, other = (
-        np.concatenate(list(data.changed_views(images, small_config()).as_numpy_iterator()))
+        np.concatenate(list(changed_views(images, small_config()).as_numpy_iterator()))
         for _ in range(2)
     )
     np.testing.assert_array_equal(one, other)
-    plain = np.concatenate(list(data.plain_batches(images, 8, 8, 6).as_numpy_iterator()))
+    plain = np.concatenate(list(plain_batches(images, 8, 8, 6).as_numpy_iterator()))
     assert np.abs(one[:6] - plain).mean() > 0.05
 
 
@@ -405,17 +416,17 @@ def small_cifar10(monkeypatch):
         pixels = np.full([count, 4, 4, 3], 0, np.uint8) + np.arange(first, first + count)[
             :, None, None, None
         ].astype(np.uint8)
-        return data.Images(pixels, None, ids, labels, list("abcdefghij"))
+        return Images(pixels, None, ids, labels, list("abcdefghij"))
 
-    monkeypatch.setattr(data, "_read_tfds", read)
-    monkeypatch.setattr(data, "_QUERIES_PER_CLASS", 2)
-    monkeypatch.setattr(data, "_TRAIN_PER_CLASS", 3)
+    monkeypatch.setattr(catalog, "read_tfds", read)
+    monkeypatch.setattr(catalog, "_QUERIES_PER_CLASS", 2)
+    monkeypatch.setattr(catalog, "_TRAIN_PER_CLASS", 3)
 
 
 @pytest.mark.parametrize(("protocol", "train_per_class"), [(1, 6), (2, 3)])
 def test_cifar10_protocols_divide_the_pooled_images(small_cifar10, protocol, train_per_class):
     query, database, train = (
-        data.load_split(f"cifar10_protocol{protocol}", role)
+        catalog.load_split(f"cifar10_protocol{protocol}", role)
         for role in ("query", "database", "train")
     )
     assert np.bincount(query.labels).tolist() == [2] * 10
@@ -428,11 +439,11 @@ def test_cifar10_protocols_divide_the_pooled_images(small_cifar10, protocol, tra
 
 
 def test_both_protocols_ask_the_same_and_a_role_is_a_split(small_cifar10):
-    first, second = (data.load_split(f"cifar10_protocol{n}", "query").ids for n in (1, 2))
-    assert first == second == data.load_images("cifar10_protocol1/query").ids
-    assert len(data.load_images("cifar10_protocol2")) == 60
+    first, second = (catalog.load_split(f"cifar10_protocol{n}", "query").ids for n in (1, 2))
+    assert first == second == catalog.load_images("cifar10_protocol1/query").ids
+    assert len(catalog.load_images("cifar10_protocol2")) == 60
     with pytest.raises(UserError, match="split test of cifar10_protocol1: unknown; take one of"):
-        data.load_images("cifar10_protocol1/test")
+        catalog.load_images("cifar10_protocol1/test")
 
 
 def test_cifar10_protocols_on_the_real_set():
@@ -440,10 +451,10 @@ def test_cifar10_protocols_on_the_real_set():
     if not (folder / "cifar10").is_dir():
         pytest.skip("no prepared CIFAR-10 in ../shared/data/tfds")
     counts = [
-        len(data.load_split(f"cifar10_protocol{n}", role, str(folder)))
+        len(catalog.load_split(f"cifar10_protocol{n}", role, str(folder)))
         for n in (1, 2)
         for role in ("query", "train", "database")
     ]
     assert counts == [10_000, 50_000, 50_000, 10_000, 5_000, 50_000]
-    query = data.load_split("cifar10_protocol2", "query", str(folder))
+    query = catalog.load_split("cifar10_protocol2", "query", str(folder))
     assert np.bincount(query.labels).tolist() == [1000] * 10

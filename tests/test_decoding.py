@@ -8,7 +8,7 @@ import pytest
 import serving
 import tensorflow as tf
 
-from hqc_tf import augment, decoding
+from hqc_tf.data import augment, decoding
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export import distinct
+from export.index import distinct
 
 
 @pytest.fixture(params=[(8, 16), (5, 16), (3, 256), (5, 10), (17, 2), (1, 1)])

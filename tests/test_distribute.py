@@ -13,8 +13,9 @@ import replicas
 import tensorflow as tf
 
 from benchmarks import kill_test, machine
-from hqc_tf import distribute, epochs
-from hqc_tf.config import UserError
+from hqc_tf import distribute
+from hqc_tf.errors import UserError
+from hqc_tf.training.callbacks import read_epochs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -86,7 +87,7 @@ def test_two_replicas_learn_what_one_learns(trained, strategy, precision, most):
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
 def test_the_losses_shown_are_those_of_the_whole_batch(trained, strategy):
-    one, two = (epochs.read_epochs(trained[name] / "float64") for name in ("one_device", strategy))
+    one, two = (read_epochs(trained[name] / "float64") for name in ("one_device", strategy))
     assert len(one) == len(two) == replicas.SETTINGS["epochs"]
     names = set(one[0]) - {"epoch", "step", "learning_rate"}
     assert len(names) == 8  # the loss and all seven terms
@@ -112,13 +113,13 @@ def test_workers_leave_the_files_of_one_run(trained):
 def test_replicas_killed_go_on_to_the_bit(trained):
     """Also the running statistics that each replica has for itself."""
     whole, interrupted = (trained["mirrored"].parent / name for name in ("whole", "interrupted"))
-    assert len(epochs.read_epochs(whole)) == 2
+    assert len(read_epochs(whole)) == 2
     for kind in ("state", "last", "best"):
         one, two = (kill_test.arrays(run / "checkpoints" / kind) for run in (whole, interrupted))
         assert one.keys() == two.keys() and len(one) > 10
         for name, value in one.items():
             np.testing.assert_array_equal(two[name], value, err_msg=f"{kind} {name}")
-    assert epochs.read_epochs(whole) == epochs.read_epochs(interrupted)
+    assert read_epochs(whole) == read_epochs(interrupted)
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,14 @@ import pytest
 import serving
 import tensorflow as tf
 
-from export import encode, inputs, shards, streaming
-from export.encode import encode_images, encode_plan
-from hqc_tf import data, decoding, folders
-from hqc_tf.config import UserError
+from export.codes import is_done, read_rejects, read_shards
+from export.encode import __main__ as command
+from export.encode import inputs, streaming
+from export.encode.__main__ import encode_plan
+from export.encoder import encode_images
+from hqc_tf.data import catalog, decoding
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -26,9 +30,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 def encode_input(encoder, source, folder, runner=streaming.encode_here, **options):
     """Runs a plan; returns ids, codes uint8 [N, M], and reason by id."""
     encode_plan(encoder, inputs.make_plan(source, folder, **options), folder, runner)
-    read = [*shards.read_shards(folder).shards]
+    read = [*read_shards(folder).shards]
     ids = [shard.ids[row] for shard in read for row in range(len(shard.ids))]
-    rejects = [(reject["id"], reject["reason"]) for reject in shards.read_rejects(folder)]
+    rejects = [(reject["id"], reject["reason"]) for reject in read_rejects(folder)]
     assert len(dict(rejects)) == len(rejects)
     return ids, np.concatenate([shard.codes for shard in read]), dict(rejects)
 
@@ -45,13 +49,13 @@ def identities(paths):
 def of_files(encoder, paths):
     """The codes of image files by `encode_images`."""
     names = [*map(str, paths)]
-    return encode_images(encoder, data.Images(None, names, names, None, None)).codes
+    return encode_images(encoder, Images(None, names, names, None, None)).codes
 
 
 @pytest.fixture(scope="module")
 def expected(encoder, photos):
     """Ids and codes of `photos` by `encode_images`."""
-    images = data.load_images(f"folder:{photos}")
+    images = catalog.load_images(f"folder:{photos}")
     codes = encode_images(encoder, images).codes
     assert len(np.unique(codes, axis=0)) > 3
     return images.ids, codes
@@ -67,7 +71,7 @@ def test_codes_are_those_of_the_dataset(
     )
     assert (ids, rejects) == (expected[0], {})
     np.testing.assert_array_equal(codes, expected[1])
-    read = shards.read_shards(tmp_path)
+    read = read_shards(tmp_path)
     np.testing.assert_array_equal(read.codebooks, encoder.codebooks)
     assert read.encoder == {
         "fingerprint": encoder.manifest["fingerprint"],
@@ -101,7 +105,7 @@ def test_all_inputs_of_the_same_images_give_the_same_codes(
 
 def test_beam_leaves_the_same_files(encoder, photos, tmp_path):
     pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
-    from export.beam import encode_on_beam
+    from export.encode.beam import encode_on_beam
 
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "bad").mkdir()
@@ -124,7 +128,7 @@ def test_beam_leaves_the_same_files(encoder, photos, tmp_path):
 
 def test_a_runner_that_beam_does_not_know_is_named(encoder, photos, tmp_path):
     pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
-    from export.beam import encode_on_beam
+    from export.encode.beam import encode_on_beam
 
     runner = functools.partial(encode_on_beam, batch_size=1, runner="nonsense")
     with pytest.raises(UserError, match="--runner=nonsense: Unexpected pipeline runner"):
@@ -133,16 +137,16 @@ def test_a_runner_that_beam_does_not_know_is_named(encoder, photos, tmp_path):
 
 def test_without_beam_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, "export.beam", raising=False)
+    monkeypatch.delitem(sys.modules, "export.encode.beam", raising=False)
     values = types.SimpleNamespace(runner="direct", on_bad_image="skip", batch_size=1)
     with pytest.raises(UserError, match="Apache Beam is missing .* -r requirements-beam.txt, or"):
-        encode._runner(values, [])
+        command._runner(values, [])
     values.on_bad_image = "stop"
     with pytest.raises(UserError, match="--on_bad_image=stop: only --runner=local has a first"):
-        encode._runner(values, [])
+        command._runner(values, [])
     values.runner = "local"
     with pytest.raises(UserError, match="b.jpg: one thing too many; put a pattern of files in q"):
-        encode._runner(values, ["b.jpg"])
+        command._runner(values, ["b.jpg"])
 
 
 @pytest.fixture
@@ -167,7 +171,7 @@ def test_a_bad_image_stops_it_if_that_is_asked(encoder, odd_photos, tmp_path, mo
     with pytest.raises(UserError, match="^corrupt.png: broken or cut short; mend or remove it, or"):
         encode_input(encoder, f"folder:{folder}", tmp_path / "codes", runner, num_shards=20)
     done = contents(tmp_path / "codes")
-    numbers = [number for number in range(20) if shards.is_done(tmp_path / "codes", number, 20)]
+    numbers = [number for number in range(20) if is_done(tmp_path / "codes", number, 20)]
     assert numbers == list(range(sorted([*bad, *odd_photos[1]]).index("corrupt.png")))
     ids, _, rejects = encode_input(encoder, f"folder:{folder}", tmp_path / "codes", num_shards=20)
     assert (ids, rejects) == (odd_photos[1], bad)
@@ -206,12 +210,12 @@ def test_memory_is_bounded_by_the_bytes_of_a_batch(encoder, tmp_path, monkeypatc
     (folder / "0.jpg").write_bytes(bytes(4 * 2**20))
     for number in range(1, 100):
         os.link(folder / "0.jpg", folder / f"{number}.jpg")
-    monkeypatch.setattr(folders, "BATCH_BYTES", 8 * 2**20)
-    monkeypatch.setattr(folders, "READERS", 2)
+    monkeypatch.setattr("hqc_tf.data.folder.BATCH_BYTES", 8 * 2**20)
+    monkeypatch.setattr("hqc_tf.data.folder.READERS", 2)
     decoding.why_refused(b"traces it")
     plan = inputs.make_plan(f"folder:{folder}", tmp_path / "codes")
     assert serving.added_memory(lambda: encode_plan(encoder, plan, tmp_path / "codes")) < 150
-    assert len([*shards.read_rejects(tmp_path / "codes")]) == 100
+    assert len([*read_rejects(tmp_path / "codes")]) == 100
 
 
 def start_command(encoder, source, folder):
@@ -259,15 +263,15 @@ def test_a_killed_command_goes_on(encoder, photos, tmp_path):
     runner = functools.partial(streaming.encode_here, batch_size=1)
     encode_input(encoder, source, tmp_path / "at once", runner, num_shards=12)
     assert contents(codes) == contents(tmp_path / "at once")
-    assert encode._describe(codes, [], 1.0).endswith("12 shards, 0 rejected, all done before")
+    assert command._describe(codes, [], 1.0).endswith("12 shards, 0 rejected, all done before")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_at_once_and_says_how_it_goes_on(number, status, monkeypatch, capsys):
-    monkeypatch.setattr(encode.os, "_exit", sys.exit)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
     try:
-        encode._end_on_signals()
+        command._end_on_signals()
         with pytest.raises(SystemExit) as ended:
             signal.raise_signal(number)
     finally:

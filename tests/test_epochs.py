@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import data, epochs, label_free, model, optimizers
+from hqc_tf import label_free, model, optimizers
+from hqc_tf.data.images import Images
+from hqc_tf.training.callbacks import CloseEpoch, read_epochs
 
-HELD = data.Images(None, ["a.png"], ["a.png"], None, None)
-NONE = data.Images(None, [], [], None, None)
+HELD = Images(None, ["a.png"], ["a.png"], None, None)
+NONE = Images(None, [], [], None, None)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def judge(monkeypatch):
 
 
 def closing(workdir, held, settings, first_epoch=0):
-    callback = epochs.CloseEpoch(workdir, held, 10, first_epoch)
+    callback = CloseEpoch(workdir, held, 10, first_epoch)
     rate = optimizers.warmup_cosine(0.1, 4, 0, 10, 0.1)
     adam = optimizers.CoupledAdam(rate)
     strategy = tf.distribute.get_strategy()
@@ -64,7 +66,7 @@ def test_best_is_the_first_of_the_highest_recall(tmp_path, small_config, saved, 
 def test_without_held_out_images_the_last_are_the_best(tmp_path, small_config, saved):
     end(closing(tmp_path, NONE, small_config()), 0, 1)
     assert [step for step, weights in saved if weights == "best"] == [10, 20]
-    assert "recall_at_1" not in epochs.read_epochs(tmp_path)[0]
+    assert "recall_at_1" not in read_epochs(tmp_path)[0]
 
 
 def test_epochs_trained_again_are_replaced(tmp_path, small_config, saved, judge):
@@ -73,7 +75,7 @@ def test_epochs_trained_again_are_replaced(tmp_path, small_config, saved, judge)
     end(closing(tmp_path, HELD, settings), 0, 1, 2)
     judge(0.3, 0.1)
     end(closing(tmp_path, HELD, settings, first_epoch=1), 1, 2)
-    lines = epochs.read_epochs(tmp_path)
+    lines = read_epochs(tmp_path)
     assert [(line["epoch"], line["recall_at_1"]) for line in lines] == [
         (0, 0.2),
         (1, 0.3),

@@ -7,12 +7,12 @@ from hqc_tf import encode, evaluate, metrics, model
 
 
 def test_a_result_is_that_of_its_parts(workdir, photos):
-    from hqc_tf import data
+    from hqc_tf.data import catalog
 
     trained = model.load(workdir)
     result = evaluate.evaluate(trained, 7)
-    database = data.load_split(f"folder:{photos}", "database")
-    query = data.load_split(f"folder:{photos}", "query")
+    database = catalog.load_split(f"folder:{photos}", "database")
+    query = catalog.load_split(f"folder:{photos}", "query")
     codes = encode.encode_images(trained, database).codes
     embeddings = encode.encode_images(trained, query).embeddings
     found = metrics.evaluate_codes(
@@ -39,9 +39,9 @@ def test_the_line_for_a_person_names_protocol_distance_and_budget(workdir):
 
 
 def test_encoding_does_not_depend_on_the_batch(workdir, photos, monkeypatch):
-    from hqc_tf import data
+    from hqc_tf.data import catalog
 
-    trained, images = model.load(workdir), data.load_images(f"folder:{photos}")
+    trained, images = model.load(workdir), catalog.load_images(f"folder:{photos}")
     whole = encode.encode_images(trained, images)
     monkeypatch.setattr(encode, "BATCH", 7)
     parts = encode.encode_images(trained, images)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from hqc_tf import files
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError, naming_a_full_disk
 
 
 def test_a_text_appears_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -39,7 +39,7 @@ def test_a_full_disk_is_named_and_the_file_stays(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_tensorflows_errors_of_a_full_disk_are_known(number):
     said = "{{function_node x}} /a/ckpt-5; " + os.strerror(number) + " [Op:SaveV2]\nmore"
-    with pytest.raises(UserError) as ended, files.naming_a_full_disk("runs/a"):
+    with pytest.raises(UserError) as ended, naming_a_full_disk("runs/a"):
         raise tf.errors.ResourceExhaustedError(None, None, said)
     assert str(ended.value).startswith("runs/a: its disk takes no more (/a/ckpt-5; ")
     assert "more)" not in str(ended.value)
@@ -47,7 +47,7 @@ def test_tensorflows_errors_of_a_full_disk_are_known(number):
 
 def test_a_full_accelerator_is_not_a_full_disk():
     error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-    with pytest.raises(tf.errors.ResourceExhaustedError), files.naming_a_full_disk("runs/a"):
+    with pytest.raises(tf.errors.ResourceExhaustedError), naming_a_full_disk("runs/a"):
         raise error
 
 

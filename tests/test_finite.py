@@ -5,8 +5,10 @@ import pytest
 import replicas
 
 from benchmarks.kill_test import arrays
-from hqc_tf import backbones, finite, model, resume, train
-from hqc_tf.config import UserError
+from hqc_tf import backbones, model, train
+from hqc_tf.errors import UserError
+from hqc_tf.training.callbacks import StopAtNonFinite
+from hqc_tf.training.state import RunState, newest_step
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def test_a_loss_that_is_no_number_stops_the_first_step(small_config, photos, tmp
 def test_the_states_before_stay_and_are_good(small_config, photos, tmp_path, monkeypatch):
     """The rate is that of a slip in the schedule after step 20 of 24."""
     settings = small_config(dataset=f"folder:{photos}", checkpoint_steps=10)
-    save = resume.RunState.save
+    save = RunState.save
 
     def then_leap(state):
         save(state)
@@ -40,11 +42,11 @@ def test_the_states_before_stay_and_are_good(small_config, photos, tmp_path, mon
 
     before = {}
     with monkeypatch.context() as patch:
-        patch.setattr(resume.RunState, "save", then_leap)
+        patch.setattr(RunState, "save", then_leap)
         with pytest.raises(UserError, match="^step 21: not finite: instance_quantized"):
             train.train_and_evaluate(settings, tmp_path)
     assert before and contents(tmp_path / "checkpoints/state") == before
-    assert resume.newest_step(tmp_path) == 20
+    assert newest_step(tmp_path) == 20
     for kind in ("state", "last", "best"):
         assert all(
             np.all(np.isfinite(value))
@@ -67,7 +69,7 @@ def test_weights_that_are_none_are_not_saved(small_config, tmp_path):
 
 
 def test_all_terms_are_named_and_the_total_only_alone():
-    callback = finite.StopAtNonFinite(4)
+    callback = StopAtNonFinite(4)
     callback.on_train_batch_end(0, {"loss": 1.0, "consistency": -2.0})
     with pytest.raises(UserError, match="^step 6: not finite: a, b; "):
         callback.on_train_batch_end(1, {"loss": np.nan, "a": np.inf, "b": np.nan, "c": 1.0})

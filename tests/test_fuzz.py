@@ -16,11 +16,12 @@ import tensorflow as tf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from export import shards
+from export.codes import Shard, pack_ids, start, write_shard
 from export.index import write_index
-from hqc_tf import board, config, epochs, evaluate, model
-from hqc_tf.config import UserError
+from hqc_tf import config, evaluate, model
+from hqc_tf.errors import UserError
 from hqc_tf.report import number_sections, scene
+from hqc_tf.training.callbacks import read_epochs, read_speed
 
 # The same examples on every machine; a failure names its own.
 fuzz = functools.partial(
@@ -225,10 +226,10 @@ def test_nothing_is_unpickled(small_index, tmp_path):
 def small_codes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "codes"
     names = [f"é{i}.jpg" for i in range(12)]
-    shards.start(folder, CODEBOOKS, ENCODER, 2, {"folder": "photos"}, shards.pack_ids(names))
+    start(folder, CODEBOOKS, ENCODER, 2, {"folder": "photos"}, pack_ids(names))
     for number, rows in enumerate([slice(0, 5), slice(5, 11)]):
-        shard = shards.Shard(CODES[rows], shards.pack_ids(names[rows]))
-        shards.write_shard(folder, number, 2, shard, [{"id": "bad.jpg", "reason": "empty file"}])
+        shard = Shard(CODES[rows], pack_ids(names[rows]))
+        write_shard(folder, number, 2, shard, [{"id": "bad.jpg", "reason": "empty file"}])
     return folder
 
 
@@ -365,8 +366,8 @@ def test_lines_that_can_be_read_can_be_shown(run_dir, harm):
         try:
             shown = types.SimpleNamespace(
                 runs=scene.read_runs([run]),
-                epochs=epochs.read_epochs(run),
-                speed=board.read_speed(run),
+                epochs=read_epochs(run),
+                speed=read_speed(run),
             )
         except UserError:
             return

@@ -5,8 +5,8 @@ import PIL.Image
 import pytest
 
 from export import gallery
-from hqc_tf import pictures
-from hqc_tf.data import Images
+from hqc_tf.data import pictures
+from hqc_tf.data.images import Images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8)
 

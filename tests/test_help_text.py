@@ -3,7 +3,7 @@
 import pytest
 from absl import flags
 
-from hqc_tf import help_text
+from hqc_tf import commands
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def listed():
 
 
 def test_an_entry_has_choices_and_default(listed):
-    groups = {help_text.OWN: listed[:2], "speed": listed[2:]}
-    assert help_text.describe("Does things.", groups, 80).splitlines() == [
+    groups = {commands.OWN: listed[:2], "speed": listed[2:]}
+    assert commands.describe("Does things.", groups, 80).splitlines() == [
         "Does things.",
         "",
         "this command:",
@@ -42,7 +42,7 @@ def test_an_entry_has_choices_and_default(listed):
 def test_long_texts_are_wrapped(width):
     values = flags.FlagValues()
     flags.DEFINE_string("input", "", "long words " * 40, values)
-    lines = help_text.describe(None, {"a": [values["input"]]}, width).splitlines()
+    lines = commands.describe(None, {"a": [values["input"]]}, width).splitlines()
     entry = lines[1:-2]
     assert max(map(len, entry)) <= width
     assert {line[:26] for line in entry[1:]} == {" " * 26}

@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from export import index_files, neighbors, shards, whole
-from export.index import load_index, write_index
+from export import folders
+from export.codes import Shard, pack_ids, start, write_shard
+from export.index import load_index, neighbors, store, write_index
 from hqc_tf.retrieval import asymmetric_distances
 
 ENCODER = {"fingerprint": "abc", "path": "serving/hqc/1"}
@@ -128,13 +129,13 @@ def test_too_few_candidates_are_asked_for_again(tmp_path, monkeypatch):
 def test_chunks_of_queries_change_nothing(tmp_path, monkeypatch):
     codebooks, codes, queries = random_set(8, 5000, num_queries=300)
     index = write_and_load(tmp_path / "index", codebooks, codes)
-    whole = index.rows(queries, 10)
+    at_once = index.rows(queries, 10)
     monkeypatch.setattr(neighbors.retrieval, "CHUNK_ELEMENTS", 7 * 8 * 100)
     chunked = index.rows(queries, 10)
     one_by_one = [index.rows(query[None], 10).rows[0] for query in queries[:20]]
-    np.testing.assert_array_equal(whole.rows, chunked.rows)
-    np.testing.assert_array_equal(whole.rows[:20], one_by_one)
-    assert whole.distances.dtype == np.float32
+    np.testing.assert_array_equal(at_once.rows, chunked.rows)
+    np.testing.assert_array_equal(at_once.rows[:20], one_by_one)
+    assert at_once.distances.dtype == np.float32
 
 
 def test_contents_survive_moving_the_folder(tmp_path):
@@ -176,7 +177,7 @@ def test_failed_write_leaves_the_old_index(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(index_files, "write_scann_files", fail)
+    monkeypatch.setattr(store, "write_scann_files", fail)
     with pytest.raises(OSError, match="No space"):
         write_index(tmp_path / "index", codebooks, codes[::-1], names(300), ENCODER)
     after = load_index(tmp_path / "index").rows(queries, 5)
@@ -191,7 +192,7 @@ def test_failed_move_leaves_the_old_index(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("Input/output error")
 
-    monkeypatch.setattr(whole, "_exchange", fail)
+    monkeypatch.setattr(folders, "_exchange", fail)
     with pytest.raises(OSError, match="Input/output"):
         write_index(tmp_path / "index", codebooks, codes[:9], names(9), ENCODER)
     assert load_index(tmp_path / "index").num_images == 300
@@ -348,7 +349,7 @@ def test_killed_at_any_moment_the_old_index_stands(tmp_path):
 def test_an_index_replaced_while_it_is_loaded_is_loaded_anew(tmp_path, monkeypatch):
     codebooks, codes, _ = random_set(8, 300)
     write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
-    digests, turns = index_files._digests, []
+    digests, turns = store._digests, []
 
     def replace_first(folder, files):
         turns.append(folder)
@@ -356,7 +357,7 @@ def test_an_index_replaced_while_it_is_loaded_is_loaded_anew(tmp_path, monkeypat
             write_index(tmp_path / "index", codebooks, codes[:9], names(9), ENCODER)
         return digests(folder, files)
 
-    monkeypatch.setattr(index_files, "_digests", replace_first)
+    monkeypatch.setattr(store, "_digests", replace_first)
     assert load_index(tmp_path / "index").num_images == 9
 
 
@@ -371,10 +372,10 @@ def command(*arguments, status=0):
 def test_as_a_command(tmp_path):
     codebooks, codes, queries = random_set(8, 300)
     for name, part in {"first": slice(0, 200), "second": slice(200, 300)}.items():
-        shards.start(tmp_path / name, codebooks, ENCODER, 2, {"input": name})
+        start(tmp_path / name, codebooks, ENCODER, 2, {"input": name})
         for number, rows in enumerate(np.split(np.arange(300)[part], [30])):
-            ids = shards.pack_ids([f"{row}.jpg" for row in rows])
-            shards.write_shard(tmp_path / name, number, 2, shards.Shard(codes[rows], ids), [])
+            ids = pack_ids([f"{row}.jpg" for row in rows])
+            write_shard(tmp_path / name, number, 2, Shard(codes[rows], ids), [])
     output = f"--output={tmp_path}/index"
     said = command(f"--codes={tmp_path}/first", output, "--num_leaves=5")
     assert said == f"{tmp_path}/index: 200 images at 32 bits, 200 distinct codes, 5 leaves"

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import inputs, shards
-from export.inputs import make_plan, read
-from hqc_tf import data, decoding, folders
-from hqc_tf.config import UserError
+from export.codes import start
+from export.encode import inputs
+from export.encode.inputs import make_plan, read
+from hqc_tf.data import catalog, decoding
+from hqc_tf.data.folder import READERS, overlapped
+from hqc_tf.errors import UserError
 
 
 def begin(plan, folder):
     """The plan once `folder` is begun with it, as another process gets it."""
     encoder = {"fingerprint": "abc", "path": "serving/hqc/1"}
     codebooks = np.zeros([2, 4, 3], np.float32)
-    shards.start(folder, codebooks, encoder, len(plan.shards), plan.job, plan.names)
+    start(folder, codebooks, encoder, len(plan.shards), plan.job, plan.names)
     return pickle.loads(pickle.dumps(plan.shards))
 
 
@@ -47,7 +49,7 @@ def example(features):
 
 @pytest.mark.parametrize("num_shards", [1, 7, 60])
 def test_a_folder_has_the_ids_and_the_order_of_the_dataset(photos, tmp_path, num_shards):
-    images = data.load_images(f"folder:{photos}")
+    images = catalog.load_images(f"folder:{photos}")
     items = read_all(f"folder:{photos}", tmp_path, num_shards=num_shards)
     assert [item.id for item in items] == images.ids
     for item, path in zip(items, images.paths, strict=True):
@@ -72,7 +74,7 @@ def test_names_of_every_kind_in_the_order_of_the_dataset(tmp_path):
         path.write_bytes(os.fsencode(name))
     (tmp_path / "photos/loop").symlink_to(tmp_path / "photos")
     items = read_all(f"folder:{tmp_path}/photos", tmp_path / "codes")
-    assert [item.id for item in items] == data.load_images(f"folder:{tmp_path}/photos").ids
+    assert [item.id for item in items] == catalog.load_images(f"folder:{tmp_path}/photos").ids
     assert {item.id for item in items} == {*names, ".hidden/y.jpg", ".z.jpg"}
     assert all(item.contents == os.fsencode(item.id) for item in items)
 
@@ -102,7 +104,7 @@ def test_what_cannot_be_read_has_its_reason(tmp_path, monkeypatch):
     os.mkfifo(photos / "pipe.jpg")
     (photos / "zero.jpg").symlink_to("/dev/zero")
     (photos / "large.jpg").write_bytes(bytes(11))
-    monkeypatch.setattr(folders, "MAX_BYTES", 10)
+    monkeypatch.setattr("hqc_tf.data.folder.MAX_BYTES", 10)
     items = read_all(f"folder:{photos}", tmp_path / "codes")
     assert {item.id: item.reason for item in items} == {
         "dangling.jpg": "No such file or directory",
@@ -131,8 +133,8 @@ def test_without_permission_a_file_and_a_folder_are_listed(tmp_path, monkeypatch
 
         return call
 
-    monkeypatch.setattr(folders.os, "open", refusing(os.open))
-    monkeypatch.setattr(folders.os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "open", refusing(os.open))
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
     plan = make_plan(f"folder:{photos}", tmp_path / "codes")
     items = [*read(begin(plan, tmp_path / "codes")[0])]
     assert [item.id for item in items] == ["a.jpg", "closed/", "closed.jpg"]
@@ -158,7 +160,7 @@ def test_a_folder_that_is_begun_keeps_its_list(tmp_path):
 
 @pytest.mark.parametrize("split", ["test[:60]", "test[1000:1060]", "test[20:30]+train[:50]"])
 def test_tfds_has_the_ids_and_the_pixels_of_the_dataset(fashion_mnist_dir, tmp_path, split):
-    images = data.load_images(f"fashion_mnist/{split}", fashion_mnist_dir)
+    images = catalog.load_images(f"fashion_mnist/{split}", fashion_mnist_dir)
     items = read_all(
         f"tfds:fashion_mnist/{split}", tmp_path, num_shards=4, data_dir=fashion_mnist_dir
     )
@@ -237,13 +239,13 @@ def test_images_of_a_shard_are_read_only_as_they_are_asked_for(photos, tmp_path,
     opened = []
     open_file = os.open
     monkeypatch.setattr(
-        folders.os, "open", lambda path, *rest: opened.append(path) or open_file(path, *rest)
+        os, "open", lambda path, *rest: opened.append(path) or open_file(path, *rest)
     )
     part = begin(make_plan(f"folder:{photos}", tmp_path), tmp_path)[0]
     assert isinstance(part, inputs.Files)
     for _, _ in zip(range(5), read(part), strict=False):
         pass
-    assert len(opened) <= 6 + folders.READERS
+    assert len(opened) <= 6 + READERS
 
 
 def test_overlapped_keeps_order_and_bounds_what_runs():
@@ -258,10 +260,10 @@ def test_overlapped_keeps_order_and_bounds_what_runs():
             running[0] -= 1
         return -value
 
-    assert [*folders.overlapped(work, range(200), 4)] == [-value for value in range(200)]
+    assert [*overlapped(work, range(200), 4)] == [-value for value in range(200)]
     assert 1 < most[0] <= 4
     with pytest.raises(ZeroDivisionError):
-        list(folders.overlapped(lambda value: 1 / value, [1, 0, 1], 2))
+        list(overlapped(lambda value: 1 / value, [1, 0, 1], 2))
 
 
 def test_how_many_images_there_are(photos, fashion_mnist_dir, tmp_path):

@@ -7,7 +7,8 @@ import commands
 import pytest
 
 from benchmarks import label_free_choice as choice
-from hqc_tf import config, epochs, model
+from hqc_tf import config, model
+from hqc_tf.training.callbacks import read_epochs
 
 
 def line(epoch, recall, mean_average_precision):
@@ -60,7 +61,7 @@ def test_a_training_is_judged_once_after_every_epoch(ran):
     arguments, folder, done = ran
     assert done.status == 0, done.stderr
     run = folder / "runs/tiny_seed1"
-    lines, before = choice.read_choice(run / choice.CHOICE), epochs.read_epochs(run)
+    lines, before = choice.read_choice(run / choice.CHOICE), read_epochs(run)
     assert [one["epoch"] for one in lines] == [0, 1]
     assert [one["step"] for one in lines] == [one["step"] for one in before]
     assert [one["recall_at_1"] for one in lines] == [one["recall_at_1"] for one in before]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import augment, data, losses, model
+from hqc_tf import losses, model
 from hqc_tf.config import FUSIONS
+from hqc_tf.data import augment, catalog
+from hqc_tf.data.batches import recolor_views, training_views
 from hqc_tf.optimizers import make_optimizer
 
 ALL_TERMS = {
@@ -154,7 +156,7 @@ def test_a_step_that_makes_its_views_equals_one_that_is_given_them(small_config)
     given = compiled(small_config())
     making = compiled(small_config(augment_on="device"))
     making.set_weights(given.get_weights())
-    expected = given.train_step(data.recolor_views(crops, drawn))
+    expected = given.train_step(recolor_views(crops, drawn))
     made = making.train_step((crops, drawn))
     assert float(made["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
 
@@ -257,8 +259,8 @@ def test_a_loss_without_the_codebooks_trains_the_rest(small_config):
 
 def test_training_on_real_images_lowers_the_loss(small_config, fashion_mnist_dir):
     settings = small_config(image_size=12, batch_size=16, learning_rate=5e-3, num_words=16)
-    images = data.load_images("fashion_mnist/test[:64]", fashion_mnist_dir)
-    (views,) = data.training_views(images, settings, 0, 1)
+    images = catalog.load_images("fashion_mnist/test[:64]", fashion_mnist_dir)
+    (views,) = training_views(images, settings, 0, 1)
     network = compiled(settings)
     network.train_step(views)
     before = sum(learned_together(network, views).values())

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from hqc_tf import model
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 from hqc_tf.optimizers import CoupledAdam, WarmupCosine, make_optimizer, warmup_cosine
 
 ROOT = pathlib.Path(__file__).parents[1]

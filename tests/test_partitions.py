@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from export import partitions
-from export.index import load_index, write_index
+from export.index import load_index, partitions, write_index
 from tests.test_index import ENCODER, assert_equals_full_scan, full_scan, names, random_set
 
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from hqc_tf import photo_sets
-from hqc_tf.config import UserError
+from hqc_tf.data import photo_sets
+from hqc_tf.errors import UserError
 from tests.photo_folders import (
     ROOT,
     copy_published,

@@ -4,12 +4,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hqc_tf import data, pictures
+from hqc_tf.data import pictures
+from hqc_tf.data.images import Images
+from hqc_tf.errors import printable
 
 
 def images_of(pixels, labels=None, label_names=None):
     ids = [str(row) for row in range(len(pixels))]
-    return data.Images(np.asarray(pixels, np.uint8), None, ids, labels, label_names)
+    return Images(np.asarray(pixels, np.uint8), None, ids, labels, label_names)
 
 
 def test_a_small_image_stays_as_it_is():
@@ -24,7 +26,7 @@ def test_a_large_one_keeps_its_shape():
 def test_files_are_read(tmp_path):
     path = tmp_path / "red.png"
     PIL.Image.new("RGB", (6, 3), "red").save(path)
-    images = data.Images(None, [str(path)], ["red.png"], None, None)
+    images = Images(None, [str(path)], ["red.png"], None, None)
     (tile,) = pictures.squares(images, 4)
     np.testing.assert_array_equal(tile[1:3, :, 0], 255)
     np.testing.assert_array_equal(tile[[0, 3]], 0)
@@ -59,8 +61,8 @@ def test_labels_by_name_or_number(labels, names, text):
 
 
 def test_what_does_not_show_is_escaped():
-    assert pictures.printable("a\tb\n\udcff\u202e") == "a\\tb\\n\\udcff\\u202e"
-    assert pictures.printable("<é 目>") == "<é 目>"
+    assert printable("a\tb\n\udcff\u202e") == "a\\tb\\n\\udcff\\u202e"
+    assert printable("<é 目>") == "<é 目>"
 
 
 @pytest.mark.parametrize(("count", "most", "rows"), [(3, 10, [0, 1, 2]), (11, 3, [0, 5, 10])])

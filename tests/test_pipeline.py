@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hqc_tf import data
+from hqc_tf.data import catalog
 
 ROOT = pathlib.Path(__file__).parents[1]
 IMAGES = 300
@@ -40,7 +40,7 @@ def run(module, *arguments, status=0):
 def folder(tmp_path_factory):
     if not (ROOT / "data/tfds/fashion_mnist").is_dir():
         pytest.skip("Fashion-MNIST is not prepared in data/tfds: `make data` does it")
-    images = data.load_images(f"fashion_mnist/test[:{IMAGES}]", str(ROOT / "data/tfds"))
+    images = catalog.load_images(f"fashion_mnist/test[:{IMAGES}]", str(ROOT / "data/tfds"))
     folder = tmp_path_factory.mktemp("walk")
     for row, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
         path = folder / "photos" / f"class{label}" / f"{row}.png"
@@ -137,11 +137,11 @@ def test_search_answers_in_json_lines(folder, index):
 
 
 def test_search_finds_what_exact_distances_find(folder, index, served):
-    from export.encode import encode_images, load_encoder
+    from export.encoder import encode_images, load_encoder
     from export.index import load_index
     from hqc_tf.retrieval import asymmetric_distances
 
-    images = data.load_images(f"folder:{folder}/photos")
+    images = catalog.load_images(f"folder:{folder}/photos")
     loaded, encoder = load_index(index), load_encoder(served)
     embeddings, codes = encode_images(encoder, images)
     np.testing.assert_array_equal(loaded.codes, codes)

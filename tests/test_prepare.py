@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from hqc_tf import prepare
-from hqc_tf.config import UserError
+from hqc_tf.errors import UserError
 from tests.photo_folders import write_nuswide_list, write_photos
 
 ROOT = pathlib.Path(__file__).parents[1]

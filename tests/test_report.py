@@ -10,8 +10,9 @@ import browser
 import numpy as np
 import pytest
 
-from hqc_tf import config, data, evaluate, label_free, metrics, model, pictures
-from hqc_tf.config import UserError
+from hqc_tf import config, evaluate, label_free, metrics, model
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
 from hqc_tf.report import contents, figures, gallery, markup, numbers, page, scene
 
@@ -205,7 +206,7 @@ def test_the_page_says_what_an_average_precision_looks_at(text):
 
 def test_a_book_alone_compares_its_own_part(seen, report):
     one = report.gallery[0]
-    names = [[pictures.printable(name) for name in x.ids] for x in (seen.images, seen.queries)]
+    names = [[printable(name) for name in x.ids] for x in (seen.images, seen.queries)]
     asked = seen.asked.embeddings[names[1].index(one.query.name)]
     for book, found in enumerate(one.by_book):
         part = slice(3 * book, 3 * book + 3)
@@ -265,7 +266,7 @@ def test_the_first_the_middle_and_the_last_are_chosen(count, rows):
 
 def with_multi_hot(images):
     labels = np.eye(11, dtype=np.uint8)[images.labels]
-    return data.Images(images.pixels, images.paths, images.ids, labels, None)
+    return Images(images.pixels, images.paths, images.ids, labels, None)
 
 
 def test_images_of_several_labels_are_compared_alike(seen, report):

@@ -14,8 +14,10 @@ import replicas
 import tensorflow as tf
 
 from benchmarks import kill_test
-from hqc_tf import backbones, config, distribute, epochs, evaluate, resume, train
-from hqc_tf.config import UserError
+from hqc_tf import backbones, config, distribute, evaluate, train
+from hqc_tf.errors import UserError
+from hqc_tf.training.callbacks import CloseEpoch, KeepState, read_epochs
+from hqc_tf.training.state import STATES, time
 
 PER_EPOCH, EPOCHS = 12, 2
 
@@ -44,7 +46,7 @@ def never_stopped(settings, tmp_path_factory):
 @pytest.fixture
 def stop_after(monkeypatch):
     """Has something done after a step, as if it happened to the process; never with None."""
-    whole = resume.KeepState.on_train_batch_end
+    whole = KeepState.on_train_batch_end
 
     def arrange(step, happens=None):
         def end(callback, batch, logs=None):
@@ -52,7 +54,7 @@ def stop_after(monkeypatch):
                 happens()
             whole(callback, batch, logs)
 
-        monkeypatch.setattr(resume.KeepState, "on_train_batch_end", end)
+        monkeypatch.setattr(KeepState, "on_train_batch_end", end)
 
     return arrange
 
@@ -75,7 +77,7 @@ def assert_same(folder, other):
     assert one.keys() == two.keys() and len(one) > 30
     for name, value in one.items():
         np.testing.assert_array_equal(two[name], value, err_msg=str(name))
-    assert epochs.read_epochs(folder) == epochs.read_epochs(other)
+    assert read_epochs(folder) == read_epochs(other)
     lines = [
         [json.loads(line) | {"time": 0} for line in (f / evaluate.METRICS).read_text().splitlines()]
         for f in (folder, other)
@@ -84,7 +86,7 @@ def assert_same(folder, other):
 
 
 def states(folder):
-    paths = (folder / resume.STATES).glob("*.index")
+    paths = (folder / STATES).glob("*.index")
     return sorted((path.stem for path in paths), key=lambda name: int(name.split("-")[1]))
 
 
@@ -129,9 +131,9 @@ def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(
     # An epoch ends, and its state is not yet saved.
     _, said = train_until(13, killed, KeyboardInterrupt)
     assert "going on after step 8 of 24" in said
-    assert len(epochs.read_epochs(tmp_path)) == 1
+    assert len(read_epochs(tmp_path)) == 1
     assert states(tmp_path) == ["ckpt-5", "ckpt-8"]
-    cut_short(tmp_path / resume.STATES / "ckpt-8.data-00000-of-00001")
+    cut_short(tmp_path / STATES / "ckpt-8.data-00000-of-00001")
     _, said = train_until(20, killed, KeyboardInterrupt)
     assert "ckpt-8: cannot be read" in said and "going on after step 5 of 24" in said
     assert states(tmp_path) == ["ckpt-10", "ckpt-15"]
@@ -152,8 +154,8 @@ def test_time_saves_too(monkeypatch):
             self.saved.append(self.step)
 
     state = State()
-    monkeypatch.setattr(resume.time, "monotonic", lambda: 40.0 * state.step)
-    callback = resume.KeepState(state, 100, every_minutes=2, per_epoch=50, last_step=50)
+    monkeypatch.setattr(time, "monotonic", lambda: 40.0 * state.step)
+    callback = KeepState(state, 100, every_minutes=2, per_epoch=50, last_step=50)
     for state.step in range(1, 9):
         callback.on_train_batch_end(state.step)
     assert state.saved == [3, 6]
@@ -163,7 +165,7 @@ def test_without_a_readable_state_nothing_is_overwritten(settings, never_stopped
     run = shutil.copytree(never_stopped, tmp_path / "run")
     (run / evaluate.METRICS).unlink()
     for name in ("ckpt-20", "ckpt-24"):
-        cut_short(run / resume.STATES / f"{name}.index")
+        cut_short(run / STATES / f"{name}.index")
     with pytest.raises(UserError, match="no state can be read; delete it to train anew"):
         train.train_and_evaluate(settings, run)
     assert states(run) == ["ckpt-20", "ckpt-24"]
@@ -229,8 +231,8 @@ def test_a_full_disk_loses_nothing(
     assert states(small_disk) == ["ckpt-5"]
     stop_after(None)
     with monkeypatch.context() as patch:
-        begin = filling_first(small_disk, epochs.CloseEpoch.on_train_begin)
-        patch.setattr(epochs.CloseEpoch, "on_train_begin", begin)
+        begin = filling_first(small_disk, CloseEpoch.on_train_begin)
+        patch.setattr(CloseEpoch, "on_train_begin", begin)
         train_until_full("tensorboard")
     assert "going on after step 5 of 24" in capsys.readouterr().err
     with monkeypatch.context() as patch:

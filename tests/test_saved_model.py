@@ -10,10 +10,12 @@ import pytest
 import serving
 import tensorflow as tf
 
-from export import manifest, saved_model, warmup
-from export.encode import encode_images, load_encoder
-from hqc_tf import augment, data, decoding, encode, model
-from hqc_tf.config import UserError
+from export import folders, saved_model, warmup
+from export.encoder import encode_images, load_encoder
+from hqc_tf import encode, model
+from hqc_tf.data import augment, catalog, decoding
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def as_model(trained, views):
 
 
 def test_codes_and_embeddings_equal_those_of_the_model(trained, exported, photos):
-    images = data.load_images(f"folder:{photos}")
+    images = catalog.load_images(f"folder:{photos}")
     ours = encode.encode_images(trained, images)
     served = encode_images(load_encoder(exported), images)
     np.testing.assert_array_equal(served.codes, ours.codes)
@@ -202,7 +204,7 @@ def test_the_fingerprint_follows_the_weights_and_names_a_signature(workdir, expo
 def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no encoder with a manifest.json there; write it with"):
         load_encoder(tmp_path)
-    manifest.write_manifest(tmp_path, saved_model.FORMAT, {"fingerprint": "of an older program"})
+    folders.write_manifest(tmp_path, saved_model.FORMAT, {"fingerprint": "of an older program"})
     with pytest.raises(UserError, match="has format version 1, but this program reads 2; write it"):
         load_encoder(tmp_path)
     with pytest.raises(UserError, match="no flags.txt there; train into it first"):
@@ -213,7 +215,7 @@ def test_a_file_that_is_no_image_is_named(exported, photos, tmp_path):
     (tmp_path / "note.png").write_text("no image")
     names = [str(path) for path in [*photos.rglob("*.png")][:3]] + [str(tmp_path / "note.png")]
     with pytest.raises(UserError, match="^[^ ]*note.png: no JPEG, PNG, BMP or GIF image"):
-        encode_images(load_encoder(exported), data.Images(None, names, names, None, None))
-    images = data.Images(None, [str(tmp_path / "none.png")], ["none"], None, None)
+        encode_images(load_encoder(exported), Images(None, names, names, None, None))
+    images = Images(None, [str(tmp_path / "none.png")], ["none"], None, None)
     with pytest.raises(UserError, match="none.png: No such file"):
         encode_images(load_encoder(exported), images)

@@ -9,9 +9,10 @@ import pytest
 import replicas
 
 from benchmarks import kill_test
-from hqc_tf import backbones, data, model, screening, train
-from hqc_tf.config import UserError
+from hqc_tf import backbones, model, train
+from hqc_tf.data import catalog, screening
 from hqc_tf.encode import encode_images
+from hqc_tf.errors import UserError
 from hqc_tf.report import scene
 
 
@@ -116,13 +117,13 @@ def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_pat
     settings = small_config(dataset=f"folder:{folder}", held_out=0)
     with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
         train.train_and_evaluate(settings, tmp_path / "run")
-    images = data.load_split(settings.dataset, "train")
+    images = catalog.load_split(settings.dataset, "train")
     trained = model.build_model(settings)
     with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
         encode_images(trained, images)
 
 
 def test_an_error_of_another_kind_passes(photos):
-    images = data.load_images(f"folder:{photos}")
+    images = catalog.load_images(f"folder:{photos}")
     with pytest.raises(ZeroDivisionError), screening.naming_a_bad_file(images):
         raise ZeroDivisionError

@@ -9,13 +9,13 @@ import pytest
 from pyarrow import parquet
 
 from export import answers, search
-from export.encode import encode_images
-from hqc_tf import data
+from export.encoder import encode_images
+from hqc_tf.data import catalog
 
 
 @pytest.fixture(scope="module")
 def images(photos):
-    return data.load_images(f"folder:{photos}")
+    return catalog.load_images(f"folder:{photos}")
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ import pytest
 import serving
 import tensorflow as tf
 
-from export import manifest, searcher, versions, warmup
-from export.encode import load_encoder
+from export import folders, searcher, versions, warmup
+from export.encoder import load_encoder
 from export.index import load_index, write_index
-from hqc_tf import decoding, retrieval
-from hqc_tf.config import UserError
+from hqc_tf import retrieval
+from hqc_tf.data import decoding
+from hqc_tf.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_the_graph_holds_no_python_function_and_no_foreign_op(exported):
 
 
 def test_the_manifest_names_encoder_and_size(exported, encoder):
-    found = manifest.read_manifest(exported, searcher.FORMAT)
+    found = folders.read_manifest(exported, searcher.FORMAT)
     assert found["encoder"] == {"fingerprint": encoder.manifest["fingerprint"]}
     assert (found["num_images"], found["bits"], found["distance"]) == (60, 4, "squared")
     with pytest.raises(UserError, match="no encoder with a manifest.json there"):

@@ -2,13 +2,23 @@
 
 import concurrent.futures
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
-from export import manifest, shards
-from export.shards import Shard, pack_ids
-from hqc_tf.config import UserError
+from export import codes, folders
+from export.codes import (
+    Shard,
+    is_begun,
+    is_done,
+    pack_ids,
+    read_names,
+    read_rejects,
+    read_shards,
+    write_shard,
+)
+from hqc_tf.errors import UserError
 
 NAMES = ["a.jpg", "", "new\nline", "é\U0001f600", "no \udcff utf-8\0"]
 CODEBOOKS = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
@@ -17,7 +27,7 @@ JOB = {"folder": "photos"}
 
 
 def start(folder, num_shards=3, encoder=ENCODER, job=JOB, names=None):
-    shards.start(folder, CODEBOOKS, encoder, num_shards, job, names)
+    codes.start(folder, CODEBOOKS, encoder, num_shards, job, names)
 
 
 def shard(count, first=0):
@@ -40,29 +50,29 @@ def test_a_folder_gives_back_its_shards_and_rejects(tmp_path):
     start(tmp_path / "codes", names=pack_ids(NAMES))
     rejects = [[], [{"id": NAMES[4], "reason": "broken"}], [{"id": "b", "reason": "empty file"}]]
     for number, count in enumerate([4, 0, 1]):
-        assert not shards.is_done(tmp_path / "codes", number, 3)
-        shards.write_shard(tmp_path / "codes", number, 3, shard(count), rejects[number])
-        assert shards.is_done(tmp_path / "codes", number, 3)
-    read = shards.read_shards(tmp_path / "codes")
+        assert not is_done(tmp_path / "codes", number, 3)
+        write_shard(tmp_path / "codes", number, 3, shard(count), rejects[number])
+        assert is_done(tmp_path / "codes", number, 3)
+    read = read_shards(tmp_path / "codes")
     np.testing.assert_array_equal(read.codebooks, CODEBOOKS)
     assert read.encoder == ENCODER
     for found, count in zip(read.shards, [4, 0, 1], strict=True):
         np.testing.assert_array_equal(found.codes, shard(count).codes)
         assert [found.ids[row] for row in range(count)] == [f"{row}.jpg" for row in range(count)]
-    assert list(shards.read_rejects(tmp_path / "codes")) == [*rejects[1], *rejects[2]]
-    kept = shards.read_names(tmp_path / "codes")
+    assert list(read_rejects(tmp_path / "codes")) == [*rejects[1], *rejects[2]]
+    kept = read_names(tmp_path / "codes")
     assert [kept[row] for row in range(len(kept))] == NAMES
 
 
 def test_the_same_job_begins_once_and_keeps_what_is_done(tmp_path):
     start(tmp_path)
-    shards.write_shard(tmp_path, 1, 3, shard(4), [])
+    write_shard(tmp_path, 1, 3, shard(4), [])
     before = files(tmp_path)
     (tmp_path / ".codes-00002-of-00003.npy.0123.partial").write_text("left by a killed process")
     start(tmp_path, encoder=ENCODER | {"path": "moved since"})
     assert files(tmp_path) == before
-    assert shards.is_begun(tmp_path) and shards.is_begun(tmp_path, JOB)
-    assert not shards.is_begun(tmp_path, {"folder": "other"})
+    assert is_begun(tmp_path) and is_begun(tmp_path, JOB)
+    assert not is_begun(tmp_path, {"folder": "other"})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +93,7 @@ def test_another_job_is_refused(tmp_path, change, message):
 def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, written):
     """For whichever job: what the killed one has written is gone."""
     left = [None] * written
-    replace = shards.pathlib.Path.replace
+    replace = pathlib.Path.replace
 
     def killed(self, target):
         if not left:
@@ -92,16 +102,16 @@ def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, written)
         return replace(self, target)
 
     with monkeypatch.context() as process:
-        process.setattr(shards.pathlib.Path, "replace", killed)
+        process.setattr(pathlib.Path, "replace", killed)
         # What a killed process cannot do any more.
-        process.setattr(shards.pathlib.Path, "unlink", lambda *_, **__: None)
+        process.setattr(pathlib.Path, "unlink", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path, names=pack_ids(NAMES))
-    assert len(files(tmp_path)) == written + 1 and not shards.is_begun(tmp_path)
+    assert len(files(tmp_path)) == written + 1 and not is_begun(tmp_path)
     start(tmp_path, job={"tfds": "another"})
     assert sorted(files(tmp_path)) == ["codebooks.npy", "manifest.json"]
     with pytest.raises(UserError, match="input_text.npy: cannot be read"):
-        shards.read_names(tmp_path)
+        read_names(tmp_path)
 
 
 def test_what_is_no_folder_of_shards_is_left_alone(tmp_path):
@@ -114,11 +124,11 @@ def test_what_is_no_folder_of_shards_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="photo.jpg is a file, but shards lie in a folder"):
         start(tmp_path / "photo.jpg")
     (tmp_path / "photo.jpg").unlink()
-    manifest.write_manifest(tmp_path, "hqc-index", {})
+    folders.write_manifest(tmp_path, "hqc-index", {})
     with pytest.raises(UserError, match="holds manifest.json"):
         start(tmp_path)
     with pytest.raises(UserError, match="holds no codes of export.encode"):
-        shards.read_shards(tmp_path)
+        read_shards(tmp_path)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -126,7 +136,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     before = files(tmp_path)
     monkeypatch.setattr("os.fsync", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        shards.write_shard(tmp_path, 0, 3, shard(4), [])
+        write_shard(tmp_path, 0, 3, shard(4), [])
     assert files(tmp_path) == before
 
 
@@ -134,33 +144,33 @@ def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path):
     start(tmp_path, num_shards=8)
     numbers = [*range(8)] * 6
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: shards.write_shard(tmp_path, n, 8, shard(50, n), []), numbers))
-    for number, found in enumerate(shards.read_shards(tmp_path).shards):
+        list(pool.map(lambda n: write_shard(tmp_path, n, 8, shard(50, n), []), numbers))
+    for number, found in enumerate(read_shards(tmp_path).shards):
         np.testing.assert_array_equal(found.codes, shard(50, number).codes)
     assert not list(tmp_path.glob(".*"))
 
 
 def test_missing_and_damaged_shards_are_named(tmp_path):
     start(tmp_path)
-    shards.write_shard(tmp_path, 1, 3, shard(4), [])
+    write_shard(tmp_path, 1, 3, shard(4), [])
     with pytest.raises(UserError, match="2 of 3 shards are missing, .* codes-00000-of-00003.npy"):
-        shards.read_shards(tmp_path)
+        read_shards(tmp_path)
     for number in (0, 2):
-        shards.write_shard(tmp_path, number, 3, shard(4), [])
+        write_shard(tmp_path, number, 3, shard(4), [])
     codes = tmp_path / "codes-00002-of-00003.npy"
     np.save(codes, shard(5).codes)
     with pytest.raises(UserError, match=f"{codes} and the ids beside it do not fit each other"):
-        shards.read_shards(tmp_path).shards[2]
+        read_shards(tmp_path).shards[2]
     np.save(codes, np.zeros([4, 3], np.uint8))
     with pytest.raises(UserError, match=r"is uint8 \(4, 3\), but must be uint8 \[n, 2\]"):
-        shards.read_shards(tmp_path).shards[2]
+        read_shards(tmp_path).shards[2]
     codes.write_bytes(codes.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{codes}: cannot be read"):
-        shards.read_shards(tmp_path).shards[2]
+        read_shards(tmp_path).shards[2]
 
 
 def test_rejects_are_lines_of_ascii(tmp_path):
     start(tmp_path, num_shards=1)
-    shards.write_shard(tmp_path, 0, 1, shard(0), [{"id": name, "reason": "é"} for name in NAMES])
+    write_shard(tmp_path, 0, 1, shard(0), [{"id": name, "reason": "é"} for name in NAMES])
     lines = (tmp_path / "rejects-00000-of-00001.jsonl").read_bytes().decode("ascii").splitlines()
     assert [json.loads(line)["id"] for line in lines] == NAMES

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hqc_tf import stack
+from hqc_tf import _keras2
 
 ROOT = pathlib.Path(__file__).parents[1]
 HAS_KERAS_3 = importlib.util.find_spec("tf_keras") is not None
@@ -80,7 +80,7 @@ def test_tf_keras_asked_for_and_missing_is_named():
 
 
 def test_versions_are_those_of_the_keras_in_use():
-    told = stack.versions()
+    told = _keras2.versions()
     # Both packages of Keras 2 follow TensorFlow's minor versions.
     assert told["keras"].split(".")[:2] == told["tensorflow"].split(".")[:2]
     assert told["keras"].startswith("2.")

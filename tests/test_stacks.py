@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import kill_test
-from hqc_tf import epochs, evaluate
+from hqc_tf import evaluate
+from hqc_tf.training.callbacks import read_epochs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHON = {"tf215": ROOT / ".venv/bin/python", "tf220": ROOT / ".venv-tf220/bin/python"}
@@ -92,7 +93,7 @@ def test_a_run_begun_with_one_set_ends_with_the_other(folders, way):
     whole, gone_on = folders.written[way[0]] / "run", folders.read[way] / "half"
     assert f"going on after step 10 of {STEPS}" in folders.said[way]
     assert (gone_on / evaluate.METRICS).exists()
-    lines = [epochs.read_epochs(folder) for folder in (whole, gone_on)]
+    lines = [read_epochs(folder) for folder in (whole, gone_on)]
     assert [[line["step"] for line in run] for run in lines] == [[STEPS // 2, STEPS]] * 2
     for one, other in zip(*lines, strict=True):
         np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-4)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from hqc_tf import photo_sets, tfds_photos
-from hqc_tf.config import UserError
+from hqc_tf.data import photo_sets, tfds_builders
+from hqc_tf.errors import UserError
 from tests.photo_folders import copy_published, write_flickr25k_lists, write_photos
 
 NAMES = [f"im{number}.jpg" for number in range(1, 61)]
@@ -57,8 +57,8 @@ def check_examples(examples, photos):
 
 
 def test_both_are_known_to_tfds():
-    assert tfds.builder_cls("flickr25k") is tfds_photos.Flickr25k
-    assert tfds.builder_cls("nuswide") is tfds_photos.Nuswide
+    assert tfds.builder_cls("flickr25k") is tfds_builders.Flickr25k
+    assert tfds.builder_cls("nuswide") is tfds_builders.Nuswide
 
 
 def test_flickr25k_is_loaded_as_listed(flickr25k, tmp_path):

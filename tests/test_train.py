@@ -6,19 +6,18 @@ import photo_folders
 import pytest
 import replicas
 
-from hqc_tf import (
-    backbones,
-    board,
-    config,
-    data,
-    distribute,
-    epochs,
-    model,
-    photo_sets,
-    resume,
-    train,
+from hqc_tf import backbones, config, distribute, model, train
+from hqc_tf.data import catalog, photo_sets
+from hqc_tf.errors import UserError
+from hqc_tf.training.callbacks import (
+    HELD_OUT_RUN,
+    SPEED_RUN,
+    TENSORBOARD,
+    CloseEpoch,
+    KeepState,
+    read_epochs,
+    read_speed,
 )
-from hqc_tf.config import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -78,14 +77,14 @@ def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
                 train.train_and_evaluate(settings, tmp_path)
 
     for epoch in (0, 1):
-        for before in (epochs.CloseEpoch, resume.KeepState):
+        for before in (CloseEpoch, KeepState):
             train_until(epoch, before)
     last, _ = train.train_and_evaluate(settings, tmp_path)
     assert last["step"] == model.saved_step(tmp_path) == 24
-    assert [line["epoch"] for line in epochs.read_epochs(tmp_path)] == [0, 1]
-    assert [line["epoch"] for line in board.read_speed(tmp_path)] == [0, 1]
-    for name in (board.SPEED_RUN, board.HELD_OUT_RUN):
-        assert len(list((tmp_path / epochs.TENSORBOARD / name).glob("events.*"))) == 1
+    assert [line["epoch"] for line in read_epochs(tmp_path)] == [0, 1]
+    assert [line["epoch"] for line in read_speed(tmp_path)] == [0, 1]
+    for name in (SPEED_RUN, HELD_OUT_RUN):
+        assert len(list((tmp_path / TENSORBOARD / name).glob("events.*"))) == 1
 
 
 def test_images_without_labels_are_judged_without(quick_config, photos, tmp_path):
@@ -149,13 +148,13 @@ def test_every_data_set_trains_a_step_and_is_judged(
 ):
     source = "photo_lists" if dataset in photo_sets.PHOTO_SETS else "fashion_mnist_dir"
     source = "cifar10_dir" if dataset.startswith("cifar10") else source
-    whole = data.load_split
+    whole = catalog.load_split
 
     def few(*arguments):
         images = whole(*arguments)
         return images.take(np.arange(0, len(images), len(images) // 40)[:40])
 
-    monkeypatch.setattr(data, "load_split", few)
+    monkeypatch.setattr(catalog, "load_split", few)
     settings = quick_config(
         dataset=dataset,
         data_dir=request.getfixturevalue(source),
@@ -165,5 +164,5 @@ def test_every_data_set_trains_a_step_and_is_judged(
     )
     last, best = train.train_and_evaluate(settings, tmp_path)
     assert last["step"] == best["step"] == 1
-    assert last["protocol"] == data.protocol(dataset)
+    assert last["protocol"] == catalog.protocol(dataset)
     assert 0 <= last["mean_average_precision"] <= 1

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from export import manifest, versions
-from hqc_tf.config import UserError
+from export import folders, versions
+from hqc_tf.errors import UserError
 
 
 def test_versions_are_folders_named_by_a_plain_number(tmp_path):
@@ -41,10 +41,10 @@ def test_a_version_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_manifests_are_read_by_their_kind(tmp_path):
-    assert manifest.read_manifest(tmp_path, "kind") is None
-    manifest.write_manifest(tmp_path, "kind", {"bits": 8})
-    assert manifest.read_manifest(tmp_path, "kind") == {"format": "kind", "bits": 8}
-    assert manifest.read_manifest(tmp_path, "other") is None
+    assert folders.read_manifest(tmp_path, "kind") is None
+    folders.write_manifest(tmp_path, "kind", {"bits": 8})
+    assert folders.read_manifest(tmp_path, "kind") == {"format": "kind", "bits": 8}
+    assert folders.read_manifest(tmp_path, "other") is None
     for text in ["", "[]", "{", "{}"]:
         (tmp_path / "manifest.json").write_text(text)
-        assert manifest.read_manifest(tmp_path, "kind") is None
+        assert folders.read_manifest(tmp_path, "kind") is None

@@ -6,11 +6,11 @@ import pathlib
 
 import pytest
 
-from export import whole
+from export import folders
 
 
 def write(path, text):
-    with whole.new_folder(path) as folder:
+    with folders.new_folder(path) as folder:
         (folder / "one").write_text(text)
         (folder / "two").write_text(text)
 
@@ -55,7 +55,7 @@ def test_without_exchange_two_moves_do(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(whole, "_exchange", refuse)
+    monkeypatch.setattr(folders, "_exchange", refuse)
     write(tmp_path / "folder", "a")
     write(tmp_path / "folder", "b")
     assert contents(tmp_path / "folder") == ["b", "b"]
@@ -64,7 +64,7 @@ def test_without_exchange_two_moves_do(tmp_path, monkeypatch):
 
 def test_failure_leaves_what_was_there(tmp_path):
     write(tmp_path / "folder", "old")
-    with pytest.raises(ZeroDivisionError), whole.new_folder(tmp_path / "folder") as folder:
+    with pytest.raises(ZeroDivisionError), folders.new_folder(tmp_path / "folder") as folder:
         (folder / "one").write_text("half")
         raise ZeroDivisionError
     assert contents(tmp_path / "folder") == ["old", "old"]
@@ -73,7 +73,7 @@ def test_failure_leaves_what_was_there(tmp_path):
 
 def test_second_writer_is_refused(tmp_path):
     path = tmp_path / "folder"
-    with whole.new_folder(path) as folder:
+    with folders.new_folder(path) as folder:
         (folder / "one").write_text("mine")
         with pytest.raises(ValueError, match=f"{path}: another process is writing it; wait"):
             write(path, "theirs")

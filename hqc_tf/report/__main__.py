@@ -4,7 +4,8 @@ import pathlib
 
 from absl import flags
 
-from hqc_tf import config, files
+from hqc_tf import commands, files
+from hqc_tf.errors import UserError
 from hqc_tf.report import contents, page, scene
 
 REPORT = "report.html"
@@ -23,9 +24,7 @@ def write_report(workdirs, output=None, data_dir=None, untrained=True):
     scene.read_runs(workdirs)
     output = pathlib.Path(output or pathlib.Path(workdirs[0], REPORT))
     if output.is_dir() or not output.parent.is_dir():
-        raise config.UserError(
-            f"--output={output}: must be a file in a folder that exists; name another"
-        )
+        raise UserError(f"--output={output}: must be a file in a folder that exists; name another")
     text = page.render(contents.gather(workdirs, data_dir, untrained))
     files.replace_text(output, text)
     return output
@@ -48,4 +47,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "untrained", True, "compare the network before training, which is encoded with too"
     )
-    config.run(main)
+    commands.run(main)

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import board, config, epochs, evaluate, label_free, metrics, model, screening
+from hqc_tf import config, evaluate, label_free, metrics, model
+from hqc_tf.data import screening
 from hqc_tf.report import gallery, numbers, scene
+from hqc_tf.training.callbacks import read_epochs, read_speed
 
 
 class Report(NamedTuple):
@@ -67,7 +69,7 @@ def gather(workdirs, data_dir=None, untrained=True):
     workdir = workdirs[0]
     runs = scene.read_runs(workdirs)
     # A damaged file is told of before minutes are spent on the images.
-    lines, speed = epochs.read_epochs(workdir), board.read_speed(workdir)
+    lines, speed = read_epochs(workdir), read_speed(workdir)
     trained = model.load(workdir, "best")
     if data_dir is not None:
         trained.settings = dataclasses.replace(trained.settings, data_dir=data_dir)

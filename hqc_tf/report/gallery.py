@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import metrics, pictures
+from hqc_tf import metrics
+from hqc_tf.data import pictures
+from hqc_tf.errors import printable
 
 # Queries of each kind, images found for each, and images found by a single book.
 QUERIES, FOUND, FOUND_BY_BOOK = 3, 10, 8
@@ -119,5 +121,5 @@ def _shown_found(scene, query, rows, distances):
 
 def _shown(images, row, distance=None, relevant=None):
     png = pictures.png(pictures.thumbnail(images, row, SIDE))
-    name, label = pictures.printable(images.ids[row]), pictures.label_text(images, row)
+    name, label = printable(images.ids[row]), pictures.label_text(images, row)
     return Shown(png, name, label, distance, relevant)

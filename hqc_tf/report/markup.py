@@ -3,7 +3,7 @@
 import base64
 import html
 
-from hqc_tf import pictures
+from hqc_tf.errors import printable
 
 # Characters beyond which a cell of a table may break into lines.
 _LONG = 50
@@ -19,7 +19,7 @@ def text(value):
     """What shows as `value`, whatever characters it has: a number, a name, or `Markup` as it is."""
     if isinstance(value, Markup):
         return value
-    return Markup(html.escape(pictures.printable(value)))
+    return Markup(html.escape(printable(value)))
 
 
 def element(tag, *inside, **attributes):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hqc_tf import metrics, retrieval
-from hqc_tf.pictures import spread
+from hqc_tf.data.pictures import spread
 
 # Queries whose whole ranking is sorted for the curve of precision and recall.
 CURVE_QUERIES = 2000

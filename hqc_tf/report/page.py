@@ -2,7 +2,7 @@
 
 import pathlib
 
-from hqc_tf import data
+from hqc_tf.data import catalog
 from hqc_tf.report import image_sections, number_sections
 from hqc_tf.report.markup import element, join, paragraph, section, text
 
@@ -25,7 +25,7 @@ _PARTS = {
 def render(report):
     """`contents.Report` -> str, ASCII, so that nothing reads it in another encoding."""
     c = report.settings
-    title = f"{data.protocol(c.dataset)}: image search at {c.bits} bits"
+    title = f"{catalog.protocol(c.dataset)}: image search at {c.bits} bits"
     links = [element("li", element("a", name, href=f"#{key}")) for key, (name, _) in _PARTS.items()]
     main = [section(key, name, *write(report)) for key, (name, write) in _PARTS.items()]
     page = _PAGE.format(

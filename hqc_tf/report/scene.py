@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
-from hqc_tf import config, data, encode, evaluate, model, retrieval
+from hqc_tf import config, encode, evaluate, model, retrieval
+from hqc_tf.data import catalog
+from hqc_tf.data.images import Images, hold_out
+from hqc_tf.errors import UserError
 
 _ALL = slice(None)
 
@@ -29,8 +32,8 @@ class Scene(NamedTuple):
     """
 
     trained: model.HQC
-    images: data.Images
-    queries: data.Images
+    images: Images
+    queries: Images
     database: encode.Encoded
     asked: encode.Encoded
 
@@ -65,7 +68,7 @@ def read_runs(workdirs):
     runs = [Run(name, config.from_workdir(name), _newest_results(name)) for name in workdirs]
     for run in runs:
         if run.settings.dataset != runs[0].settings.dataset:
-            raise config.UserError(
+            raise UserError(
                 f"--workdir={run.workdir}: learned from {run.settings.dataset}, and "
                 f"{runs[0].workdir} from {runs[0].settings.dataset}; give runs of one data set"
             )
@@ -93,10 +96,10 @@ def show_to(trained, rejected=frozenset()):
     """
     c = trained.settings
     images, queries = (
-        data.load_split(c.dataset, role, c.data_dir, rejected) for role in ("database", "query")
+        catalog.load_split(c.dataset, role, c.data_dir, rejected) for role in ("database", "query")
     )
     if queries is None:
-        rest, queries = data.hold_out(images, c.held_out or len(images))
+        rest, queries = hold_out(images, c.held_out or len(images))
         # Of a handful of images all ask, and each finds itself.
         images, queries = (rest, queries) if len(queries) else (images, images)
     database = encode.encode_images(trained, images, "database")

@@ -1,0 +1,145 @@
+"""Encodes any number of images into shards of codes, with an exported SavedModel.
+
+`python -m export.encode --saved_model=serving/hqc --input=folder:photos/ --output=codes/` streams
+any number of images into shards of codes, here or on a cluster, and goes on where it was stopped.
+"""
+
+import functools
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from absl import flags
+
+from export.codes import is_done, read_rejects, read_shards, start
+from export.encode import inputs, streaming
+from export.encoder import load_encoder
+from hqc_tf import commands
+from hqc_tf.errors import UserError
+
+
+def encode_plan(encoder, plan, folder, runner=streaming.encode_here):
+    """Encodes the shards of a plan that are not done yet; stopped at any moment, again = go on.
+
+    Args:
+      encoder: `Encoder`.
+      plan: `inputs.Plan` for `folder`.
+      folder: absolute path, missing, empty or begun with this plan.
+      runner: called with encoder, plan, folder and a list of numbers of shards, which it encodes.
+
+    Returns:
+      The numbers of the shards that were encoded now.
+
+    Raises:
+      UserError: as `shards.start`.
+    """
+    count = len(plan.shards)
+    start(folder, encoder.codebooks, encoder.identity, count, plan.job, plan.names)
+    numbers = [number for number in range(count) if not is_done(folder, number, count)]
+    if numbers:
+        runner(encoder, plan, folder, numbers)
+    return numbers
+
+
+def main(arguments):
+    values = flags.FLAGS
+    _end_on_signals()
+    runner = _runner(values, arguments)
+    encoder = load_encoder(values.saved_model)
+    plan = inputs.make_plan(
+        values.input,
+        values.output,
+        values.num_shards,
+        values.data_dir,
+        values.image_feature,
+        values.id_feature,
+    )
+    folder = pathlib.Path(values.output).absolute()
+    began = time.monotonic()
+    try:
+        numbers = encode_plan(encoder, plan, folder, runner)
+    except OSError as error:
+        raise UserError(f"{error}; mend that, and the same command goes on") from error
+    print(_describe(folder, numbers, time.monotonic() - began))
+
+
+def _runner(values, arguments):
+    """What encodes shards; it is called with an encoder, a plan, the folder and their numbers."""
+    if values.runner == "local":
+        if arguments:
+            raise UserError(
+                f"{arguments[0]}: one thing too many; put a pattern of files in quotes, and give "
+                "Beam's flags with a --runner of Beam only"
+            )
+        return functools.partial(
+            streaming.encode_here, batch_size=values.batch_size, on_bad_image=values.on_bad_image
+        )
+    if values.on_bad_image == "stop":
+        raise UserError("--on_bad_image=stop: only --runner=local has a first bad one; take skip")
+    # Beam is no requirement.
+    from export.encode.beam import encode_on_beam
+
+    options = {"runner": values.runner, "arguments": arguments, "batch_size": values.batch_size}
+    return functools.partial(encode_on_beam, **options)
+
+
+def _describe(folder, numbers, seconds):
+    """What is in a folder that is done, of which the shards `numbers` took so many seconds."""
+    lengths = [len(shard.codes) for shard in read_shards(folder).shards]
+    rate = sum(lengths[number] for number in numbers) / seconds
+    rejects = sum(1 for _ in read_rejects(folder))
+    return (
+        f"{folder}: {sum(lengths)} images in {len(lengths)} shards, {rejects} rejected"
+        + (f" ({folder}/rejects-*.jsonl say why)" if rejects else "")
+        + (f", {rate:.0f} images/s" if numbers else ", all done before")
+    )
+
+
+def _end_on_signals():
+    def end(number, _):
+        name = signal.Signals(number).name
+        print(f"\n{name}: stopped; the same command goes on with what is missing", file=sys.stderr)
+        # At once, whatever is being encoded: nothing stands half written under its name.
+        sys.stderr.flush()
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string(
+        "saved_model", None, "what export.saved_model wrote; its newest version", required=True
+    )
+    flags.DEFINE_string(
+        "input",
+        None,
+        "images: a pattern of files in quotes ('photos/**/*.jpg'), folder:PATH, tfds:NAME/SPLIT or "
+        "tfrecord:PATTERN",
+        required=True,
+    )
+    flags.DEFINE_string("output", None, "folder of shards; again = go on", required=True)
+    flags.DEFINE_integer(
+        "num_shards",
+        None,
+        "shards to write; if none: one for 50,000 images, or for a TFRecord file",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("batch_size", streaming.BATCH, "images encoded together", lower_bound=1)
+    flags.DEFINE_enum(
+        "on_bad_image", "skip", ["skip", "stop"], "skip and list what is no image, or stop at it"
+    )
+    flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
+    flags.DEFINE_string("image_feature", "image/encoded", "with tfrecord: the image's feature")
+    flags.DEFINE_string(
+        "id_feature", "", "with tfrecord: the id's feature; empty: file name and record number"
+    )
+    flags.DEFINE_string(
+        "runner",
+        "local",
+        "local, or a runner of Apache Beam: direct, flink, spark, dataflow, ...; Beam's own flags "
+        "stand at the end, after --",
+    )
+    commands.run(main)

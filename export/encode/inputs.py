@@ -1,0 +1,181 @@
+"""What `export.encode --input=...` names: a plan of shards, and the images of each, one by one.
+
+    plan = make_plan("folder:photos/", "codes/")
+    for item in read(plan.shards[0]):
+        print(item.id, len(item.contents), item.reason)
+
+A plan's shards are small and can be pickled; whoever reads one sees the folder of codes and the
+images under the same paths.
+"""
+
+import glob
+import pathlib
+from typing import NamedTuple
+
+from export.codes import PackedIds, is_begun, pack_ids, read_names
+from export.encode import records
+from hqc_tf.data.folder import SUFFIXES, read_items, walk
+from hqc_tf.errors import UserError
+
+# Of a shard, where the number of shards is not given.
+IMAGES = 50_000
+
+
+class Files(NamedTuple):
+    """A shard: the files in rows `first` up to `last` of the list in a folder of codes.
+
+    Attributes:
+      codes: folder that `shards.start` has begun, absolute.
+      root: folder that the names in the list are relative to, absolute.
+    """
+
+    codes: str
+    root: str
+    first: int
+    last: int
+
+
+class Plan(NamedTuple):
+    """What is to be encoded.
+
+    Attributes:
+      job: dict of strings, what tells it from others.
+      names: `shards.PackedIds` of files, to be kept with the codes; None where there are none.
+      shards: list of what `read` takes.
+    """
+
+    job: dict
+    names: PackedIds | None
+    shards: list
+
+
+def make_plan(
+    source, codes, num_shards=None, data_dir="", image_feature="image/encoded", id_feature=""
+):
+    """The plan for `--input`; a folder of codes that is begun keeps its list of files.
+
+    Args:
+      source: pattern of files, folder:PATH, tfds:NAME/SPLIT or tfrecord:PATTERN.
+      codes: folder that `shards.start` has begun or will.
+      num_shards: how many; None: one for each 50,000 images, or for each TFRecord file.
+      data_dir: where prepared TFDS data lies; empty: TFDS's own place.
+      image_feature, id_feature: as in `records.Records`, with tfrecord.
+
+    Returns:
+      `Plan`.
+
+    Raises:
+      UserError: nothing is there, or less than there are to be shards.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "tfds":
+        return _plan_tfds(rest, data_dir, num_shards)
+    if kind == "tfrecord":
+        return _plan_tfrecords(rest, codes, num_shards, image_feature, id_feature)
+    if kind == "folder":
+        return _plan_folder(rest, codes, num_shards)
+    return _plan_pattern(source, codes, num_shards)
+
+
+def read(part):
+    """Yields a `folders.Item` for each image of a shard of a `Plan`, as they are asked for."""
+    if isinstance(part, records.Records):
+        return records.read_records(part)
+    names = read_names(part.codes)
+    rows = range(part.first, part.last)
+    return read_items(part.root, map(names.__getitem__, rows))
+
+
+def count_images(parts):
+    """How many images there are in shards of a `Plan`; None where only reading tells."""
+    counts = [
+        part.last - part.first
+        if isinstance(part, Files)
+        else sum(piece.take for piece in part.pieces)
+        for part in parts
+    ]
+    return None if min(counts, default=0) < 0 else sum(counts)
+
+
+def _plan_folder(folder, codes, num_shards):
+    root = pathlib.Path(folder).absolute()
+    if not root.is_dir():
+        raise UserError(f"--input=folder:{folder}: no such folder; name one that holds images")
+    job = {"folder": str(root)}
+    names = _keep_names(f"folder:{folder}", codes, job, walk(root))
+    return _plan_files(job, names, root, codes, num_shards)
+
+
+def _plan_pattern(pattern, codes, num_shards):
+    if pattern and pathlib.Path(pattern).is_dir():
+        raise UserError(
+            f"--input={pattern}: a folder; write folder:{pattern}, or a pattern of files"
+        )
+    root = _root(pattern)
+    job = {"pattern": pattern, "root": str(root)}
+    names = _keep_names(pattern, codes, job, _match(pattern))
+    return _plan_files(job, names, root, codes, num_shards)
+
+
+def _plan_files(job, names, root, codes, num_shards):
+    parts = [
+        Files(str(pathlib.Path(codes).absolute()), str(root), *bounds)
+        for bounds in _bounds(len(names), num_shards, IMAGES, "images")
+    ]
+    return Plan(job, names, parts)
+
+
+def _plan_tfds(name_and_split, data_dir, num_shards):
+    name, _, split = name_and_split.partition("/")
+    split = split or "train"
+    version, pieces, image_feature = records.open_tfds(name, split, data_dir)
+    count = sum(piece.take for piece in pieces)
+    if not count:
+        raise UserError(f"--input=tfds:{name}/{split}: no image in it; take another split")
+    parts = [
+        records.Records(records.cut(pieces, *bounds), image_feature)
+        for bounds in _bounds(count, num_shards, IMAGES, "images")
+    ]
+    return Plan({"tfds": f"{name}/{split}", "version": version}, None, parts)
+
+
+def _plan_tfrecords(pattern, codes, num_shards, image_feature, id_feature):
+    root = _root(pattern)
+    features = {"image_feature": image_feature, "id_feature": id_feature}
+    job = {"tfrecords": pattern, "root": str(root)} | features
+    names = _keep_names(f"tfrecord:{pattern}", codes, job, _match(pattern))
+    pieces = [records.whole_file(str(root / names[row])) for row in range(len(names))]
+    parts = [
+        records.Records(pieces[first:last], **features)
+        for first, last in _bounds(len(names), num_shards, 1, "files, and none is divided")
+    ]
+    records.check_features(parts[0])
+    return Plan(job, names, parts)
+
+
+def _keep_names(source, codes, job, found):
+    names = read_names(codes) if is_begun(codes, job) else pack_ids(found)
+    if not len(names):
+        raise UserError(
+            f"--input={source}: no file of this name; give a pattern of files in quotes, "
+            f"folder:PATH with {', '.join(SUFFIXES)} files below, tfds:NAME/SPLIT or "
+            "tfrecord:PATTERN"
+        )
+    return names
+
+
+def _bounds(count, num_shards, each, what):
+    """First and last row of each shard."""
+    number = num_shards or -(-count // each)
+    if number > count:
+        raise UserError(f"--num_shards={number}: there are only {count} {what}; lower it")
+    return [(k * count // number, (k + 1) * count // number) for k in range(number)]
+
+
+def _root(pattern):
+    return pathlib.Path("/" if pathlib.Path(pattern).is_absolute() else "").absolute()
+
+
+def _match(pattern):
+    # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
+    yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207

@@ -1,0 +1,160 @@
+"""Images in TFRecord files, those of a user and those that TFDS has prepared."""
+
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from hqc_tf.data import tfds as prepared
+from hqc_tf.data.folder import Item
+from hqc_tf.errors import UserError
+
+# Bytes of a record beside its contents: the length, and checks of both.
+_FRAME = 16
+
+
+class Piece(NamedTuple):
+    """Records of one file: `take` of them after the first `skip`, -1 for all.
+
+    Their ids are `prefix` and a number of at least `digits` digits, which counts up from `first`.
+    """
+
+    file: str
+    skip: int
+    take: int
+    prefix: str
+    first: int
+    digits: int
+
+
+class Records(NamedTuple):
+    """A shard: pieces, and the features of an example that hold image and id.
+
+    Without an `id_feature` ids are as `Piece` says.
+    """
+
+    pieces: list
+    image_feature: str
+    id_feature: str = ""
+
+
+def whole_file(file):
+    """The `Piece` of all records of a file; ids are as name.tfrecord:0."""
+    return Piece(file, 0, -1, f"{pathlib.PurePath(file).name}:", 0, 1)
+
+
+def cut(pieces, first, last):
+    """Of pieces whose `take` is known, those of the records `first` up to `last`."""
+    begin, kept = 0, []
+    for piece in pieces:
+        end = begin + piece.take
+        low, high = max(first, begin) - begin, min(last, end) - begin
+        if low < high:
+            skip, number = piece.skip + low, piece.first + low
+            kept.append(piece._replace(skip=skip, take=high - low, first=number))
+        begin = end
+    return kept
+
+
+def open_tfds(name, split, data_dir):
+    """A split of a prepared data set of TFDS, which is not decoded.
+
+    Returns:
+      (version, list of `Piece`, name of the image feature); ids are those of `data.load_images`.
+
+    Raises:
+      UserError: as `data.open_tfds`, or it has no images.
+    """
+    import tensorflow_datasets as tfds
+
+    from hqc_tf.data import tfds_builders  # noqa: F401 - TFDS then knows these data sets too
+
+    builder, instructions = prepared.open_tfds(name, split, data_dir)
+    features = builder.info.features
+    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    if not images:
+        raise UserError(f"dataset {name}: has no image, only {', '.join(features)}; take another")
+    pieces, first = [], 0
+    for of in instructions:
+        pieces.append(Piece(str(of.filename), of.skip, of.take, f"{name}/{split}/", first, 5))
+        first += of.take
+    return str(builder.version), pieces, images[0]
+
+
+def check_features(part):
+    """Raises UserError where the first record of a `Records` lacks the features named in it."""
+    first = part.pieces[0]._replace(take=1)
+    try:
+        features = next(map(_parse, _open(first)))
+    except (tf.errors.OpError, DecodeError, StopIteration):
+        return  # who reads it is told
+    for flag in ("image_feature", "id_feature"):
+        name = getattr(part, flag)
+        if name and name not in features:
+            raise UserError(
+                f"--{flag}={name}: not in the first record of {first.file}; name one of "
+                f"{', '.join(sorted(features))}"
+            )
+
+
+def read_records(part):
+    """Yields an `Item` for each record of a `Records`, in order.
+
+    A file that breaks off gives its records before, then one item of its own name.
+    """
+    for piece in part.pieces:
+        count = size = 0
+        try:
+            for record in _open(piece):
+                yield _item(record, f"{piece.prefix}{piece.first + count:0{piece.digits}d}", part)
+                count += 1
+                size += _FRAME + len(record)
+            broken = _ends_early(piece, count, size) and "the file ends"
+        except tf.errors.OpError as error:
+            broken = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.DOTALL).strip()
+        if broken:
+            yield Item(piece.file, b"", f"not read from record {piece.first + count} on: {broken}")
+
+
+def _ends_early(piece, count, size):
+    """Whether a file has less than it should; TensorFlow takes part of a length for no more."""
+    if piece.take >= 0:
+        return count < piece.take
+    return size < pathlib.Path(piece.file).stat().st_size
+
+
+def _open(piece):
+    if not pathlib.Path(piece.file).is_file():
+        raise tf.errors.NotFoundError(None, None, "no such file")
+    dataset = tf.data.TFRecordDataset(os.fsencode(piece.file))
+    return dataset.skip(piece.skip).take(piece.take).as_numpy_iterator()
+
+
+def _parse(record):
+    return tf.train.Example.FromString(record).features.feature
+
+
+def _item(record, name, part):
+    try:
+        features = _parse(record)
+        if part.id_feature:
+            name = _text(_only(features, part.id_feature, "bytes_list", "int64_list"))
+        return Item(name, _only(features, part.image_feature, "bytes_list"))
+    except (DecodeError, ValueError) as error:
+        return Item(name, b"", str(error))
+
+
+def _only(features, name, *kinds):
+    """The value of a feature that has one; ValueError where it has none of `kinds`, or several."""
+    lists = [getattr(features[name], kind).value for kind in kinds if name in features]
+    values = [value for each in lists for value in each]
+    if len(values) != 1:
+        raise ValueError(f"{name} has {len(values)} values of {' or '.join(kinds)}, not one")
+    return values[0]
+
+
+def _text(value):
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

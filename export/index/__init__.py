@@ -1,0 +1,141 @@
+"""The searchable index of a set of images: `python -m export.index --codes=codes/ --output=index/`
+
+A folder of the learned codes and codebooks as they are, in ScaNN's files, with the images' ids and
+a manifest. Nothing is trained a second time but the centers of leaves, where some are asked for.
+Equal codes are stored once, each with the rows of its images.
+"""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from export import folders
+from export.codes import Shard, pack_ids
+from export.index import collection, store
+from export.index.neighbors import Index
+from export.index.scann import SCANN_WORDS
+from hqc_tf.errors import UserError
+
+# One leaf in so many is searched where nothing is said.
+LEAVES_PER_SEARCHED = 20
+
+
+def load_index(path: str | os.PathLike) -> Index:
+    """Loads an index, wherever the folder has been moved since, and checks every byte of it.
+
+    Raises:
+        UserError: there is no such folder, it is no index or of another format version, or a file
+            of it, which is named, is damaged.
+    """
+    path = pathlib.Path(path)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UserError(
+                f"{path} is no folder: write an index with python -m export.index."
+            ) from error
+        # A newer index may take the place of this one meanwhile, and this one be removed.
+        try:
+            return store.read_files(path, pathlib.Path(f"/proc/self/fd/{descriptor}"))
+        except UserError:
+            if _is_same(descriptor, path):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def write_index(
+    path: str | os.PathLike,
+    codebooks: np.ndarray,
+    codes: np.ndarray,
+    ids: Sequence[str],
+    encoder: dict[str, Any],
+    num_leaves: int = 0,
+    leaves_to_search: int | None = None,
+) -> None:
+    """Writes an index, whole or not at all; one that stands at `path` is replaced at the end.
+
+    Args:
+        path: folder to make; it is missing, empty or an index.
+        codebooks: [M, K, D] float32.
+        codes: [N, M] uint8 below K, N at least 1.
+        ids: N strings, any and not necessarily different.
+        encoder: goes into the manifest; has "fingerprint" and "path", and JSON can hold it.
+        num_leaves: of ScaNN's tree, 0 for none; at most the number of distinct codes.
+        leaves_to_search: how many a query asks where it does not say; None: a twentieth.
+
+    Raises:
+        ValueError: the arguments do not fit each other, or `path` holds something else.
+    """
+    if len(ids) != len(codes):
+        raise ValueError(f"{len(ids)} ids for {len(codes)} codes: pass one id for each code.")
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
+        raise ValueError(
+            f"codes are {codes.dtype} {codes.shape}, but must be uint8 [N, {len(codebooks)}]: "
+            "pass what these codebooks encoded."
+        )
+    images = collection.of_shards([Shard(codes, pack_ids(ids))])
+    write_collection(path, codebooks, images, encoder, num_leaves, leaves_to_search)
+
+
+def write_collection(
+    path: str | os.PathLike,
+    codebooks: np.ndarray,
+    images: collection.Collection,
+    encoder: dict[str, Any],
+    num_leaves: int = 0,
+    leaves_to_search: int | None = None,
+) -> None:
+    """As `write_index`, of a `Collection`, which is read part by part."""
+    path = pathlib.Path(path).resolve()
+    _check_contents(codebooks, images, encoder)
+    _check_leaves(codebooks, num_leaves, leaves_to_search)
+    check_replaceable(path)
+    leaves_to_search = leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
+    with folders.new_folder(path) as folder:
+        store.write_files(folder, path, codebooks, images, encoder, num_leaves, leaves_to_search)
+
+
+def check_replaceable(path: pathlib.Path) -> None:
+    """Raises UserError unless `path` is missing, an empty folder or an index."""
+    if path.is_dir() and any(path.iterdir()):
+        store.found_manifest(path, path)
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, but an index is a folder: name another.")
+
+
+def _is_same(descriptor, path):
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return True
+
+
+def _check_contents(codebooks, images, encoder) -> None:
+    if codebooks.ndim != 3 or codebooks.dtype != np.float32 or not np.isfinite(codebooks).all():
+        raise ValueError(
+            f"codebooks are {codebooks.dtype} {codebooks.shape}, but must be finite float32 "
+            "[M, K, D]: pass those of a trained quantizer."
+        )
+    if not images.num_images:
+        raise UserError("there is no code to index, but N must be at least 1: encode images first.")
+    if not {"fingerprint", "path"} <= encoder.keys():
+        raise ValueError(f"encoder is {encoder}, but must have fingerprint and path: add them.")
+
+
+def _check_leaves(codebooks, num_leaves, leaves_to_search) -> None:
+    num_words = codebooks.shape[1]
+    if num_leaves and num_words != SCANN_WORDS:
+        raise UserError(
+            f"--num_leaves={num_leaves}: needs codebooks of {SCANN_WORDS} words, which ScaNN "
+            f"searches, and these have {num_words}; leave it out"
+        )
+    if leaves_to_search is not None and not 1 <= leaves_to_search <= num_leaves:
+        raise UserError(
+            f"--leaves_to_search={leaves_to_search}: must lie in 1 to --num_leaves, {num_leaves}; "
+            "change one of them"
+        )

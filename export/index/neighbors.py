@@ -1,0 +1,264 @@
+"""The exact search over an index: ScaNN proposes codes, exact tables rank them.
+
+ScaNN scans the codes with tables rounded down to int8. Its distances are therefore never too large,
+so a query is settled as soon as its exact k-th distance lies below ScaNN's last; the others are
+asked again with more candidates. Thousands of images with the same code would fill any list of
+candidates, which is why ScaNN sees a code only once.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from export.codes import PackedIds
+from hqc_tf import retrieval
+from hqc_tf.errors import UserError
+
+MIN_CANDIDATES = 100
+# Codes whose distances are held at a time where ScaNN does not scan.
+SCAN_CODES = 2**20
+
+
+class Found(NamedTuple):
+    """What `Index.rows` finds, nearest first."""
+
+    rows: np.ndarray  # [Q, k] int64
+    distances: np.ndarray  # [Q, k] float32
+    codes: np.ndarray  # [Q, k] int64, places of the rows' codes in `Index.distinct_codes`
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """An index in memory, as `load_index` gives it; the large arrays are memory-mapped.
+
+    Attributes:
+        path: folder it came from.
+        manifest: counts, shape of the codes, and under "encoder" what made them.
+        codebooks: [M, K, D] float32.
+        distinct_codes: [U, M] uint8, every code that occurs, in lexical order.
+        grouped_rows: [N] unsigned, the rows of the first code in rising order, then the second's.
+        group_starts: [U+1] unsigned, where each code's rows begin in `grouped_rows`.
+        ids: `PackedIds` of N images.
+        searcher: ScaNN's, or None where the number of words asks for a full exact scan.
+    """
+
+    path: pathlib.Path
+    manifest: dict[str, Any]
+    codebooks: np.ndarray
+    distinct_codes: np.ndarray
+    grouped_rows: np.ndarray
+    group_starts: np.ndarray
+    ids: PackedIds
+    searcher: Any
+
+    @property
+    def num_images(self) -> int:
+        """N, the number of images."""
+        return len(self.grouped_rows)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """[N, M] uint8, the code of every image; put together anew at each access."""
+        codes = np.empty([self.num_images, self.distinct_codes.shape[1]], np.uint8)
+        codes[self.grouped_rows] = np.repeat(
+            self.distinct_codes, np.diff(self.group_starts), axis=0
+        )
+        return codes
+
+    def check_encoder(self, fingerprint: str) -> None:
+        """Raises UserError unless `fingerprint` is that of the encoder that made the codes."""
+        own = self.manifest["encoder"]
+        if fingerprint != own["fingerprint"]:
+            raise UserError(
+                f"index {self.path} belongs to encoder {own['fingerprint']} ({own['path']}), not "
+                f"{fingerprint}: rebuild it with python -m export.index or search with its encoder."
+            )
+
+    def search(
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        rerank: int | None = None,
+        leaves_to_search: int | None = None,
+    ) -> tuple[list[list[str]], np.ndarray]:
+        """The k nearest images of each query by squared asymmetric distance; see `rows`.
+
+        Returns:
+            ids: Q lists of k str, nearest first.
+            distances: [Q, k] float32.
+        """
+        found = self.rows(embeddings, k, rerank, leaves_to_search)
+        return self.ids_of(found.rows), found.distances
+
+    def ids_of(self, rows: np.ndarray) -> list[list[str]]:
+        """The ids of [Q, k] rows."""
+        return [[self.ids[row] for row in query] for query in rows]
+
+    def rows(
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        rerank: int | None = None,
+        leaves_to_search: int | None = None,
+    ) -> Found:
+        """As `search`, with row numbers for ids; ties go to the lower row.
+
+        Without leaves, or with all of them searched, the result is exact.
+
+        Args:
+            embeddings: [Q, M*D] float, as the encoder gives them.
+            k: 1 to N.
+            rerank: how many of ScaNN's candidates are ranked by exact tables, at least k; a query
+                that they do not settle exactly is asked again with more. None: twice k, at least
+                `MIN_CANDIDATES`.
+            leaves_to_search: of an index with leaves, 1 to their number; None: as it was built.
+
+        Returns:
+            `Found`.
+
+        Raises:
+            UserError: k, rerank or leaves_to_search is out of range, or the embeddings have another
+                width or are not finite.
+        """
+        embeddings = self._checked_embeddings(embeddings, k)
+        leaves = self._checked_leaves(leaves_to_search)
+        if rerank is not None and rerank < k:
+            raise UserError(f"rerank is {rerank}, but must be at least k, {k}: raise it.")
+        return self._nearest(embeddings, k, rerank or max(MIN_CANDIDATES, 2 * k), leaves)
+
+    def book_distances(self, embeddings: np.ndarray, found: Found) -> np.ndarray:
+        """What each book adds to the distances of `found`: [Q, k, M] float32."""
+        return np.moveaxis(self._word_distances(embeddings, found.codes), 0, 2)
+
+    def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
+        num_candidates = min(num_candidates, len(self.distinct_codes))
+        step = max(1, retrieval.CHUNK_ELEMENTS // (num_candidates * len(self.codebooks)))
+        chunks = np.split(embeddings, range(step, len(embeddings), step))
+        parts = [self._nearest_in_chunk(chunk, k, num_candidates, leaves) for chunk in chunks]
+        return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves) -> Found:
+        codes, distances, bounds = self._candidates(embeddings, num_candidates, leaves)
+        found = self._expand(codes, distances, k)
+        if leaves:
+            unsettled = np.isinf(found.distances[:, -1])
+            leaves = None
+        else:
+            # Settled means strictly below, so that all ties at the k-th place are candidates; the
+            # margin covers float32 rounding on both sides.
+            unsettled = found.distances[:, -1] * (1 + 1e-5) >= bounds
+            if num_candidates == len(self.distinct_codes):
+                unsettled[:] = False
+            num_candidates *= 8
+        if unsettled.any():
+            again = self._nearest(embeddings[unsettled], k, num_candidates, leaves)
+            for mine, more in zip(found, again, strict=True):
+                mine[unsettled] = more
+        return found
+
+    def _candidates(self, embeddings, count, leaves):
+        """[Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below.
+
+        The leaves searched may have fewer than R codes: distances are then infinite at the end.
+        """
+        if self.searcher is None:
+            codes, distances = self._scan(embeddings, count)
+            return codes, distances, distances[:, -1]
+        codes, lower_bounds = self.searcher.search_batched_parallel(
+            embeddings,
+            final_num_neighbors=count,
+            leaves_to_search=leaves or self.manifest["num_leaves"] or None,
+            batch_size=-(-len(embeddings) // len(os.sched_getaffinity(0))),
+        )
+        missing = np.isnan(lower_bounds)
+        codes = np.where(missing, 0, codes)
+        distances = self._word_distances(embeddings, codes).sum(axis=0)
+        return codes, np.where(missing, np.inf, distances), lower_bounds[:, -1]
+
+    def _word_distances(self, embeddings, codes):
+        """[M, Q, R] float32, what each book adds to the distances of [Q, R] codes.
+
+        Summed over their first axis, and it is the outermost in memory, books are added in their
+        order, as `retrieval` does: other roundings would break ties.
+        """
+        tables = retrieval.distance_tables(embeddings, self.codebooks, "squared").numpy()
+        num_queries, num_books, num_words = tables.shape
+        starts = np.arange(num_queries * num_books).reshape(num_queries, 1, num_books) * num_words
+        places = starts + self.distinct_codes[codes]
+        return tables.ravel()[np.ascontiguousarray(np.moveaxis(places, 2, 0))]
+
+    def _scan(self, embeddings, count):
+        """The `count` nearest of all codes, exact, with memory for a part of them."""
+        held = np.zeros([len(embeddings), 0], np.int64), np.zeros([len(embeddings), 0], np.float32)
+        for start in range(0, len(self.distinct_codes), SCAN_CODES):
+            codes = self.distinct_codes[start : start + SCAN_CODES]
+            found = retrieval.nearest(
+                embeddings, codes, self.codebooks, min(count, len(codes)), "squared"
+            )
+            rows = np.concatenate([held[0], start + found.rows.numpy()], axis=1)
+            distances = np.concatenate([held[1], found.distances.numpy()], axis=1)
+            order = np.argsort(distances, axis=1, kind="stable")[:, :count]
+            held = tuple(np.take_along_axis(x, order, axis=1) for x in (rows, distances))
+        return held
+
+    def _expand(self, codes: np.ndarray, distances: np.ndarray, k: int) -> Found:
+        """Puts the rows of [Q, R] codes in order of (distance, row) and keeps k of each query."""
+        order = np.argsort(distances, axis=1)
+        codes, distances = (np.take_along_axis(x, order, axis=1) for x in (codes, distances))
+        starts = self.group_starts[codes].astype(np.int64)
+        sizes = self.group_starts[codes + 1].astype(np.int64) - starts
+        sizes[np.isinf(distances)] = 1
+        # A code may fill the places that strictly nearer ones leave; equally near codes all may,
+        # for any of them can hold the lowest rows.
+        nearer = np.cumsum(sizes, axis=1) - sizes
+        nearer[:, 1:][distances[:, 1:] == distances[:, :-1]] = 0
+        taken = np.clip(k - np.maximum.accumulate(nearer, axis=1), 0, sizes)
+        ends = np.cumsum(taken)
+        offsets = np.arange(ends[-1]) - np.repeat(ends - taken.ravel(), taken.ravel())
+        rows = self.grouped_rows[np.repeat(starts, taken.ravel()) + offsets].astype(np.int64)
+        distances = np.repeat(distances, taken.ravel())
+        per_query = taken.sum(axis=1)
+        queries = np.repeat(np.arange(len(codes)), per_query)
+        firsts = np.cumsum(per_query) - per_query
+        kept = np.lexsort((rows, distances, queries))[firsts[:, None] + np.arange(k)]
+        codes = np.repeat(codes.ravel().astype(np.int64), taken.ravel())
+        return Found(rows[kept], distances[kept], codes[kept])
+
+    def _checked_leaves(self, leaves) -> int | None:
+        """How many leaves to search, None for all."""
+        count = self.manifest["num_leaves"]
+        if leaves is None:
+            leaves = self.manifest["leaves_to_search"]
+        elif not 1 <= leaves <= count:
+            rule = f"must lie in 1 to {count}" if count else "the index has no leaves"
+            raise UserError(
+                f"leaves_to_search is {leaves}, but {rule}: leave it out, or rebuild the index "
+                "with --num_leaves."
+            )
+        return leaves if leaves < count else None
+
+    def _checked_embeddings(self, embeddings, k) -> np.ndarray:
+        if not 1 <= k <= self.num_images:
+            raise UserError(
+                f"k is {k}, but must lie in 1 to {self.num_images}, the number of images in "
+                f"{self.path}: ask for fewer or index more."
+            )
+        with np.errstate(over="ignore"):
+            embeddings = np.ascontiguousarray(embeddings, np.float32)
+        num_books, _, word_dim = self.codebooks.shape
+        if embeddings.shape != (max(1, len(embeddings)), num_books * word_dim):
+            raise UserError(
+                f"embeddings have the shape {embeddings.shape}, but index {self.path} needs "
+                f"[Q, {num_books * word_dim}], Q at least 1: embed the queries with its encoder."
+            )
+        with np.errstate(over="ignore"):
+            lengths = np.square(embeddings).sum(axis=1)
+        if not np.isfinite(lengths).all():
+            raise UserError(
+                "embeddings hold NaN or infinity, or numbers whose squares are, but must be "
+                "finite: mend the input."
+            )
+        return embeddings

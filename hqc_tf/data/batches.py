@@ -1,0 +1,194 @@
+"""Images and their batches: data sets through TFDS, folders of files, and the two views of a step.
+
+What a step sees is a function of the step alone (its number and the seed): a run that starts again
+in the middle reads on exactly where it was, and nothing has to be replayed.
+"""
+
+import os
+
+import tensorflow as tf
+
+from hqc_tf.data.batches import augment, decoding
+from hqc_tf.errors import UserError
+
+# Nothing here branches on tensors, and autograph's reading of the source delays every start.
+no_autograph = tf.autograph.experimental.do_not_convert
+
+
+# Of the images kept from training, how they are changed: away from every step's seed.
+_HELD_OUT_SEED = -1
+
+
+def training_views(images, config, first_step, last_step, context=None):
+    """The batches of steps `first_step` up to `last_step`: a tf.data.Dataset of two views.
+
+    Each replica has its rows of a step's batch, and what is in a row does not depend on the number
+    of replicas.
+
+    An epoch goes through the images in a shuffled order of its own and drops the rest that fills no
+    batch.
+
+    Args:
+      images: `Images`.
+      config: `Config`; its batch_size, image_size, augment_on and seed are read.
+      first_step, last_step: steps counted from the start of the run, from 0.
+      context: the tf.distribute.InputContext of this process, whose replicas take elements in turn;
+        None: there is one replica.
+
+    Returns:
+      Dataset of (view_a, view_b), float32 [b, size, size, 3] in [0, 1], b a replica's share of the
+      global batch; with augment_on="device", of ((crop_a, crop_b), (draw_a, draw_b)), which
+      `augment.recolor` makes views of.
+
+    Raises:
+      UserError: fewer images than a batch takes.
+    """
+    per_epoch = steps_per_epoch(images, config)
+    context = context or tf.distribute.InputContext()
+    own = context.num_replicas_in_sync // context.num_input_pipelines
+    batch = config.batch_size
+    share = batch // context.num_replicas_in_sync
+
+    @no_autograph
+    def plan(element):
+        step, replica = element // own, context.input_pipeline_id * own + element % own
+        epoch, place = step // per_epoch, step % per_epoch
+        places = replica * share + tf.range(share, dtype=tf.int64)
+        rows = shuffled_rows(place * batch + places, len(images), config.seed, epoch)
+        seeds = tf.stack([config.seed, 2 * step]), tf.stack([config.seed, 2 * step + 1])
+        draws = [augment.draw(seed, batch) for seed in seeds]
+        return rows, tf.nest.map_structure(lambda drawn: tf.gather(drawn, places), tuple(draws))
+
+    elements = tf.data.Dataset.range(own * first_step, own * last_step).map(plan)
+    batches = _crops(elements, images, share, config.image_size)
+    if config.augment_on == "host":
+        batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
+    # The first batch is made while the step is traced, not after.
+    options = tf.data.Options()
+    options.experimental_warm_start = True
+    # Two ahead: an automatic number grows until it fills memory, and takes cores from the step.
+    return batches.prefetch(2).with_options(options)
+
+
+def shuffled_rows(places, count, seed, epoch):
+    """Rows that stand at int64 [b] `places` of the shuffled order of `count` images in an epoch."""
+    # `tf.random.experimental.index_shuffle` takes four rounds, after which the images of a batch
+    # meet again in other epochs: of a million images 7 times as often as by chance.
+    last = tf.constant(count - 1, tf.int64)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=places, seed=tf.stack([0, seed, epoch]), max_index=last, rounds=8
+    )
+
+
+def changed_views(images, config):
+    """Each of the images as training changes it: a tf.data.Dataset of float32 [b, size, size, 3].
+
+    In the order of the images, by draws that are the same for every seed and step. All batches have
+    the size of training's, so that what is compiled for it serves here; the last one goes on with
+    the first images.
+    """
+    batch = config.batch_size
+
+    @no_autograph
+    def plan(step):
+        rows = (step * batch + tf.range(batch, dtype=tf.int64)) % len(images)
+        return rows, (augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch),)
+
+    steps = tf.data.Dataset.range(-(-len(images) // batch)).map(plan)
+    crops = _crops(steps, images, batch, config.image_size)
+
+    @no_autograph
+    def recolor_view(crops, draws):
+        return augment.recolor(crops[0], draws[0])
+
+    return crops.map(recolor_view, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@no_autograph
+def recolor_views(crops, draws):
+    """Crops and draws of two views, as with augment_on="device" -> (view_a, view_b)."""
+    return tuple(map(augment.recolor, crops, draws))
+
+
+def steps_per_epoch(images, config):
+    """Whole batches in one pass over `images`; UserError where there is none."""
+    if len(images) < config.batch_size:
+        raise UserError(
+            f"--batch_size={config.batch_size}: there are only {len(images)} images to learn from; "
+            "lower it or add images"
+        )
+    return len(images) // config.batch_size
+
+
+def plain_batches(images, resize_size, size, batch_size):
+    """The images in order as they are encoded: Dataset of float32 [b, size, size, 3] in [0, 1]."""
+
+    @no_autograph
+    def view(pixels):
+        return augment.plain_view(pixels, resize_size, size)
+
+    if images.paths is None:
+        batches = raw_batches(images, batch_size)
+        return batches.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    files = tf.data.Dataset.from_tensor_slices(_in_bytes(images.paths))
+    views = files.map(lambda path: view(read_image(path)), num_parallel_calls=tf.data.AUTOTUNE)
+    return views.batch(batch_size).prefetch(2)
+
+
+def raw_batches(images, batch_size):
+    """In-memory images in order: Dataset of uint8 [b, H, W, 3], cut from the array as needed."""
+    starts = tf.data.Dataset.range(0, len(images), batch_size)
+    pixels = tf.constant(images.pixels)
+    return starts.map(lambda start: pixels[start : start + batch_size])
+
+
+# Every data set of files has it, and none traces the decoding anew.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def read_image(path):
+    """The file at string scalar `path` -> uint8 [H, W, 3], as `decoding.decode_image`."""
+    return decoding.decode_image(tf.io.read_file(path))
+
+
+def _in_bytes(paths):
+    # Names of files are bytes, not always text.
+    return tf.constant([os.fsencode(path) for path in paths])
+
+
+def _crops(steps, images, batch, size):
+    """(rows, draws of each view) of `batch` images -> (crops of each view, the draws)."""
+    cut = _crops_of_pixels if images.paths is None else _crops_of_files
+    return cut(steps, images, batch, size)
+
+
+def _crops_of_pixels(steps, images, batch, size):
+    pixels = tf.constant(images.pixels)
+    height, width = images.pixels.shape[1:3]
+
+    @no_autograph
+    def cut(rows, drawn):
+        batch_pixels = tf.cast(tf.gather(pixels, rows), tf.float32) / 255.0
+        return tuple(
+            augment.crop(batch_pixels, augment.crop_boxes(d.crop, height, width), d.flip, size)
+            for d in drawn
+        ), drawn
+
+    return steps.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _crops_of_files(steps, images, batch, size):
+    paths = _in_bytes(images.paths)
+
+    @no_autograph
+    def cut(row, drawn):
+        image = tf.cast(read_image(paths[row]), tf.float32) / 255.0
+        height, width = tf.unstack(tf.shape(image)[:2])
+        crops = []
+        for d in drawn:
+            box = augment.Boxes(
+                *(side[0] for side in augment.crop_boxes(d.crop[None], height, width))
+            )
+            crops.append(augment.crop_one(image, box, d.flip, size))
+        return tuple(crops), drawn
+
+    items = steps.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+    return items.batch(batch, drop_remainder=True)

@@ -1,0 +1,69 @@
+"""Images as a person sees them: small pictures, and their labels as text that shows anywhere."""
+
+import io
+
+import numpy as np
+import PIL.Image
+
+from hqc_tf.data.batches import read_image
+from hqc_tf.errors import printable
+
+
+def thumbnail(images, row, side):
+    """One of some images, made smaller where it is larger.
+
+    Args:
+      images: `data.Images`.
+      row: which.
+      side: what its longer side is at most, in pixels.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    pixels = images.pixels[row] if images.paths is None else read_image(images.paths[row])
+    picture = PIL.Image.fromarray(np.asarray(pixels))
+    picture.thumbnail((side, side))
+    return np.asarray(picture)
+
+
+def squares(images, side):
+    """All of N images whole, in the middle of black squares -> uint8 [N, side, side, 3]."""
+    tiles = np.zeros([len(images), side, side, 3], np.uint8)
+    for row in range(len(images)):
+        small = thumbnail(images, row, side)
+        height, width = small.shape[:2]
+        top, left = (side - height) // 2, (side - width) // 2
+        tiles[row, top : top + height, left : left + width] = small
+    return tiles
+
+
+def mosaic(tiles, columns):
+    """uint8 [N, side, side, 3] -> one picture of them in rows of `columns`, black where none is."""
+    count, side = tiles.shape[:2]
+    rows = -(-count // columns)
+    filled = np.zeros([rows * columns, side, side, 3], np.uint8)
+    filled[:count] = tiles
+    by_place = filled.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
+    return by_place.reshape(rows * side, columns * side, 3)
+
+
+def spread(count, most):
+    """int rows, `most` of 0 to `count` - 1 or all of fewer, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
+
+
+def png(pixels):
+    """uint8 [h, w, 3] -> the bytes of a PNG file."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
+
+
+def label_text(images, row):
+    """The label of one of some `data.Images` by its name, several with commas; "" without any."""
+    if images.labels is None:
+        return ""
+    label = images.labels[row]
+    numbers = [label] if np.ndim(label) == 0 else np.flatnonzero(label)
+    names = images.label_names
+    return ", ".join(printable(names[number] if names else number) for number in numbers)

@@ -1,0 +1,31 @@
+"""Sums in a fixed order, so that runs repeat to the bit, and numbers that are not finite."""
+
+import tensorflow as tf
+
+from hqc_tf.errors import UserError
+
+NON_FINITE_FIX = (
+    "; what was saved before stays; take a lower --learning_rate, or a higher temperature of the "
+    "term, in another --workdir"
+)
+
+
+def check_weights(model, step):
+    """Raises `UserError` where a weight of `model` is infinite or no number after `step` steps."""
+    for variable in model.weights:
+        if not tf.reduce_all(tf.math.is_finite(variable)):
+            raise UserError(f"step {step}: not finite: {variable.name}" + NON_FINITE_FIX)
+
+
+def branches(x, count):
+    """`count` tensors equal to `x`, whose gradients are added in their order.
+
+    TensorFlow adds three or more gradients of a tensor in whatever order their buffers come free,
+    so that two runs of the same step differ in the last bits.
+    """
+
+    @tf.custom_gradient
+    def split(x):
+        return [tf.identity(x) for _ in range(count)], lambda *dy: tf.reduce_sum(tf.stack(dy), 0)
+
+    return split(x)

@@ -1,0 +1,1 @@
+"""What runs beside the steps of a training: callbacks, saved states, TensorBoard."""
