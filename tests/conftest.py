@@ -5,20 +5,18 @@
 import hqc_tf  # noqa: F401
 
 import json
-import pathlib
 
 import numpy as np
 import PIL.Image
 import pytest
-import spread
+from tests.support import ROOT
+from tests.support import spread
 import tensorflow as tf
 
 from hqc_tf.data import catalog
 from hqc_tf import prepare
 from hqc_tf.config import Config, to_flagfile
 from hqc_tf.model import build_model, save_weights
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +123,6 @@ def encoder(workdir, tmp_path_factory):
 @pytest.fixture(scope="session")
 def index(encoder, photos, tmp_path_factory):
     """The index of `photos` with `encoder`."""
-    import serving
+    from tests.support import serving
 
     return serving.index_photos(encoder, photos, tmp_path_factory.mktemp("index") / "i")

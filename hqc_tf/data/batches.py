@@ -8,7 +8,7 @@ import os
 
 import tensorflow as tf
 
-from hqc_tf.data.batches import augment, decoding
+from hqc_tf.data import augment, decoding
 from hqc_tf.errors import UserError
 
 # Nothing here branches on tensors, and autograph's reading of the source delays every start.

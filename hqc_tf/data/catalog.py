@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hqc_tf.data.batches import photo_sets
+from hqc_tf.data import photo_sets
 from hqc_tf.data.folder import FOLDER_QUERY_EVERY, folder_root, folder_split, read_folder
 from hqc_tf.data.images import Images
 from hqc_tf.data.tfds import read_tfds

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from hqc_tf.data.batches import decoding
+from hqc_tf.data import decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorboard.plugins import projector
 
 from hqc_tf import distribute, files, retrieval
-from hqc_tf.data.batches import pictures
+from hqc_tf.data import pictures
 from hqc_tf.data.pictures import spread
 from hqc_tf.encode import encode_images
 from hqc_tf.training.callbacks import HELD_OUT_RUN, TENSORBOARD

@@ -1,0 +1,287 @@
+"""export.encode: every good image gets its code, every bad one is listed, whatever happens."""
+
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export.codes import is_done, read_rejects, read_shards
+from export.encode import __main__ as command
+from export.encode import inputs, streaming
+from export.encode.__main__ import encode_plan
+from export.encoder import encode_images
+from hqc_tf.data import catalog, decoding
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError
+from tests.support import ROOT, odd_images, serving
+
+
+def encode_input(encoder, source, folder, runner=streaming.encode_here, **options):
+    """Runs a plan; returns ids, codes uint8 [N, M], and reason by id."""
+    encode_plan(encoder, inputs.make_plan(source, folder, **options), folder, runner)
+    read = [*read_shards(folder).shards]
+    ids = [shard.ids[row] for shard in read for row in range(len(shard.ids))]
+    rejects = [(reject["id"], reject["reason"]) for reject in read_rejects(folder)]
+    assert len(dict(rejects)) == len(rejects)
+    return ids, np.concatenate([shard.codes for shard in read]), dict(rejects)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+def identities(paths):
+    """What changes when a file is written again."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def of_files(encoder, paths):
+    """The codes of image files by `encode_images`."""
+    names = [*map(str, paths)]
+    return encode_images(encoder, Images(None, names, names, None, None)).codes
+
+
+@pytest.fixture(scope="module")
+def expected(encoder, photos):
+    """Ids and codes of `photos` by `encode_images`."""
+    images = catalog.load_images(f"folder:{photos}")
+    codes = encode_images(encoder, images).codes
+    assert len(np.unique(codes, axis=0)) > 3
+    return images.ids, codes
+
+
+@pytest.mark.parametrize(("num_shards", "batch_size"), [(1, 256), (3, 7), (9, 1)])
+def test_codes_are_those_of_the_dataset(
+    encoder, photos, expected, tmp_path, num_shards, batch_size
+):
+    runner = functools.partial(streaming.encode_here, batch_size=batch_size)
+    ids, codes, rejects = encode_input(
+        encoder, f"folder:{photos}", tmp_path, runner, num_shards=num_shards
+    )
+    assert (ids, rejects) == (expected[0], {})
+    np.testing.assert_array_equal(codes, expected[1])
+    read = read_shards(tmp_path)
+    np.testing.assert_array_equal(read.codebooks, encoder.codebooks)
+    assert read.encoder == {
+        "fingerprint": encoder.manifest["fingerprint"],
+        "path": str(encoder.path),
+    }
+
+
+def test_all_inputs_of_the_same_images_give_the_same_codes(
+    encoder, photos, expected, fashion_mnist_dir, tmp_path
+):
+    pattern = encode_input(encoder, f"{photos}/**/*.png", tmp_path / "pattern")
+    assert [*map(pathlib.Path, pattern[0])] == [photos / name for name in expected[0]]
+    np.testing.assert_array_equal(pattern[1], expected[1])
+    source, options = "tfds:fashion_mnist/test[:60]", {"data_dir": fashion_mnist_dir}
+    rows = [int(pathlib.Path(name).stem) for name in expected[0]]
+    tfds = encode_input(encoder, source, tmp_path / "tfds", num_shards=2, **options)
+    assert [tfds[0][row] for row in rows] == [f"fashion_mnist/test[:60]/{row:05d}" for row in rows]
+    np.testing.assert_array_equal(tfds[1][rows], expected[1])
+    with tf.io.TFRecordWriter(str(tmp_path / "p.tfrecord")) as file:
+        for name in expected[0]:
+            example = tf.train.Example()
+            values = {"image/encoded": (photos / name).read_bytes(), "name": os.fsencode(name)}
+            for key, value in values.items():
+                example.features.feature[key].bytes_list.value.append(value)
+            file.write(example.SerializeToString())
+    source = f"tfrecord:{tmp_path}/*.tfrecord"
+    records = encode_input(encoder, source, tmp_path / "records", id_feature="name")
+    assert records[0] == expected[0]
+    np.testing.assert_array_equal(records[1], expected[1])
+
+
+def test_beam_leaves_the_same_files(encoder, photos, tmp_path):
+    pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
+    from export.encode.beam import encode_on_beam
+
+    (tmp_path / "photos").symlink_to(photos)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/note.png").write_text("no image")
+    source, options = f"{tmp_path}/*/**/*.png", {"num_shards": 5}
+    local = encode_input(encoder, source, tmp_path / "local", **options)
+    runner = functools.partial(encode_on_beam, batch_size=256, runner="direct")
+    # A shard that is done is not made again.
+    plan = inputs.make_plan(source, tmp_path / "beam", **options)
+    encode_plan(
+        encoder, plan, tmp_path / "beam", lambda *a: streaming.encode_here(*a[:3], a[3][2:3])
+    )
+    done = identities((tmp_path / "beam").glob("codes-*"))
+    assert len(done) == 1
+    assert encode_input(encoder, source, tmp_path / "beam", runner, **options)[0] == local[0]
+    assert contents(tmp_path / "beam") == contents(tmp_path / "local")
+    assert identities(done) == done
+    assert list(local[2]) == [f"{tmp_path}/bad/note.png"]
+
+
+def test_a_runner_that_beam_does_not_know_is_named(encoder, photos, tmp_path):
+    pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
+    from export.encode.beam import encode_on_beam
+
+    runner = functools.partial(encode_on_beam, batch_size=1, runner="nonsense")
+    with pytest.raises(UserError, match="--runner=nonsense: Unexpected pipeline runner"):
+        encode_input(encoder, f"folder:{photos}", tmp_path, runner)
+
+
+def test_without_beam_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "export.encode.beam", raising=False)
+    values = types.SimpleNamespace(runner="direct", on_bad_image="skip", batch_size=1)
+    with pytest.raises(UserError, match="Apache Beam is missing .* -r requirements-beam.txt, or"):
+        command._runner(values, [])
+    values.on_bad_image = "stop"
+    with pytest.raises(UserError, match="--on_bad_image=stop: only --runner=local has a first"):
+        command._runner(values, [])
+    values.runner = "local"
+    with pytest.raises(UserError, match="b.jpg: one thing too many; put a pattern of files in q"):
+        command._runner(values, ["b.jpg"])
+
+
+@pytest.fixture
+def odd_photos(photos, tmp_path):
+    """(folder, good names, reason by bad name) of images as they come."""
+    folder = tmp_path / "odd"
+    return folder, *odd_images.write_odd(folder, photos)
+
+
+def test_odd_images_are_encoded_and_bad_ones_listed(encoder, odd_photos, tmp_path):
+    folder, good, bad = odd_photos
+    ids, codes, rejects = encode_input(
+        encoder, f"folder:{folder}", tmp_path / "codes", num_shards=4
+    )
+    assert (ids, rejects) == (good, bad)
+    np.testing.assert_array_equal(codes, of_files(encoder, [folder / name for name in good]))
+
+
+def test_a_bad_image_stops_it_if_that_is_asked(encoder, odd_photos, tmp_path, monkeypatch):
+    folder, _, bad = odd_photos
+    runner = functools.partial(streaming.encode_here, batch_size=1, on_bad_image="stop")
+    with pytest.raises(UserError, match="^corrupt.png: broken or cut short; mend or remove it, or"):
+        encode_input(encoder, f"folder:{folder}", tmp_path / "codes", runner, num_shards=20)
+    done = contents(tmp_path / "codes")
+    numbers = [number for number in range(20) if is_done(tmp_path / "codes", number, 20)]
+    assert numbers == list(range(sorted([*bad, *odd_photos[1]]).index("corrupt.png")))
+    ids, _, rejects = encode_input(encoder, f"folder:{folder}", tmp_path / "codes", num_shards=20)
+    assert (ids, rejects) == (odd_photos[1], bad)
+    assert done.items() <= contents(tmp_path / "codes").items()
+
+
+def test_why_too_many_pixels_are_refused(photos, monkeypatch):
+    file = sorted(photos.rglob("*.png"))[0].read_bytes()
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 28 * 28 - 1)
+    assert decoding.why_refused(file) == "sides of 28 and 28 pixels, over 0 million or 100:1"
+
+
+def test_of_2000_mutated_images_none_is_lost(encoder, photos, tmp_path):
+    folder = tmp_path / "photos"
+    good, bad = odd_images.write_mutated(folder, photos, 2000)
+    assert 200 < len(good) < 1800
+    ids, codes, rejects = encode_input(
+        encoder, f"folder:{folder}", tmp_path / "codes", num_shards=3
+    )
+    assert ids == good
+    assert set(rejects) == bad and all(rejects.values())
+    np.testing.assert_array_equal(codes, of_files(encoder, [folder / name for name in good]))
+
+
+def test_nothing_but_bad_images(encoder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    ids, codes, rejects = encode_input(encoder, f"folder:{tmp_path}/photos", tmp_path / "codes")
+    assert (ids, codes.shape, rejects) == ([], (0, 2), {"a.jpg": "empty file"})
+
+
+def test_memory_is_bounded_by_the_bytes_of_a_batch(encoder, tmp_path, monkeypatch):
+    """Of 100 files of 4 MiB no more are in memory than fill a few batches and the readers."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(bytes(4 * 2**20))
+    for number in range(1, 100):
+        os.link(folder / "0.jpg", folder / f"{number}.jpg")
+    monkeypatch.setattr("hqc_tf.data.folder.BATCH_BYTES", 8 * 2**20)
+    monkeypatch.setattr("hqc_tf.data.folder.READERS", 2)
+    decoding.why_refused(b"traces it")
+    plan = inputs.make_plan(f"folder:{folder}", tmp_path / "codes")
+    assert serving.added_memory(lambda: encode_plan(encoder, plan, tmp_path / "codes")) < 150
+    assert len([*read_rejects(tmp_path / "codes")]) == 100
+
+
+def start_command(encoder, source, folder):
+    """Starts the command itself, slowed down by batches of one image."""
+    arguments = {
+        "saved_model": encoder.path,
+        "input": source,
+        "output": folder,
+        "num_shards": 12,
+        "batch_size": 1,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "export.encode", *(f"--{k}={v}" for k, v in arguments.items())],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_command_goes_on(encoder, photos, tmp_path):
+    """To the files of a run that was never stopped, and those of whole shards stay."""
+    many = tmp_path / "photos"
+    many.mkdir()
+    for row, path in enumerate(12 * sorted(photos.rglob("*.png"))):
+        os.link(path, many / f"{row:04d}.png")
+    source, codes = f"folder:{many}", tmp_path / "codes"
+    killed = start_command(encoder, source, codes)
+    deadline = time.monotonic() + 180
+    while len(list(codes.glob("codes-*"))) < 3:
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline, "no 3 shards in 180 s"
+        time.sleep(0.005)
+    killed.kill()
+    killed.communicate()
+    whole = identities(codes.glob("codes-*"))
+    assert killed.returncode == -signal.SIGKILL and 3 <= len(whole) < 12
+    (codes / ".codes-00011-of-00012.npy.0123.partial").write_text("half")
+    last = start_command(encoder, source, codes)
+    printed, said = last.communicate()
+    assert last.returncode == 0, said
+    assert printed.startswith(f"{codes}: 720 images in 12 shards, 0 rejected, ")
+    assert printed.endswith(" images/s\n") and "\r" not in said
+    assert identities(whole) == whole
+    runner = functools.partial(streaming.encode_here, batch_size=1)
+    encode_input(encoder, source, tmp_path / "at once", runner, num_shards=12)
+    assert contents(codes) == contents(tmp_path / "at once")
+    assert command._describe(codes, [], 1.0).endswith("12 shards, 0 rejected, all done before")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_at_once_and_says_how_it_goes_on(number, status, monkeypatch, capsys):
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        command._end_on_signals()
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(number)
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
+    assert ended.value.code == status
+    assert f"{number.name}: stopped; the same command goes on" in capsys.readouterr().err
+
+
+def test_an_encoder_of_another_fingerprint_is_refused(encoder, photos, tmp_path):
+    encode_input(encoder, f"folder:{photos}", tmp_path / "codes")
+    before = contents(tmp_path / "codes")
+    other = encoder._replace(manifest=encoder.manifest | {"fingerprint": "other"})
+    with pytest.raises(UserError, match="the encoder was .* and now is other: name another folder"):
+        encode_input(other, f"folder:{photos}", tmp_path / "codes")
+    assert contents(tmp_path / "codes") == before

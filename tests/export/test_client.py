@@ -1,0 +1,280 @@
+"""Both clients against the protocol: a stand-in in this process, and the server itself where it is.
+
+The stand-in (tests/support/stand_in.py) is not TensorFlow Serving; tests that need no say over
+server's behaviour run against `tensorflow_model_server` as well, where PATH has one.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+from export import client, searcher
+from export.encoder import encode_images
+from export.search import search_files, search_with_server
+from hqc_tf.data.batches import read_image
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError
+from tests.support import ROOT
+from tests.support.stand_in import StandIn
+
+SERVER = "tensorflow_model_server"
+
+
+@pytest.fixture(scope="module")
+def models(encoder, index, tmp_path_factory):
+    """Name -> folder of the version that is served."""
+    output = tmp_path_factory.mktemp("searcher")
+    found = searcher.export_searcher(encoder.path, index.path, output)
+    return {"hqc": encoder.path, "searcher": found}
+
+
+@pytest.fixture(scope="module")
+def stand_in(models):
+    served = StandIn(models)
+    yield served
+    served.stop()
+
+
+@pytest.fixture(scope="module", params=["stand-in", SERVER])
+def addresses(request):
+    """Where a server listens: gRPC and REST."""
+    if request.param == "stand-in":
+        served = request.getfixturevalue("stand_in")
+        yield served.grpc_address, served.rest_address
+    elif shutil.which(SERVER) is None:
+        pytest.skip(f"no {SERVER} on the PATH, and no package of pip brings one")
+    else:
+        folder = request.getfixturevalue("tmp_path_factory").mktemp("server")
+        with _model_server(request.getfixturevalue("models"), folder) as found:
+            yield found
+
+
+@pytest.fixture(params=["gRPC", "REST"])
+def address(request, addresses):
+    return addresses[request.param == "REST"]
+
+
+@pytest.fixture(params=["gRPC", "REST"])
+def patient(request, stand_in, monkeypatch):
+    """The stand-in's address, with short pauses between tries."""
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
+    stand_in.asked.clear()
+    yield stand_in.rest_address if request.param == "REST" else stand_in.grpc_address
+    stand_in.refuse, stand_in.delay = 0, 0
+
+
+@pytest.fixture(scope="module")
+def files(photos):
+    return [str(path) for path in sorted(photos.rglob("*.png"))[:11]]
+
+
+@contextlib.contextmanager
+def _model_server(models, folder):
+    config = "".join(
+        f'config {{ name: "{name}" base_path: "{path.parent}" model_platform: "tensorflow" }}\n'
+        for name, path in models.items()
+    )
+    (folder / "models.config").write_text(f"model_config_list {{\n{config}}}\n")
+    ports = [_free_port(), _free_port()]
+    process = subprocess.Popen(
+        [SERVER, f"--port={ports[0]}", f"--rest_api_port={ports[1]}"]
+        + [f"--model_config_file={folder}/models.config"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_until_ready(process, [f"http://localhost:{ports[1]}/v1/models/{m}" for m in models])
+        yield f"localhost:{ports[0]}", f"http://localhost:{ports[1]}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_ready(process, urls):
+    deadline = time.monotonic() + 120
+    while urls:
+        assert process.poll() is None, f"{SERVER} ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"{SERVER} not ready in 120 s"
+        with contextlib.suppress(OSError), urllib.request.urlopen(urls[0]) as status:
+            if b"AVAILABLE" in status.read():
+                urls = urls[1:]
+                continue
+        time.sleep(0.2)
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def as_served(encoder, files):
+    return encode_images(encoder, Images(None, files, files, None, None))
+
+
+def joined(batches):
+    names, encoded = zip(*batches, strict=True)
+    names = [name for batch in names for name in batch]
+    return names, *(np.concatenate(part) for part in zip(*encoded, strict=True))
+
+
+def test_files_are_encoded_as_here(address, encoder, files):
+    served = client.connect(address, "hqc", deadline=60)
+    names, embeddings, codes = joined(client.encode_files(served, files))
+    here = as_served(encoder, files)
+    assert names == files and codes.dtype == np.uint8 and embeddings.dtype == np.float32
+    np.testing.assert_array_equal(codes, here.codes)
+    np.testing.assert_allclose(embeddings, here.embeddings, rtol=1e-5, atol=1e-6)
+
+
+def test_pixels_are_encoded_over_the_protocol(address, encoder, files):
+    pixels = np.stack([read_image(name) for name in files[:3]])
+    answer = client.connect(address, "hqc", deadline=60).predict(
+        "serving_default", {"images": pixels}
+    )
+    np.testing.assert_array_equal(answer["codes"], as_served(encoder, files[:3]).codes)
+
+
+def test_a_searcher_answers_as_the_index(address, encoder, index, files):
+    served = client.connect(address, "searcher", deadline=60)
+    answers = [*client.search_files(served, files, 4)]
+    expected = [*search_files(index, encoder, files, 4)]
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer["query"], answer["ids"]) == (other["query"], other["ids"])
+        np.testing.assert_allclose(answer["distances"], other["distances"], rtol=1e-5)
+    json.dumps(answers)
+
+
+def test_the_encoder_there_and_the_index_here(address, encoder, index, files):
+    served = client.connect(address, "hqc", deadline=60)
+    answers = [*search_with_server(index, served, files, 5)]
+    expected = [*search_files(index, encoder, files, 5)]
+    assert [a["ids"] for a in answers] == [a["ids"] for a in expected]
+
+
+def test_another_encoder_than_the_index_s_is_refused(address, files):
+    served = client.connect(address, "hqc", deadline=60)
+    rule = "model hqc has no signature encode_bytes_0123456789abcdef, so it is another encoder"
+    with pytest.raises(UserError, match=rule):
+        next(client.encode_files(served, files, fingerprint="0123456789abcdef" * 4))
+
+
+def test_errors_name_the_file(address, files, tmp_path):
+    served = client.connect(address, "hqc", deadline=60)
+    (tmp_path / "note.jpg").write_text("no image")
+    with pytest.raises(UserError, match="^[^ ]*note.jpg: no JPEG, PNG, BMP or GIF image"):
+        [*client.encode_files(served, [*files[:2], tmp_path / "note.jpg"])]
+    with pytest.raises(UserError, match="none.jpg: No such file"):
+        [*client.encode_files(served, [tmp_path / "none.jpg"])]
+    served = client.connect(address, "searcher", deadline=60)
+    rule = f"{files[0]} and 1 more: .*k must lie in 1 to 60, the number of images, but is"
+    with pytest.raises(UserError, match=rule):
+        [*client.search_files(served, files[:2], 61)]
+    served = client.connect(address, "no_model", deadline=60)
+    with pytest.raises(
+        UserError, match=f"{files[0]}: .*model no_model gives no answer: .*Servable"
+    ):
+        [*client.encode_files(served, files[:1])]
+
+
+def test_many_files_go_in_batches_by_count_and_by_bytes(patient, stand_in, files, monkeypatch):
+    monkeypatch.setattr(client, "BATCH", 4)
+    served = client.connect(patient, "hqc")
+    assert joined(client.encode_files(served, files))[0] == files
+    assert [count for _, _, count in stand_in.asked] == [4, 4, 3]
+    stand_in.asked.clear()
+    monkeypatch.setattr(client, "BATCH_BYTES", 1 + pathlib.Path(files[0]).stat().st_size)
+    assert joined(client.encode_files(served, files[:4]))[0] == files[:4]
+    assert [count for _, _, count in stand_in.asked] == [2, 2]
+    assert [*client.encode_files(served, [])] == []
+
+
+def test_an_unavailable_server_is_asked_again(patient, stand_in, files):
+    stand_in.refuse = client.TRIES - 1
+    assert joined(client.encode_files(client.connect(patient, "hqc"), files))[0] == files
+    assert len(stand_in.asked) == client.TRIES
+
+
+def test_in_the_end_it_is_given_up(patient, stand_in, files):
+    stand_in.refuse = 10
+    rule = f"{files[0]} and 10 more: {patient}: not available, asked 5 times .*queue is full"
+    with pytest.raises(UserError, match=rule):
+        [*client.encode_files(client.connect(patient, "hqc"), files)]
+    assert len(stand_in.asked) == client.TRIES
+
+
+def test_other_errors_are_not_asked_again(patient, stand_in, files):
+    with pytest.raises(UserError, match="number of images, but is"):
+        [*client.search_files(client.connect(patient, "searcher"), files, 61)]
+    assert len(stand_in.asked) == 1
+
+
+def test_where_nothing_listens_it_is_given_up(patient, files):
+    address = re.sub(r"\d+$", str(_free_port()), patient)
+    with pytest.raises(UserError, match="not available, asked 5 times .*start it, wait for it"):
+        [*client.encode_files(client.connect(address, "hqc"), files)]
+
+
+@pytest.mark.parametrize("kind", ["gRPC", "REST"])
+def test_a_server_that_comes_later_is_waited_for(models, files, kind, monkeypatch):
+    port = _free_port()
+    monkeypatch.setattr(client, "TRIES", 1000)
+    served = client.connect(f"{'http://' if kind == 'REST' else ''}localhost:{port}", "hqc", 60)
+    ports = {"grpc_port": port} if kind == "gRPC" else {"rest_port": port}
+    later = []
+    start = threading.Timer(1, lambda: later.append(StandIn({"hqc": models["hqc"]}, **ports)))
+    start.start()
+    try:
+        assert joined(client.encode_files(served, files))[0] == files
+    finally:
+        start.join()
+        later[0].stop()
+
+
+def test_the_deadline_ends_tries_and_slow_answers(patient, stand_in, files, monkeypatch):
+    stand_in.delay = 3
+    start = time.monotonic()
+    with pytest.raises(UserError, match="gives no answer: none within 0.5 seconds; allow more"):
+        [*client.encode_files(client.connect(patient, "hqc", deadline=0.5), files)]
+    assert time.monotonic() - start < 2.5
+    stand_in.delay, stand_in.refuse = 0, 10
+    monkeypatch.setattr(client, "FIRST_PAUSE", 1)
+    with pytest.raises(UserError, match="not available, asked 1 times"):
+        [*client.encode_files(client.connect(patient, "hqc", deadline=0.9), files)]
+
+
+@pytest.mark.parametrize("server", ["localhost", "http://", "localhost:http", "a b:8500", ""])
+def test_a_server_of_no_known_form_is_refused(server):
+    with pytest.raises(UserError, match=f"^{re.escape(server)}: no server; name host:port of gRPC"):
+        client.connect(server, "hqc")
+
+
+def test_search_as_a_command_asks_the_server(stand_in, index, encoder, files):
+    """The encoder's folder is not read: --saved_model names none."""
+    done = subprocess.run(
+        [sys.executable, "-m", "export.search", f"--index={index.path}", "--k=3"]
+        + [f"--server={stand_in.grpc_address}", "--saved_model=nowhere", *files[:2]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = [*search_files(index, encoder, files[:2], 3)]
+    assert [answer["ids"] for answer in answers] == [answer["ids"] for answer in expected]
+
+
+def test_without_a_server_search_takes_no_grpc():
+    code = "import sys, export.search; assert 'grpc' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

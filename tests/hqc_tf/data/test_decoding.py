@@ -1,0 +1,189 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from hqc_tf.data import augment, decoding
+from tests.support import serving
+
+
+@pytest.fixture(scope="module")
+def photo(photos):
+    """A real image enlarged to 31x44, in colour: uint8 [H, W, 3]."""
+    grey = PIL.Image.open(sorted(photos.rglob("*.png"))[0]).resize((44, 31), PIL.Image.BICUBIC)
+    return np.asarray(PIL.ImageOps.colorize(grey, (20, 0, 60), (255, 240, 180)))
+
+
+def encode(pixels, kind, mode=None, **options):
+    file = io.BytesIO()
+    image = PIL.Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def animate(frames):
+    file = io.BytesIO()
+    images = [PIL.Image.fromarray(frame) for frame in frames]
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:])
+    return file.getvalue()
+
+
+def decode_views(files, size=8):
+    """Through a graph, as a server decodes."""
+    graph = tf.function(lambda contents: decoding.decode_views(contents, size + 2, size))
+    views, valid = graph(tf.constant(files, tf.string))
+    return views.numpy(), valid.numpy()
+
+
+def png(width, height, depth, color, rows):
+    """A PNG file of raw rows, its filter bytes among them."""
+
+    def chunk(name, content):
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    parts = (b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True, "mode": "L"}),
+        ("JPEG", {"mode": "CMYK"}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("BMP", {"mode": "L"}),
+        ("GIF", {}),
+        ("GIF", {"interlace": 1}),
+    ],
+)
+def test_views_are_those_of_the_pipeline(photo, kind, options):
+    contents = encode(photo, kind, **options)
+    views, valid = decode_views([contents])
+    assert valid.all()
+    expected = augment.plain_view(decoding.decode_known(contents), 10, 8)
+    np.testing.assert_array_equal(views[0], expected)
+    assert len(np.unique(views)) > 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": 0}, {"subsampling": 2}, {"quality": 95}, {"progressive": True}, {"mode": "L"}],
+)
+def test_jpeg_equals_pillow(photo, options):
+    contents = encode(photo, "JPEG", **options)
+    expected = PIL.Image.open(io.BytesIO(contents)).convert("RGB")
+    np.testing.assert_array_equal(decoding.decode_image(tf.constant(contents)), expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_png_equals_pillow(photo, mode):
+    image = PIL.Image.fromarray(photo).convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(PIL.Image.linear_gradient("L").resize(image.size))
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    decoded = decoding.decode_image(tf.constant(file.getvalue()))
+    np.testing.assert_array_equal(decoded, image.convert("RGB"))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_png_of_few_bits_has_all_of_its_greys(depth):
+    values = np.arange(8, dtype=np.uint8) % 2**depth
+    packed = np.packbits(np.unpackbits(values[:, None], axis=1)[:, -depth:].ravel()).tobytes()
+    decoded = decoding.decode_image(tf.constant(png(8, 1, depth, 0, b"\0" + packed)))
+    expected = values.astype(int) * 255 // (2**depth - 1)
+    np.testing.assert_array_equal(decoded, np.repeat(expected, 3).reshape(1, 8, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_16_bits_keeps_the_upper_byte(channels):
+    values = np.random.default_rng(0).integers(0, 2**16, [9, 7, channels], np.uint16)
+    decoded = decoding.decode_image(tf.io.encode_png(values))
+    colors = values[..., : 3 if channels > 2 else 1]
+    np.testing.assert_array_equal(decoded, np.broadcast_to(colors >> 8, [9, 7, 3]))
+
+
+def test_bad_rows_are_zeros_and_the_others_right(photo):
+    good = [encode(photo, kind) for kind in ("JPEG", "PNG", "BMP", "GIF")]
+    bad = [b"", b"no image", *(contents[:-40] for contents in good), *(c[:11] for c in good)]
+    order = np.random.default_rng(0).permutation(len(good) + len(bad))
+    files = [(good + bad)[place] for place in order]
+    views, valid = decode_views(files)
+    np.testing.assert_array_equal(valid, order < len(good))
+    for contents, view, place in zip(files, views, order, strict=True):
+        whole = place < len(good)
+        expected = augment.plain_view(decoding.decode_known(contents), 10, 8) if whole else 0 * view
+        np.testing.assert_array_equal(view, expected)
+
+
+@pytest.mark.parametrize("files", [[], [b""], [b"x", b"\xff\xd8\xff", b"BM", b"GIF89a"]])
+def test_no_good_row_at_all(files):
+    views, valid = decode_views(files)
+    assert views.shape == (len(files), 8, 8, 3) and not views.any()
+    assert valid.tolist() == [False] * len(files)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF"])
+def test_the_limit_is_on_the_pixels_of_each_format(photo, kind, monkeypatch):
+    contents = encode(photo, kind)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 31 * 44)
+    assert decode_views([contents])[1].all()
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 31 * 44 - 1)
+    assert not decode_views([contents])[1].any()
+
+
+def test_the_limit_is_on_the_ratio_of_the_sides():
+    files = [encode(np.zeros([*sides, 3], np.uint8), "PNG") for sides in [(1, 100), (1, 101)]]
+    files += [encode(np.zeros([*sides, 3], np.uint8), "PNG") for sides in [(100, 1), (101, 1)]]
+    assert decode_views(files)[1].tolist() == [True, False, True, False]
+
+
+def test_a_bmp_from_top_to_bottom(photo):
+    contents = bytearray(encode(photo, "BMP"))
+    contents[22:26] = struct.pack("<i", -31)
+    decoded = decoding.decode_image(tf.constant(bytes(contents)))
+    np.testing.assert_array_equal(decoded, photo[::-1])
+
+
+def test_of_an_animation_the_first_frame_is_taken(photo):
+    contents = animate([photo, 255 - photo, photo // 2])
+    frames = tf.io.decode_gif(contents)
+    assert len(frames) == 3 and np.any(frames[0] != frames[1])
+    np.testing.assert_array_equal(decoding.decode_image(tf.constant(contents)), frames[0])
+
+
+def test_a_gif_whose_blocks_are_not_full(photo):
+    contents = encode(photo, "GIF", comment=b"a comment " * 60)
+    place = start = contents.index(b"\x2c\0\0\0\0") + 11
+    pixels = b""
+    while contents[place]:
+        pixels += contents[place + 1 : place + 1 + contents[place]]
+        place += 1 + contents[place]
+    parts = [pixels[at : at + 3] for at in range(0, len(pixels), 3)]
+    blocks = b"".join(bytes([len(part)]) + part for part in parts)
+    again = contents[:start] + blocks + b"\0;"
+    np.testing.assert_array_equal(
+        decoding.decode_image(tf.constant(again)), decoding.decode_known(contents)
+    )
+
+
+def test_small_files_of_much_memory_take_none():
+    """A PNG of 1.2 GB decoded, and a GIF whose frames are 4 GB, each in under 8 MB."""
+    side = 20_000
+    bomb = png(side, side, 1, 0, bytes((1 + side // 8) * side))
+    frame = encode(np.zeros([1000, 1000], np.uint8), "GIF")
+    begin, end = frame.index(b"\x2c\0\0\0\0"), frame.rindex(b";")
+    long = frame[:begin] + 4000 * frame[begin:end] + b";"
+    assert max(len(bomb), len(long)) < 8 * 2**20
+    found = []
+    assert serving.added_memory(lambda: found.append(decode_views([bomb, long])[1])) < 300
+    assert found[0].tolist() == [False, True]

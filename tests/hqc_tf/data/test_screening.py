@@ -1,0 +1,128 @@
+"""Training on a folder leaves out what cannot be decoded, lists it, and is else as without it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks import kill_test
+from hqc_tf import backbones, model, train
+from hqc_tf.data import catalog, screening
+from hqc_tf.encode import encode_images
+from hqc_tf.errors import UserError
+from hqc_tf.report import scene
+from tests.support import odd_images, replicas
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch):
+    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
+
+
+@pytest.fixture
+def odd_photos(photos, tmp_path):
+    """(folder, good names, reason by bad name) of images as they come."""
+    folder = tmp_path / "odd"
+    return folder, *odd_images.write_odd(folder, photos)
+
+
+def reasons(workdir):
+    lines = (workdir / "rejects.jsonl").read_text().splitlines()
+    found = {reject["id"]: reject["reason"] for reject in map(json.loads, lines)}
+    assert len(found) == len(lines)
+    return found
+
+
+def test_training_is_as_if_bad_images_were_not_there(odd_photos, quick_config, tmp_path, capsys):
+    """Names that are no text and hold line breaks are among the good ones."""
+    folder, good, bad = odd_photos
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    for name in good:
+        shutil.copyfile(folder / name, clean / name)
+    for images, workdir in ((folder, tmp_path / "run"), (clean, tmp_path / "other")):
+        settings = quick_config(dataset=f"folder:{images}", held_out=1)
+        results = train.train_and_evaluate(settings, workdir)
+        assert [result["held_out"] for result in results] == [1, 1]
+    assert reasons(tmp_path / "run") == bad and reasons(tmp_path / "other") == {}
+    said = capsys.readouterr().err
+    assert said == (
+        f"files that cannot be decoded, left out: {len(bad)}; "
+        f"{tmp_path}/run/rejects.jsonl says why\n"
+    )
+    for kind in ("last", "best"):
+        one, two = (
+            kill_test.arrays(tmp_path / run / "checkpoints" / kind) for run in ("run", "other")
+        )
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, two[name])
+    rejected = screening.ids_rejected(tmp_path / "run")
+    shown = scene.show_to(model.load(tmp_path / "run"), rejected)
+    assert sorted([*shown.images.ids, *shown.queries.ids]) == good
+
+
+def test_what_was_rejected_is_decided_once(odd_photos, quick_config, tmp_path, monkeypatch):
+    folder, good, bad = odd_photos
+    settings = quick_config(dataset=f"folder:{folder}", held_out=1)
+    screening.keep_rejects([{"id": name, "reason": "seen before"} for name in bad], tmp_path)
+    monkeypatch.setattr(screening, "screen", lambda *_: 1 / 0)
+    train.train_and_evaluate(settings, tmp_path)
+    assert reasons(tmp_path) == dict.fromkeys(bad, "seen before")
+
+
+def test_of_2000_mutated_images_every_good_one_is_learned_from(photos, quick_config, tmp_path):
+    good, bad = odd_images.write_mutated(tmp_path / "photos", photos, 2000)
+    assert 200 < len(good) < 1800
+    settings = quick_config(dataset=f"folder:{tmp_path}/photos", batch_size=32, epochs=1, top_k=10)
+    last, _ = train.train_and_evaluate(settings, tmp_path / "run")
+    found = reasons(tmp_path / "run")
+    assert set(found) == bad and all(found.values())
+    assert last["queries"] + last["database"] == len(good)
+    assert last["step"] == (last["database"] - last["held_out"]) // 32
+
+
+def test_a_bad_image_stops_it_if_that_is_asked(odd_photos, small_config, tmp_path):
+    settings = small_config(dataset=f"folder:{odd_photos[0]}", on_bad_image="stop")
+    with pytest.raises(UserError, match="odd/corrupt.png: broken or cut short; mend or remove it"):
+        train.train_and_evaluate(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_but_bad_images(small_config, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "photos" / name).write_text("<html>404</html>")
+    settings = small_config(dataset=f"folder:{tmp_path}/photos")
+    with pytest.raises(UserError, match=r"no image in it or below \(2 files that cannot be dec"):
+        train.train_and_evaluate(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_path, monkeypatch):
+    """Of a list of photos too, which is not screened."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    broken = sorted(folder.rglob("*.png"))[4]
+    screened = screening.rejects_of
+
+    def then_break(*arguments):
+        rejects = screened(*arguments)
+        broken.write_bytes(broken.read_bytes()[:-30])
+        return rejects
+
+    monkeypatch.setattr(screening, "rejects_of", then_break)
+    settings = small_config(dataset=f"folder:{folder}", held_out=0)
+    with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
+        train.train_and_evaluate(settings, tmp_path / "run")
+    images = catalog.load_split(settings.dataset, "train")
+    trained = model.build_model(settings)
+    with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
+        encode_images(trained, images)
+
+
+def test_an_error_of_another_kind_passes(photos):
+    images = catalog.load_images(f"folder:{photos}")
+    with pytest.raises(ZeroDivisionError), screening.naming_a_bad_file(images):
+        raise ZeroDivisionError

@@ -1,0 +1,348 @@
+"""The settings: every rule's words, flags and flagfiles, and how a command stops."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from hqc_tf import config
+from hqc_tf.config import Config
+from hqc_tf.errors import UserError
+from tests.support import ROOT
+
+COMMAND = """
+from absl import flags
+
+from hqc_tf import config
+
+def main(arguments):
+    settings = config.from_flags()
+    print(settings.num_books, settings.dataset, arguments)
+
+config.define_flags()
+flags.adopt_module_key_flags(config)
+config.run(main)
+"""
+
+
+def parse(*arguments):
+    """The `Config` of a command line, without touching the flags of this process."""
+    settings, _ = config.parse(arguments)
+    return settings
+
+
+def write(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def run_command(tmp_path):
+    """Runs a small command with these flags, in a process of its own."""
+    (tmp_path / "command.py").write_text(COMMAND)
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, str(tmp_path / "command.py"), *arguments],
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_defaults_are_the_authors_for_cifar10():
+    c = Config()
+    assert (c.epochs, c.batch_size, c.learning_rate, c.weight_decay) == (800, 256, 5e-4, 1e-5)
+    assert (c.warmup_epochs, c.warmup_from, c.final_fraction) == (10, 1e-5, 0.1)
+    assert (c.num_words, c.word_dim, c.quantizer_temperature, c.num_neighbors) == (16, 16, 0.2, 20)
+    assert (c.instance_temperature, c.consistency_temperature) == (0.5, 0.2)
+    assert (c.part_neighbor_temperature, c.codeword_diversity_temperature) == (0.5, 1.0)
+    assert (c.backbone, c.image_size, c.top_k, c.distance) == ("resnet18_cifar", 32, 1000, "l2")
+
+
+def test_terms_of_weight_zero_are_left_out():
+    assert Config().term_weights() == {
+        "instance_quantized": 1.0,
+        "instance_embedding": 1.0,
+        "consistency": 0.4,
+        "part_neighbor": 0.1,
+        "codeword_diversity": 0.2,
+    }
+    changed = Config(consistency_weight=0.0, cross_quantized_weight=0.5).term_weights()
+    assert "consistency" not in changed
+    assert changed["cross_quantized"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("num_books", "num_words", "bits"),
+    [(4, 16, 16), (8, 16, 32), (16, 16, 64), (4, 256, 32), (3, 2, 3)],
+)
+def test_bits_of_a_code(num_books, num_words, bits):
+    assert Config(num_books=num_books, num_words=num_words).bits == bits
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Config)])
+def test_every_setting_has_its_flag_with_one_line_of_help(name):
+    values = flags.FlagValues()
+    config.define_flags(values)
+    assert values[name].default == getattr(Config(), name)
+    assert values[name].help
+    assert "\n" not in values[name].help
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("backbone", "resnet34", "resnet18_cifar, resnet18, resnet50, vgg16"),
+        ("backbone_weights", "places", "none, imagenet"),
+        ("consistency_fusion", "mean", "sum, concat, max, quantized, embedding, cross"),
+        ("optimizer", "sgd", "adam, lamb"),
+        ("strategy", "two", "one_device, mirrored, multi_worker, tpu"),
+        ("precision", "float16", "float32, mixed_bfloat16, float64"),
+        ("distance", "cosine", "l2, squared"),
+    ],
+)
+def test_unknown_choice_is_named_with_the_known_ones(name, value, known):
+    with pytest.raises(UserError) as caught:
+        Config(**{name: value})
+    assert str(caught.value) == f"--{name}={value}: unknown; take one of {known}"
+
+
+LEAST = {
+    f.name: f.metadata["least"]
+    for f in dataclasses.fields(Config)
+    if f.metadata["least"] is not None
+}
+ABOVE = [f.name for f in dataclasses.fields(Config) if f.metadata["above"] is not None]
+
+
+@pytest.mark.parametrize(("name", "least"), LEAST.items())
+def test_too_small_a_value_is_refused(name, least):
+    with pytest.raises(UserError) as caught:
+        Config(**{name: least - 1})
+    assert str(caught.value) == f"--{name}={least - 1}: must be at least {least}; raise it"
+
+
+MOST = {
+    f.name: f.metadata["most"] for f in dataclasses.fields(Config) if f.metadata["most"] is not None
+}
+
+
+@pytest.mark.parametrize(("name", "most"), MOST.items())
+def test_too_large_a_value_is_refused(name, most):
+    with pytest.raises(UserError) as caught:
+        Config(**{name: most + 1})
+    assert str(caught.value) == f"--{name}={most + 1}: must be at most {most}; lower it"
+
+
+@pytest.mark.parametrize("name", ABOVE)
+@pytest.mark.parametrize("value", [0.0, -0.5])
+def test_what_must_be_positive_is(name, value):
+    with pytest.raises(UserError) as caught:
+        Config(**{name: value})
+    assert str(caught.value) == f"--{name}={value}: must be above 0; raise it"
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Config) if f.type is float])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_finite_number_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name}={value}: must be a finite number; give one"):
+        Config(**{name: value})
+
+
+def test_every_number_has_a_bound():
+    numbers = {f.name for f in dataclasses.fields(Config) if f.type in (int, float)}
+    assert numbers == {*LEAST, *ABOVE}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"num_words": 12},
+            "--num_words=12: a code is whole bits in one byte a book; "
+            "take a power of two from 2 to 256",
+        ),
+        (
+            {"num_words": 512},
+            "--num_words=512: a code is whole bits in one byte a book; "
+            "take a power of two from 2 to 256",
+        ),
+        (
+            {"dataset": "imagenet"},
+            "--dataset=imagenet: unknown; take fashion_mnist, cifar10, cifar10_protocol1, "
+            "cifar10_protocol2, flickr25k, nuswide, nuswide_10500, or folder:PATH",
+        ),
+        *(
+            (
+                {setting: name},
+                f"{name!r}: a folder's name may hold no line break and no blank at its ends, or "
+                "flags.txt could not repeat it; rename it",
+            )
+            for setting, name in [
+                ("dataset", "folder:a\nb"),
+                ("dataset", "folder:a "),
+                ("data_dir", "a\nb"),
+                ("data_dir", " a"),
+            ]
+        ),
+        (
+            {"epochs": 10, "warmup_epochs": 10},
+            "--warmup_epochs=10: must be fewer than --epochs=10; lower it",
+        ),
+        (
+            {"resize_size": 31},
+            "--resize_size=31: must hold a crop of --image_size=32; raise it, or give 0",
+        ),
+        (
+            {"batch_size": 11},
+            "--num_neighbors=20: a batch of 11 has only 20 negatives, and the term needs some "
+            "beyond the neighbours; lower it or raise --batch_size",
+        ),
+        (
+            {"backbone": "vgg16", "backbone_width": 32},
+            "--backbone_width=32: vgg16 has one width; take 64 or a resnet",
+        ),
+        (
+            {"backbone_weights": "imagenet"},
+            "--backbone_weights=imagenet: only vgg16 has them; take none or vgg16",
+        ),
+        (
+            {name: 0.0 for name in LEAST if name.endswith("_weight")},
+            "all loss weights are zero: nothing would be learned; raise one",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(UserError) as caught:
+        Config(**settings)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 12},
+        {"batch_size": 2, "part_neighbor_weight": 0.0},
+        {"resize_size": 32},
+        {"backbone": "vgg16", "backbone_weights": "imagenet", "image_size": 224},
+        {"dataset": "folder:some where/photos"},
+        {"num_words": 2},
+        {"num_words": 256},
+        {"epochs": 1, "warmup_epochs": 0},
+    ],
+)
+def test_settings_at_the_edge_of_a_rule_are_taken(settings):
+    assert dataclasses.asdict(Config(**settings)).items() >= settings.items()
+
+
+def test_flags_become_settings():
+    parsed = parse("--num_books=4", "--include_positive", "--dataset=folder:x", "--seed=7")
+    assert parsed == Config(num_books=4, include_positive=True, dataset="folder:x", seed=7)
+    assert parse() == Config()
+
+
+def test_flagfiles_nest_and_later_flags_win(tmp_path):
+    base = write(tmp_path / "base.flags", "# All runs.", "--num_books=4", "--epochs=20", "--seed=3")
+    variant = write(tmp_path / "variant.flags", f"--flagfile={base}", "--epochs=30")
+    assert parse(f"--flagfile={variant}") == Config(num_books=4, epochs=30, seed=3)
+    parsed = parse("--seed=1", f"--flagfile={variant}", "--num_books=16")
+    assert parsed == Config(num_books=16, epochs=30, seed=3)
+
+
+def test_flagfile_repeats_the_run(tmp_path):
+    settings = Config(
+        dataset="folder:my photos/2020 # best",
+        data_dir="/data with=signs",
+        include_positive=True,
+        learning_rate=1 / 3,
+        weight_decay=1e-12,
+        consistency_fusion="cross",
+        num_books=16,
+    )
+    path = write(tmp_path / config.FLAGFILE, config.to_flagfile(settings))
+    assert config.from_workdir(tmp_path) == settings
+    assert parse(f"--flagfile={path}") == settings
+
+
+def test_default_flagfile_names_every_setting(tmp_path):
+    text = config.to_flagfile(Config())
+    names = [line.removeprefix("--").split("=")[0] for line in text.splitlines()[1:]]
+    assert names == [f.name for f in dataclasses.fields(Config)]
+    write(tmp_path / config.FLAGFILE, text)
+    assert config.from_workdir(tmp_path) == Config()
+
+
+def test_workdir_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError) as caught:
+        config.from_workdir(tmp_path / "none")
+    message = f"--workdir={tmp_path / 'none'}: no flags.txt there; train into it first"
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--num_bokos=4", "Unknown command line flag 'num_bokos'"),
+        ("--num_books=four", "num_books=four"),
+        ("--num_books=0", "--num_books=0: must be at least 1; raise it"),
+        ("--flagfile=gone.flags", "gone.flags"),
+    ],
+)
+def test_spoiled_flagfile_of_a_workdir_is_refused(tmp_path, line, message):
+    write(tmp_path / config.FLAGFILE, line)
+    with pytest.raises(UserError, match=message):
+        config.from_workdir(tmp_path)
+
+
+def test_command_gets_settings_and_arguments(run_command):
+    done = run_command("--num_books=4", "one.jpg", "--dataset=folder:a b", "two.jpg")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "4 folder:a b ['one.jpg', 'two.jpg']\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_books=0"], "error: --num_books=0: must be at least 1; raise it"),
+        (["--epochs=5"], "error: --warmup_epochs=10: must be fewer than --epochs=5; lower it"),
+        (["--num_bokos=4"], "error: Unknown command line flag 'num_bokos'. Did you mean: num_book"),
+        (["--num_books=four"], "error: flag --num_books=four: invalid literal for int()"),
+        (["--backbone=vgg"], "error: flag --backbone=vgg: value should be one of <resnet18_cifar|"),
+        (["--flagfile=gone.flags"], "error: "),
+    ],
+)
+def test_bad_flags_are_one_line_and_status_2(run_command, arguments, message):
+    done = run_command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--helpshort", "--help", "-?"])
+def test_help_is_no_error_and_stands_by_theme(run_command, flag):
+    done = run_command(flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    themes = re.findall(r"^(\w+):$", done.stdout, re.MULTILINE)
+    assert themes == [*dict.fromkeys(config.themes().values())]
+    assert "  --num_books             codebooks, M; an image takes M * log2(K) bits" in done.stdout
+
+
+def test_helpfull_is_left_to_absl(run_command):
+    assert (
+        "--num_books: codebooks, M; an image takes M * log2(K) bits"
+        in run_command("--helpfull").stdout
+    )
+
+
+def test_every_setting_stands_under_a_theme():
+    themes = config.themes()
+    assert [*themes] == [f.name for f in dataclasses.fields(Config)]
+    assert [*dict.fromkeys(themes.values())] == [
+        "data", "network", "quantizer", "loss", "training", "machines", "evaluation",
+    ]  # fmt: skip

@@ -1,0 +1,166 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hqc_tf import backbones, config, distribute, model, train
+from hqc_tf.data import catalog, photo_sets
+from hqc_tf.errors import UserError
+from hqc_tf.training.callbacks import (
+    HELD_OUT_RUN,
+    SPEED_RUN,
+    TENSORBOARD,
+    CloseEpoch,
+    KeepState,
+    read_epochs,
+    read_speed,
+)
+from tests.support import SHARED, photo_folders, replicas
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch):
+    """One convolution for the network: tracing a ResNet would take most of the time here."""
+
+    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
+
+
+@pytest.fixture
+def settings(quick_config, photos):
+    return quick_config(dataset=f"folder:{photos}", top_k=10)
+
+
+def test_training_leaves_what_the_other_commands_need(settings, tmp_path):
+    last, best = train.train_and_evaluate(settings, tmp_path)
+    assert config.from_workdir(tmp_path) == settings
+    assert model.saved_step(tmp_path) == last["step"] > 0
+    assert model.saved_step(tmp_path, "best") == best["step"] > 0
+    assert (last["weights"], best["weights"]) == ("last", "best")
+    assert 0 <= last["mean_average_precision"] <= 1
+    untrained = model.build_model(settings)
+    assert not np.array_equal(
+        untrained.quantizer.codebooks, model.load(tmp_path).quantizer.codebooks
+    )
+    # The data may move, but the settings may not change.
+    moved = dataclasses.replace(settings, data_dir="elsewhere")
+    assert train.train_and_evaluate(moved, tmp_path)[0]["step"] == model.saved_step(tmp_path)
+    with pytest.raises(UserError, match="made with --seed=1, not 2; take another --workdir"):
+        train.train_and_evaluate(dataclasses.replace(settings, seed=2), tmp_path)
+
+
+def test_the_flags_of_a_workdir_repeat_the_run(settings, tmp_path):
+    train.train_and_evaluate(settings, tmp_path / "first")
+    repeated = config.from_workdir(tmp_path / "first")
+    train.train_and_evaluate(repeated, tmp_path / "second")
+    first, second = (model.load(tmp_path / name) for name in ("first", "second"))
+    # Not to the bit: oneDNN's convolutions may add in another order each time.
+    for one, other in zip(first.encoder.weights, second.encoder.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
+    """In each of them before it is closed, and then before its state is saved."""
+
+    def train_until(epoch_of_death, before):
+        whole = before.on_epoch_end
+
+        def die(callback, epoch, logs=None):
+            if epoch == epoch_of_death:
+                raise KeyboardInterrupt
+            whole(callback, epoch, logs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(before, "on_epoch_end", die)
+            with pytest.raises(KeyboardInterrupt):
+                train.train_and_evaluate(settings, tmp_path)
+
+    for epoch in (0, 1):
+        for before in (CloseEpoch, KeepState):
+            train_until(epoch, before)
+    last, _ = train.train_and_evaluate(settings, tmp_path)
+    assert last["step"] == model.saved_step(tmp_path) == 24
+    assert [line["epoch"] for line in read_epochs(tmp_path)] == [0, 1]
+    assert [line["epoch"] for line in read_speed(tmp_path)] == [0, 1]
+    for name in (SPEED_RUN, HELD_OUT_RUN):
+        assert len(list((tmp_path / TENSORBOARD / name).glob("events.*"))) == 1
+
+
+def test_images_without_labels_are_judged_without(quick_config, photos, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in sorted(photos.rglob("*.png"))[:30]:
+        (flat / file.name).write_bytes(file.read_bytes())
+    last, best = train.train_and_evaluate(quick_config(dataset=f"folder:{flat}"), tmp_path / "run")
+    assert model.saved_step(tmp_path / "run") == last["step"] == 12
+    assert "mean_average_precision" not in last
+    assert (best["held_out"], len(best["perplexity"])) == (3, 2)
+
+
+def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_path):
+    large = dataclasses.replace(settings, batch_size=10_000)
+    with pytest.raises(UserError, match="--batch_size=10000: there are only 49 images"):
+        train.train_and_evaluate(large, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_that_gains_nothing_becomes_float32(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distribute, "gains_from_bfloat16", lambda: False)
+    wanted = dataclasses.replace(settings, precision="mixed_bfloat16")
+    train.train_and_evaluate(wanted, tmp_path)
+    assert "no faster on this device; taking float32" in capsys.readouterr().err
+    assert config.from_workdir(tmp_path).precision == "float32"
+    # The same command goes on with what the run was made with.
+    assert train.train_and_evaluate(wanted, tmp_path)[0]["step"] == model.saved_step(tmp_path)
+
+
+def test_the_probe_of_bfloat16_answers_without_failing():
+    assert distribute.gains_from_bfloat16() in (True, False)
+
+
+@pytest.fixture(scope="module")
+def photo_lists(tmp_path_factory):
+    """A folder of the published lists, NUS-WIDE's longest made up, and of tiny photos."""
+    folder = tmp_path_factory.mktemp("lists")
+    for dataset in ("flickr25k", "nuswide"):
+        photo_folders.copy_published(dataset, folder / dataset)
+    names = (folder / "flickr25k/img.txt").read_text().split()
+    photo_folders.write_photos(folder / "flickr25k", names)
+    lists = [folder / "nuswide" / name for name in ("test.txt", "train_10500.txt")]
+    names = [line.split()[0] for path in lists for line in path.read_text().splitlines()]
+    photo_folders.write_photos(folder / "nuswide", names)
+    photo_folders.write_nuswide_list(folder / "nuswide", "database", names)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cifar10_dir():
+    folder = SHARED / "data/tfds"
+    if not (folder / "cifar10").is_dir():
+        pytest.skip("no prepared CIFAR-10 in ../shared/data/tfds")
+    return str(folder)
+
+
+@pytest.mark.parametrize("dataset", config.DATASETS)
+def test_every_data_set_trains_a_step_and_is_judged(
+    dataset, quick_config, tmp_path, monkeypatch, request
+):
+    source = "photo_lists" if dataset in photo_sets.PHOTO_SETS else "fashion_mnist_dir"
+    source = "cifar10_dir" if dataset.startswith("cifar10") else source
+    whole = catalog.load_split
+
+    def few(*arguments):
+        images = whole(*arguments)
+        return images.take(np.arange(0, len(images), len(images) // 40)[:40])
+
+    monkeypatch.setattr(catalog, "load_split", few)
+    settings = quick_config(
+        dataset=dataset,
+        data_dir=request.getfixturevalue(source),
+        batch_size=36,
+        epochs=1,
+        top_k=10,
+    )
+    last, best = train.train_and_evaluate(settings, tmp_path)
+    assert last["step"] == best["step"] == 1
+    assert last["protocol"] == catalog.protocol(dataset)
+    assert 0 <= last["mean_average_precision"] <= 1

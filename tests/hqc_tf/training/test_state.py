@@ -1,0 +1,245 @@
+"""A run that is stopped and started again ends, to the bit, as one that was never stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks import kill_test
+from hqc_tf import backbones, config, distribute, evaluate, train
+from hqc_tf.errors import UserError
+from hqc_tf.training.callbacks import CloseEpoch, KeepState, read_epochs
+from hqc_tf.training.state import STATES
+from tests.support import replicas
+
+PER_EPOCH, EPOCHS = 12, 2
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch):
+    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
+
+
+@pytest.fixture(scope="module")
+def settings(small_config, photos):
+    return small_config(
+        dataset=f"folder:{photos}", top_k=10, epochs=EPOCHS, checkpoint_steps=5, held_out=5
+    )
+
+
+@pytest.fixture(scope="module")
+def never_stopped(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
+        train.train_and_evaluate(settings, folder)
+    return folder
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Has something done after a step, as if it happened to the process; never with None."""
+    whole = KeepState.on_train_batch_end
+
+    def arrange(step, happens=None):
+        def end(callback, batch, logs=None):
+            if callback._step + 1 == step:
+                happens()
+            whole(callback, batch, logs)
+
+        monkeypatch.setattr(KeepState, "on_train_batch_end", end)
+
+    return arrange
+
+
+def killed():
+    raise KeyboardInterrupt
+
+
+def arrays(folder):
+    """All that the newest states and weights hold, by name."""
+    return {
+        (kind, name): value
+        for kind in ("state", "last", "best")
+        for name, value in kill_test.arrays(folder / "checkpoints" / kind).items()
+    }
+
+
+def assert_same(folder, other):
+    one, two = arrays(folder), arrays(other)
+    assert one.keys() == two.keys() and len(one) > 30
+    for name, value in one.items():
+        np.testing.assert_array_equal(two[name], value, err_msg=str(name))
+    assert read_epochs(folder) == read_epochs(other)
+    lines = [
+        [json.loads(line) | {"time": 0} for line in (f / evaluate.METRICS).read_text().splitlines()]
+        for f in (folder, other)
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 2
+
+
+def states(folder):
+    paths = (folder / STATES).glob("*.index")
+    return sorted((path.stem for path in paths), key=lambda name: int(name.split("-")[1]))
+
+
+def test_only_the_newest_states_are_kept(never_stopped):
+    assert states(never_stopped) == ["ckpt-20", "ckpt-24"]
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.fixture
+def signals_as_before():
+    """A run that is killed here, and not with the process, leaves its answers to signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(
+    settings, never_stopped, tmp_path, stop_after, capsys, signals_as_before
+):
+    def train_until(step, happens, ends):
+        stop_after(step, happens)
+        with pytest.raises(ends) as ended:
+            train.train_and_evaluate(settings, tmp_path)
+        return ended.value, capsys.readouterr().err
+
+    def train_until_told(step, number):
+        before = signal.getsignal(number)
+        ended, said = train_until(step, lambda: os.kill(os.getpid(), number), SystemExit)
+        assert ended.code == 128 + number
+        assert signal.getsignal(number) is before
+        assert f"{number.name}: stopped after step {step} of 24; the same command goes" in said
+        return said
+
+    train_until(1, killed, KeyboardInterrupt)
+    assert states(tmp_path) == []
+    train_until_told(8, signal.SIGTERM)
+    assert states(tmp_path) == ["ckpt-5", "ckpt-8"]
+    # An epoch ends, and its state is not yet saved.
+    _, said = train_until(13, killed, KeyboardInterrupt)
+    assert "going on after step 8 of 24" in said
+    assert len(read_epochs(tmp_path)) == 1
+    assert states(tmp_path) == ["ckpt-5", "ckpt-8"]
+    cut_short(tmp_path / STATES / "ckpt-8.data-00000-of-00001")
+    _, said = train_until(20, killed, KeyboardInterrupt)
+    assert "ckpt-8: cannot be read" in said and "going on after step 5 of 24" in said
+    assert states(tmp_path) == ["ckpt-10", "ckpt-15"]
+    assert "going on after step 15 of 24" in train_until_told(23, signal.SIGINT)
+    stop_after(None)
+    train.train_and_evaluate(settings, tmp_path)
+    assert "going on after step 23 of 24" in capsys.readouterr().err
+    assert_same(never_stopped, tmp_path)
+
+
+def test_time_saves_too(monkeypatch):
+    class State:
+        model = types.SimpleNamespace(distribute_strategy=tf.distribute.get_strategy())
+        step = 0
+        saved = []
+
+        def save(self):
+            self.saved.append(self.step)
+
+    state = State()
+    monkeypatch.setattr(time, "monotonic", lambda: 40.0 * state.step)
+    callback = KeepState(state, 100, every_minutes=2, per_epoch=50, last_step=50)
+    for state.step in range(1, 9):
+        callback.on_train_batch_end(state.step)
+    assert state.saved == [3, 6]
+
+
+def test_without_a_readable_state_nothing_is_overwritten(settings, never_stopped, tmp_path):
+    run = shutil.copytree(never_stopped, tmp_path / "run")
+    (run / evaluate.METRICS).unlink()
+    for name in ("ckpt-20", "ckpt-24"):
+        cut_short(run / STATES / f"{name}.index")
+    with pytest.raises(UserError, match="no state can be read; delete it to train anew"):
+        train.train_and_evaluate(settings, run)
+    assert states(run) == ["ckpt-20", "ckpt-24"]
+
+
+def test_a_finished_run_does_nothing_and_says_the_same(settings, never_stopped, monkeypatch):
+    # Nor does it wait for other processes, which may have ended for good.
+    monkeypatch.setattr(distribute, "make_strategy", lambda *_: pytest.fail("began again"))
+    before = (never_stopped / evaluate.METRICS).read_bytes()
+    results = train.train_and_evaluate(settings, never_stopped)
+    assert [result["weights"] for result in results] == ["last", "best"]
+    assert (never_stopped / evaluate.METRICS).read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a disk of its own, of 4 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root, on Linux, may mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk):
+    """Takes the last byte."""
+    with (disk / "ballast").open("wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def filling_first(disk, function):
+    def fill_then_call(*arguments, **named):
+        fill(disk)
+        return function(*arguments, **named)
+
+    return fill_then_call
+
+
+def test_a_full_disk_loses_nothing(
+    settings, never_stopped, small_disk, stop_after, monkeypatch, capsys
+):
+    def train_until_full(names):
+        with pytest.raises(
+            UserError, match=f"{names}.*No space left on device.*make room"
+        ) as ended:
+            train.train_and_evaluate(settings, small_disk)
+        assert "\n" not in str(ended.value)
+        (small_disk / "ballast").unlink()
+
+    fill(small_disk)
+    (small_disk.parent / "settings").write_text(config.to_flagfile(settings))
+    command = [sys.executable, "-m", "hqc_tf.train", f"--flagfile={small_disk.parent / 'settings'}"]
+    done = subprocess.run([*command, f"--workdir={small_disk}"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr.splitlines()[-1]
+    assert f"error: {small_disk}/flags.txt" in done.stderr and "Traceback" not in done.stderr
+    (small_disk / "ballast").unlink()
+    stop_after(10, lambda: fill(small_disk))
+    train_until_full("state/ckpt-10_temp")
+    assert states(small_disk) == ["ckpt-5"]
+    stop_after(None)
+    with monkeypatch.context() as patch:
+        begin = filling_first(small_disk, CloseEpoch.on_train_begin)
+        patch.setattr(CloseEpoch, "on_train_begin", begin)
+        train_until_full("tensorboard")
+    assert "going on after step 5 of 24" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "record", filling_first(small_disk, evaluate.record))
+        train_until_full("metrics.jsonl")
+    assert states(small_disk) == ["ckpt-20", "ckpt-24"]
+    train.train_and_evaluate(settings, small_disk)
+    assert kill_test.differences(never_stopped, small_disk) == []
+    assert not list(small_disk.rglob("*_temp"))
