@@ -3,8 +3,8 @@
 Flattens the images of a benchmark, keeps 64 principal components of their pixels and trains FAISS's
 optimized product quantization (OPQ, Ge et al., CVPR 2013) on the training images: no network, no
 labels. Codes and protocol are those of `hqc_tf.evaluate`: the same splits, the same number of bits
-and asymmetric distances, here squared, which OPQ's rotation keeps. Prints mAP@R of the codes, and of
-the vectors before quantization.
+and asymmetric distances, here squared, which OPQ's rotation keeps. Prints mAP@R of the codes, and
+of the unquantized pixels.
 """
 
 import faiss

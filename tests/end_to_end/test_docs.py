@@ -1,0 +1,268 @@
+"""The documentation: its links lead somewhere, its flags exist, and its commands run as printed."""
+
+import contextlib
+import pathlib
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from absl import flags
+
+from hqc_tf import commands as command_runner
+from hqc_tf import config
+from tests.support import ROOT, commands
+
+DOCUMENTS = [
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "benchmarks/README.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+# Programs of others that the documents name; those of Kubernetes, Docker and TPUs run nowhere here.
+OTHERS = {"docker", "kubectl", "gcloud", "grep", "tensorboard", "chromium", "git", "apt-get"}
+# What is in a command that this machine cannot run, or not in seconds.
+NOT_RUN = (
+    "configs/",  # trainings of minutes or days
+    "tfds:",  # data sets that are not prepared
+    "/share",
+    "--server",
+    "--runner",
+    "--num_leaves",  # thousands of distinct codes
+    "runs/32",
+    "hqc_tf.prepare",
+    "--image_size",  # the README's training
+    "benchmarks.",
+)
+PHOTOS = 80
+
+
+class Line(NamedTuple):
+    """A command line of a document, `arguments` without what sets its environment."""
+
+    document: str
+    arguments: tuple[str, ...]
+
+    @property
+    def module(self):
+        """Module that it runs, or None."""
+        return self.arguments[2] if self.arguments[:2] == ("python", "-m") else None
+
+
+def blocks(document, language):
+    """The fenced blocks of a document in a language; commands are in those of none."""
+    text = (ROOT / document).read_text()
+    return [
+        body
+        for kind, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+        if kind == language
+    ]
+
+
+def command_lines(document):
+    found = []
+    for block in blocks(document, ""):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                words = words[1:]
+            if words:
+                found.append(Line(document, tuple(words)))
+    return found
+
+
+LINES = [line for document in DOCUMENTS for line in command_lines(document)]
+MODULE_LINES = [line for line in LINES if line.module and line.module != "pip"]
+
+
+def anchors(document):
+    """The anchors that GitHub gives the headings of a document."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / document).parent / name if name else ROOT / document
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(str(path.resolve().relative_to(ROOT))), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document):
+    named = re.findall(
+        r"`((?:hqc_tf|export|configs|docs|tests|benchmarks)/[\w./]*|"
+        r"(?:requirements|constraints)[\w-]*\.txt|[A-Z]\w+\.md)`",
+        (ROOT / document).read_text(),
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.startswith(("docs/", "bench"))])
+def test_contents_at_the_head_list_every_section(document):
+    text = (ROOT / document).read_text()
+    listed = re.findall(r"^- \[[^\]]+\]\(#([^)]+)\)$", text, re.M)
+    sections = re.findall(r"^## (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    assert listed == [re.sub(r"[^\w\- ]", "", s.lower()).replace(" ", "-") for s in sections]
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """Makes a command parse its flags, check its settings, and end."""
+
+    def parse(_):
+        flags.FLAGS(sys.argv)
+        if "backbone" in flags.FLAGS:
+            config.from_flags()
+
+    monkeypatch.setattr(command_runner, "run", parse)
+    # pytest takes benchmarks/kill_test.py for a test, and cannot run it as a module.
+    others = [finder for finder in sys.meta_path if "pytest" not in type(finder).__module__]
+    monkeypatch.setattr(sys, "meta_path", others)
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for line in MODULE_LINES if "--helpshort" not in line.arguments],
+    ids=lambda line: " ".join(line.arguments)[10:90],
+)
+def test_flags_exist_and_go_together(line, parse_only):
+    arguments = line.arguments[3:]
+    if line.module == "benchmarks.pytorch_training":
+        # PyTorch is not installed with the rest.
+        config.parse(arguments)
+        return
+    done = commands.run(line.module, *arguments)
+    assert done.status == 0, done.stderr
+
+
+def test_commands_are_known():
+    other = [line for line in LINES if line not in MODULE_LINES]
+    known = OTHERS | {"make", "pip", "python"}
+    assert [line for line in other if line.arguments[0] not in known] == []
+
+
+def test_targets_of_make_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    for line in LINES:
+        if line.arguments[0] == "make":
+            asked = [word for word in line.arguments[1:] if "=" not in word]
+            assert set(asked) <= targets, line
+
+
+def test_extras_and_requirement_files_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in LINES:
+        if "pip" not in line.arguments[:1]:
+            continue
+        for extra in re.findall(r"^\.\[(.*)\]$", "\n".join(line.arguments), re.M):
+            assert set(extra.split(",")) <= set(project["optional-dependencies"]), line
+        for word in line.arguments:
+            if word.endswith(".txt"):
+                assert (ROOT / word).is_file(), line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands are run, with the files that they read."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "photos").mkdir()
+    random = np.random.default_rng(1)
+    for number in range(PHOTOS):
+        small = random.integers(0, 256, (6, 8, 3), np.uint8)
+        picture = PIL.Image.fromarray(small).resize((96, 72), PIL.Image.Resampling.BICUBIC)
+        picture.save(folder / "photos" / f"{number:02}.jpg")
+    for name in ("query.jpg", "query1.jpg", "query2.png"):
+        with PIL.Image.open(folder / "photos/03.jpg") as picture:
+            picture.save(folder / name)
+    (folder / "ids.txt").write_text("00.jpg\n")
+    np.save(folder / "queries.npy", random.normal(size=(3, 128)).astype(np.float32))
+    with tf.io.TFRecordWriter(str(folder / "photos-0.tfrecord")) as writer:
+        for path in sorted(folder.glob("photos/*.jpg"))[:3]:
+            features = {"image/encoded": path.read_bytes(), "image/filename": path.name.encode()}
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in features.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    return folder
+
+
+def run_here(line):
+    done = commands.run(line.module, *line.arguments[3:])
+    assert done.status == 0, f"{line}: {done.stderr}"
+
+
+def run_python(document):
+    (block,) = blocks(document, "python")
+    names = {}
+    exec(compile(block, document, "exec"), names)
+    return names
+
+
+def runs_here(line):
+    return not any(part in word for word in line.arguments for part in NOT_RUN)
+
+
+@pytest.fixture(scope="module")
+def readme(folder):
+    """The folder after the commands of README.md."""
+    with contextlib.chdir(folder):
+        for line in MODULE_LINES:
+            if line.document == "README.md":
+                run_here(line)
+    return folder
+
+
+def test_the_readme_trains_indexes_and_searches(readme):
+    assert (readme / "runs/photos/metrics.jsonl").exists()
+    assert (readme / "serving/photos/1/saved_model.pb").exists()
+    with PIL.Image.open(readme / "neighbors.png") as picture:
+        assert picture.width > 100
+
+
+def test_the_python_of_the_readme_searches_the_photos(readme):
+    with contextlib.chdir(readme):
+        names = run_python("README.md")
+    assert names["ids"].shape == names["distances"].shape == (1, 10)
+    assert len(names["images"]) == PHOTOS
+
+
+def test_the_documents_run_as_printed(readme, monkeypatch):
+    monkeypatch.chdir(readme)
+    # What a reader has by other commands: a run of the demo, and codes that an encoder made.
+    shutil.copytree("runs/photos", "runs/demo")
+    ran = []
+    for document in ("docs/install.md", "docs/serve.md", "docs/search.md", "docs/train.md"):
+        for line in MODULE_LINES:
+            if line.document != document or not runs_here(line):
+                continue
+            if "--codes=more/" in line.arguments and not pathlib.Path("more").exists():
+                shutil.copytree("photos", "more_photos")
+                encode = (
+                    "--saved_model=serving/hqc",
+                    "--input=folder:more_photos",
+                    "--output=more/",
+                )
+                assert commands.run("export.encode", *encode).status == 0
+            run_here(line)
+            ran.append(line.module)
+    assert {"export.encode", "export.index", "export.search", "export.searcher"} <= set(ran)
+    assert {"hqc_tf.evaluate", "hqc_tf.report", "export.gallery"} <= set(ran)
+    names = run_python("docs/search.md")
+    assert len(names["ids"]) == PHOTOS
