@@ -2,7 +2,7 @@
 
 Traces the train step of --replicas=1,2,4 on as many logical CPUs, for global batches of --batches,
 and counts in its graph what one replica does and exchanges; no step is run, so the figures are
-exact and the same everywhere. Beside each stands what the formula of BUILD.md gives: a row is
+exact and the same everywhere. Beside each is what the formula of docs/scale.md gives: a row is
 marked where the two differ.
 """
 
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 
 def formula(settings, replicas, weights):
-    """The `Cost` by BUILD.md's formulas.
+    """The `Cost` by the formulas of docs/scale.md.
 
     Args:
       settings: `Config`, float32.
