@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import machine
-from hqc_tf import commands, config, model, optimizers
+from hqc_tf import commands, config, losses, model, optimizers
 from hqc_tf.data import catalog
 from hqc_tf.data.batches import recolor_views, training_views
 
@@ -64,7 +64,7 @@ def loss_memory(settings, batch_size):
 
     @tf.function
     def terms(a, b):
-        return trained.loss_terms(model.Encoding(*a), model.Encoding(*b))
+        return trained.loss_terms(losses.Encoding(*a), losses.Encoding(*b))
 
     specs = [tf.TensorSpec(shape) for shape in view]
     graph = terms.get_concrete_function(specs, specs).graph

@@ -25,8 +25,8 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_p
 
 from export.encoder import check_valid, read_file
 from export.saved_model import signature_of
-from hqc_tf.encode import Encoded
 from hqc_tf.errors import UserError
+from hqc_tf.retrieval import Encoded
 
 # Files of a request: at most so many, and no more once they have this many bytes.
 BATCH = 64
@@ -78,7 +78,7 @@ def encode_files(served, paths, fingerprint=None):
       fingerprint: of the encoder that shall answer; None: whichever the server has.
 
     Yields:
-      (names, `hqc_tf.encode.Encoded`) for each batch of files, in order.
+      (names, `hqc_tf.retrieval.Encoded`) for each batch of files, in order.
 
     Raises:
       UserError: a file cannot be read or is no image, the server has another encoder, or as

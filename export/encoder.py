@@ -10,8 +10,8 @@ from export.saved_model import read_manifest
 from export.versions import newest
 from hqc_tf.data.batches import raw_batches
 from hqc_tf.data.decoding import MAX_PIXELS, MAX_RATIO
-from hqc_tf.encode import collect
 from hqc_tf.errors import UserError, naming_damage
+from hqc_tf.retrieval import collect
 
 # Images that are encoded together.
 BATCH = 256
@@ -65,7 +65,7 @@ def encode_images(encoder, images):
       images: `data.Images`.
 
     Returns:
-      `hqc_tf.encode.Encoded`: embeddings float32 [N, M*D] and codes uint8 [N, M].
+      `hqc_tf.retrieval.Encoded`: embeddings float32 [N, M*D] and codes uint8 [N, M].
 
     Raises:
       UserError: a file is no image; it is named.

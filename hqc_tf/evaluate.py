@@ -10,7 +10,6 @@ from absl import flags
 from hqc_tf import commands, config, files, label_free, metrics, model
 from hqc_tf.data import catalog, screening
 from hqc_tf.data.images import held_out
-from hqc_tf.encode import encode_images
 
 METRICS = "metrics.jsonl"
 _PLACES = 1, 10, 100, 1000
@@ -68,8 +67,8 @@ def _with_labels(trained, rejected):
         return {}
     database = catalog.load_split(c.dataset, "database", c.data_dir, rejected)
     top_k = min(c.top_k, len(database))
-    codes = encode_images(trained, database, "database").codes
-    embeddings = encode_images(trained, query, "queries").embeddings
+    codes = trained.encode_images(database, "database").codes
+    embeddings = trained.encode_images(query, "queries").embeddings
     books = trained.quantizer.codebooks
     found = metrics.evaluate_codes(
         books, codes, database.labels, embeddings, query.labels, top_k, c.distance

@@ -10,7 +10,6 @@ import numpy as np
 
 from hqc_tf import retrieval
 from hqc_tf.data.batches import changed_views
-from hqc_tf.encode import encode_images, encode_views
 
 # Below this part of its words a book is called collapsed.
 _COLLAPSED = 1 / 4
@@ -47,8 +46,8 @@ def judge(model, held):
     Returns:
       `Judgement`; the same images are changed in the same way every time.
     """
-    plain = encode_images(model, held)
-    changed = encode_views(model, changed_views(held, model.settings), len(held))
+    plain = model.encode_images(held)
+    changed = model.encode_views(changed_views(held, model.settings), len(held))
     codebooks = model.quantizer.codebooks.numpy()
     return Judgement(
         len(held),

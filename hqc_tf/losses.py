@@ -1,5 +1,7 @@
 """The loss terms of the paper, each a pure function from two views of a batch to a scalar.
 
+`TERMS` names them all, as functions of a `Pair` of encodings and the settings of a run.
+
 Shapes: b images in this replica's batch, B in the batch of all replicas, M books of D-dimensional
 parts. Row i of `a` and row i of `b` are two views of one image; its negatives are the 2B-2 views of
 the other images.
@@ -13,13 +15,57 @@ Similarities are matrix products of normalised rows: nothing larger than the loc
 the global batch is built, per book where the term is per book.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import tensorflow as tf
 
-from hqc_tf.config import FUSIONS
+from hqc_tf.config import FUSIONS, Config
 
 # exp() of it is zero in float32 and wider, and unlike -inf it leaves no NaN in a difference.
 _MASKED = -1e9
 _SHORTEST = 1e-12
+
+
+class Encoding(NamedTuple):
+    """What the model makes of a batch of images.
+
+    Attributes:
+        embedding: float [B, M*D], f.
+        quantized: float [B, M*D], z, softly quantized.
+        similarity: float [B, M, K], cosine of each part with each codeword.
+    """
+
+    embedding: tf.Tensor
+    quantized: tf.Tensor
+    similarity: tf.Tensor
+
+
+class Pair(NamedTuple):
+    """Both views of a batch, encoded: all that a loss term may look at.
+
+    Attributes:
+        a, b: `Encoding` of each view of this replica's b images.
+        all_a, all_b: the same of the B images of all replicas.
+        offset: row of the global batch at which this replica's rows begin.
+        classify_books: float [n, D] parts -> float [n, M] logits of the book each came from; None
+            where the book classification term has no weight.
+    """
+
+    a: Encoding
+    b: Encoding
+    all_a: Encoding
+    all_b: Encoding
+    offset: int | tf.Tensor = 0
+    classify_books: Callable[[tf.Tensor], tf.Tensor] | None = None
+
+    def views(self, *names: str) -> tuple[tf.Tensor, ...]:
+        """The named tensors of this replica's images, both views of each in turn."""
+        return tuple(getattr(view, name) for name in names for view in (self.a, self.b))
+
+    def everyone(self, *names: str) -> tuple[tf.Tensor, ...]:
+        """As `views`, of the images of all replicas."""
+        return tuple(getattr(view, name) for name in names for view in (self.all_a, self.all_b))
 
 
 def instance_contrastive_loss(a, b, temperature, everyone=None, offset=0):
@@ -256,3 +302,68 @@ def _by_book(z, num_books):
     """[n, M*D] -> [M, n, D]."""
     parts = tf.reshape(z, [tf.shape(z)[0], num_books, z.shape[-1] // num_books])
     return tf.transpose(parts, [1, 0, 2])
+
+
+def _instance_quantized(pair: Pair, c: Config) -> tf.Tensor:
+    views, everyone = pair.views("quantized"), pair.everyone("quantized")
+    return instance_contrastive_loss(*views, c.instance_temperature, everyone, pair.offset)
+
+
+def _instance_embedding(pair: Pair, c: Config) -> tf.Tensor:
+    views, everyone = pair.views("embedding"), pair.everyone("embedding")
+    return instance_contrastive_loss(*views, c.instance_temperature, everyone, pair.offset)
+
+
+def _consistency(pair: Pair, c: Config) -> tf.Tensor:
+    return consistency_loss(
+        *pair.views("embedding", "quantized"),
+        c.consistency_temperature,
+        c.consistency_fusion,
+        pair.everyone("embedding", "quantized"),
+        pair.offset,
+    )
+
+
+def _part_neighbor(pair: Pair, c: Config) -> tf.Tensor:
+    return part_neighbor_loss(
+        *pair.views("quantized"),
+        c.num_books,
+        c.part_neighbor_temperature,
+        c.num_neighbors,
+        c.include_positive,
+        pair.everyone("quantized"),
+        pair.offset,
+    )
+
+
+def _codeword_diversity(pair: Pair, c: Config) -> tf.Tensor:
+    views, everyone = pair.views("similarity"), pair.everyone("similarity")
+    return codeword_diversity_loss(*views, c.codeword_diversity_temperature, everyone)
+
+
+def _book_classification(pair: Pair, c: Config) -> tf.Tensor:
+    parts = (tf.reshape(view, [-1, c.word_dim]) for view in pair.views("embedding"))
+    log_probs = (tf.nn.log_softmax(pair.classify_books(part)) for part in parts)
+    rows = tf.shape(pair.all_a.quantized)[0] * c.num_books
+    return book_classification_loss(*log_probs, everyone_rows=rows)
+
+
+def _cross_quantized(pair: Pair, c: Config) -> tf.Tensor:
+    return cross_quantized_loss(
+        *pair.views("embedding", "quantized"),
+        c.cross_quantized_temperature,
+        pair.everyone("embedding", "quantized"),
+        pair.offset,
+    )
+
+
+# The setting NAME_weight weighs the term NAME.
+TERMS: dict[str, Callable[[Pair, Config], tf.Tensor]] = {
+    "instance_quantized": _instance_quantized,
+    "instance_embedding": _instance_embedding,
+    "consistency": _consistency,
+    "part_neighbor": _part_neighbor,
+    "codeword_diversity": _codeword_diversity,
+    "book_classification": _book_classification,
+    "cross_quantized": _cross_quantized,
+}

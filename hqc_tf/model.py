@@ -2,33 +2,24 @@
 
 import dataclasses
 import pathlib
-from typing import NamedTuple
 
 import tensorflow as tf
 
 from hqc_tf import backbones, config, distribute, losses, numerics
-from hqc_tf.data.batches import no_autograph, recolor_views
+from hqc_tf.data.batches import no_autograph, plain_batches, recolor_views
+from hqc_tf.data.images import Images
+from hqc_tf.data.screening import naming_a_bad_file
 from hqc_tf.errors import UserError, naming_damage
+from hqc_tf.losses import Encoding
 from hqc_tf.numerics import branches
 from hqc_tf.quantizer import ProductQuantizer
+from hqc_tf.retrieval import Encoded, collect
 
 PROJECTION = 512
+# Images that are encoded together.
+ENCODE_BATCH = 256
 WEIGHTS = {"best": "checkpoints/best", "last": "checkpoints/last"}
 _MEND = "bring back a copy, or train anew"
-
-
-class Encoding(NamedTuple):
-    """What the model makes of a batch of images.
-
-    Attributes:
-      embedding: float [B, M*D], f.
-      quantized: float [B, M*D], z, softly quantized.
-      similarity: float [B, M, K], cosine of each part with each codeword.
-    """
-
-    embedding: tf.Tensor
-    quantized: tf.Tensor
-    similarity: tf.Tensor
 
 
 def build_encoder(settings):
@@ -107,6 +98,27 @@ class HQC(tf.keras.Model):
         embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
         return Encoding(embedding, *self.quantizer(embedding))
 
+    def encode_images(self, images: Images, label: str = "") -> Encoded:
+        """Embeddings and codes of the plain view of every image, in their order.
+
+        Args:
+            images: N images, in memory or as files.
+            label: what the progress bar calls them; no bar where it is empty.
+
+        Returns:
+            `Encoded`: embeddings float32 [N, M*D] and codes uint8 [N, M].
+
+        Raises:
+            UserError: a file cannot be decoded; it is named.
+        """
+        views = plain_batches(images, *self.settings.plain_sizes, ENCODE_BATCH)
+        with naming_a_bad_file(images):
+            return self.encode_views(views, len(images), label)
+
+    def encode_views(self, views: tf.data.Dataset, count: int, label: str = "") -> Encoded:
+        """As `encode_images`, of the first `count` of a dataset of float32 [b, size, size, 3]."""
+        return collect(map(self.encode, views), count, label)
+
     def _encode(self, images):
         embedding = tf.cast(self.encoder(images, training=False), self.quantizer.dtype)
         return embedding, self.quantizer.encode(embedding)
@@ -135,63 +147,28 @@ class HQC(tf.keras.Model):
         both = self(tf.concat(views, 0), training=True)
         return [Encoding(*half) for half in zip(*(tf.split(x, 2) for x in both), strict=True)]
 
-    def loss_terms(self, a, b):
+    def loss_terms(self, a: Encoding, b: Encoding) -> dict[str, tf.Tensor]:
         """This replica's share of each loss term, unweighted.
 
         Args:
-          a, b: `Encoding`s of the two views of this replica's images.
+            a, b: encodings of the two views of this replica's images.
 
         Returns:
-          dict of name -> float scalar, in the order of the settings; those of weight zero are left
-          out.
+            Name of the term -> float scalar, in the order of the settings, without those of weight
+            zero.
         """
-        local = [tensor for pair in zip(a, b, strict=True) for tensor in pair]
-        # Each term has tensors of its own, for the reason that `branches` tells.
-        local, shared = zip(*(branches(x, 2) for x in local), strict=True)
-        everyone, offset = distribute.gather_batch(shared)
-        count = len(self.weights_of_terms)
-        for_terms = zip(*(branches(x, count) for x in (*local, *everyone)), strict=True)
+        views = (a, b)
+        # Each term has tensors of its own, for the reason that `branches` gives.
+        local, shared = branches(views, 2)
+        everyone, offset = distribute.gather_batch(tf.nest.flatten(shared))
+        both = local, tf.nest.pack_sequence_as(views, everyone)
+        own = branches(both, len(self.weights_of_terms))
         return {
-            name: self._term(name, own[:6], own[6:], offset)
-            for name, own in zip(self.weights_of_terms, for_terms, strict=True)
+            name: losses.TERMS[name](
+                losses.Pair(*local, *everyone, offset, self.book_classifier), self.settings
+            )
+            for name, (local, everyone) in zip(self.weights_of_terms, own, strict=True)
         }
-
-    def _term(self, name, local, everyone, offset):
-        c = self.settings
-        (f_a, f_b, z_a, z_b, s_a, s_b), (all_f, all_z, all_s) = local, _pairs(everyone)
-        pairs, quantized = (f_a, f_b, z_a, z_b), (z_a, z_b)
-        everything = (*all_f, *all_z)
-        terms = {
-            "instance_quantized": lambda: losses.instance_contrastive_loss(
-                *quantized, c.instance_temperature, all_z, offset
-            ),
-            "instance_embedding": lambda: losses.instance_contrastive_loss(
-                f_a, f_b, c.instance_temperature, all_f, offset
-            ),
-            "consistency": lambda: losses.consistency_loss(
-                *pairs, c.consistency_temperature, c.consistency_fusion, everything, offset
-            ),
-            "part_neighbor": lambda: losses.part_neighbor_loss(
-                *quantized,
-                c.num_books,
-                c.part_neighbor_temperature,
-                c.num_neighbors,
-                c.include_positive,
-                all_z,
-                offset,
-            ),
-            "codeword_diversity": lambda: losses.codeword_diversity_loss(
-                s_a, s_b, c.codeword_diversity_temperature, all_s
-            ),
-            "book_classification": lambda: losses.book_classification_loss(
-                *(self._book_log_probs(f) for f in (f_a, f_b)),
-                everyone_rows=tf.shape(all_z[0])[0] * c.num_books,
-            ),
-            "cross_quantized": lambda: losses.cross_quantized_loss(
-                *pairs, c.cross_quantized_temperature, everything, offset
-            ),
-        }
-        return terms[name]()
 
     def get_config(self):
         return {"settings": dataclasses.asdict(self.settings), "name": self.name}
@@ -199,10 +176,6 @@ class HQC(tf.keras.Model):
     @classmethod
     def from_config(cls, values, custom_objects=None):
         return cls(config.Config(**values["settings"]), name=values["name"])
-
-    def _book_log_probs(self, embedding):
-        parts = tf.reshape(embedding, [-1, self.settings.word_dim])
-        return tf.nn.log_softmax(self.book_classifier(parts))
 
     def _track(self, shares):
         # A metric is averaged over replicas, and the shares add up to the loss.
@@ -287,7 +260,3 @@ def _two_layers(x, hidden, width, name=None, dtype=None):
         dtype=dtype,
     )
     return tf.keras.layers.Dense(width, dtype=dtype, name=name)(inner(x))
-
-
-def _pairs(tensors):
-    return [tuple(tensors[place : place + 2]) for place in range(0, len(tensors), 2)]

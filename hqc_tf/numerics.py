@@ -17,8 +17,8 @@ def check_weights(model, step):
             raise UserError(f"step {step}: not finite: {variable.name}" + NON_FINITE_FIX)
 
 
-def branches(x, count):
-    """`count` tensors equal to `x`, whose gradients are added in their order.
+def branches(tensors, count):
+    """`count` copies of a tensor, or of a nest of them, whose gradients are added in their order.
 
     TensorFlow adds three or more gradients of a tensor in whatever order their buffers come free,
     so that two runs of the same step differ in the last bits.
@@ -28,4 +28,5 @@ def branches(x, count):
     def split(x):
         return [tf.identity(x) for _ in range(count)], lambda *dy: tf.reduce_sum(tf.stack(dy), 0)
 
-    return split(x)
+    copies = zip(*map(split, tf.nest.flatten(tensors)), strict=True)
+    return [tf.nest.pack_sequence_as(tensors, copy) for copy in copies]

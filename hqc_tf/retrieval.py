@@ -4,17 +4,45 @@ A query is not quantized. Its distances to all words of all books are computed o
 distance to an image is the sum of those that the image's code names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 from hqc_tf.config import DISTANCES
 
 # The search holds about four float32 arrays of this many elements at once (64 MiB), or of N where
 # the database is larger, and 8 bytes for each of the N*M words, whatever the number of queries.
 CHUNK_ELEMENTS = 2**22
+
+
+class Encoded(NamedTuple):
+    """Embeddings float32 [N, M*D] and codes uint8 [N, M] of N images, in their order."""
+
+    embeddings: np.ndarray
+    codes: np.ndarray
+
+
+def collect(batches: Iterable, count: int, label: str = "") -> Encoded:
+    """Puts (embedding, codes) batches into one `Encoded` of `count` rows, the rest left out.
+
+    Args:
+        batches: pairs of tensors float [b, M*D] and uint8 [b, M].
+        count: N.
+        label: what the progress bar calls the images; no bar where it is empty.
+    """
+    embeddings, codes = [], []
+    bar = tqdm.tqdm(
+        total=count, desc=f"encoding {label}", unit=" images", disable=None if label else True
+    )
+    with bar:
+        for embedding, code in batches:
+            embeddings.append(embedding.numpy().astype(np.float32))
+            codes.append(code.numpy())
+            bar.update(min(len(code), count - bar.n))
+    return Encoded(np.concatenate(embeddings)[:count], np.concatenate(codes)[:count])
 
 
 class Nearest(NamedTuple):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hqc_tf import config, encode, evaluate, model, retrieval
+from hqc_tf import config, evaluate, model, retrieval
 from hqc_tf.data import catalog
 from hqc_tf.data.images import Images, hold_out
 from hqc_tf.errors import UserError
@@ -28,14 +28,14 @@ class Scene(NamedTuple):
     Attributes:
       trained: `HQC`.
       images, queries: `data.Images` that are searched, and that ask.
-      database, asked: `encode.Encoded` of them.
+      database, asked: `retrieval.Encoded` of them.
     """
 
     trained: model.HQC
     images: Images
     queries: Images
-    database: encode.Encoded
-    asked: encode.Encoded
+    database: retrieval.Encoded
+    asked: retrieval.Encoded
 
     @property
     def codebooks(self):
@@ -102,6 +102,6 @@ def show_to(trained, rejected=frozenset()):
         rest, queries = hold_out(images, c.held_out or len(images))
         # Of a handful of images all ask, and each finds itself.
         images, queries = (rest, queries) if len(queries) else (images, images)
-    database = encode.encode_images(trained, images, "database")
-    asked = encode.encode_images(trained, queries, "queries")
+    database = trained.encode_images(images, "database")
+    asked = trained.encode_images(queries, "queries")
     return Scene(trained, images, queries, database, asked)

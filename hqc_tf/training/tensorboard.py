@@ -13,7 +13,6 @@ from tensorboard.plugins import projector
 from hqc_tf import distribute, files, retrieval
 from hqc_tf.data import pictures
 from hqc_tf.data.pictures import spread
-from hqc_tf.encode import encode_images
 from hqc_tf.training.callbacks import HELD_OUT_RUN, TENSORBOARD
 
 MOST_EMBEDDINGS = 1000
@@ -39,7 +38,7 @@ def show_held_out(trained, held, workdir):
     if not len(held):
         return
     shown = held.take(spread(len(held), MOST_EMBEDDINGS))
-    encoded = encode_images(trained, shown)
+    encoded = trained.encode_images(shown)
     if not distribute.is_chief(trained.distribute_strategy):
         return
     folder = pathlib.Path(workdir, TENSORBOARD, HELD_OUT_RUN)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from export import folders, saved_model, warmup
 from export.encoder import encode_images, load_encoder
-from hqc_tf import encode, model
+from hqc_tf import model
 from hqc_tf.data import augment, catalog, decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
@@ -42,7 +42,7 @@ def as_model(trained, views):
 
 def test_codes_and_embeddings_equal_those_of_the_model(trained, exported, photos):
     images = catalog.load_images(f"folder:{photos}")
-    ours = encode.encode_images(trained, images)
+    ours = trained.encode_images(images)
     served = encode_images(load_encoder(exported), images)
     np.testing.assert_array_equal(served.codes, ours.codes)
     np.testing.assert_allclose(served.embeddings, ours.embeddings, rtol=1e-5, atol=1e-6)

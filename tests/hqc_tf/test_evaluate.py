@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from hqc_tf import encode, evaluate, metrics, model
+from hqc_tf import evaluate, metrics, model
 
 
 def test_a_result_is_that_of_its_parts(workdir, photos):
@@ -13,8 +13,8 @@ def test_a_result_is_that_of_its_parts(workdir, photos):
     result = evaluate.evaluate(trained, 7)
     database = catalog.load_split(f"folder:{photos}", "database")
     query = catalog.load_split(f"folder:{photos}", "query")
-    codes = encode.encode_images(trained, database).codes
-    embeddings = encode.encode_images(trained, query).embeddings
+    codes = trained.encode_images(database).codes
+    embeddings = trained.encode_images(query).embeddings
     found = metrics.evaluate_codes(
         trained.quantizer.codebooks, codes, database.labels, embeddings, query.labels, 10, "l2"
     )
@@ -42,8 +42,8 @@ def test_encoding_does_not_depend_on_the_batch(workdir, photos, monkeypatch):
     from hqc_tf.data import catalog
 
     trained, images = model.load(workdir), catalog.load_images(f"folder:{photos}")
-    whole = encode.encode_images(trained, images)
-    monkeypatch.setattr(encode, "BATCH", 7)
-    parts = encode.encode_images(trained, images)
+    whole = trained.encode_images(images)
+    monkeypatch.setattr(model, "ENCODE_BATCH", 7)
+    parts = trained.encode_images(images)
     np.testing.assert_allclose(parts.embeddings, whole.embeddings, rtol=1e-4, atol=1e-6)
     assert np.mean(parts.codes == whole.codes) > 0.99

@@ -2,8 +2,6 @@
 
 import tensorflow as tf
 
-from hqc_tf.encode import encode_images
-
 
 def spread(model, images):
     """Changes the last two layers so that the images' embeddings are about as long as codewords.
@@ -13,7 +11,7 @@ def spread(model, images):
     """
     hidden, last = model.encoder.layers[-2:]
     hidden.bias.assign(tf.zeros_like(hidden.bias))
-    embeddings = encode_images(model, images).embeddings
+    embeddings = model.encode_images(images).embeddings
     middle = embeddings.mean(0)
     length = (embeddings - middle).std() / tf.math.reduce_std(model.quantizer.codebooks)
     last.kernel.assign(last.kernel / length)

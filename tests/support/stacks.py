@@ -5,7 +5,7 @@ the other set left in OTHER, and goes on with that one's half-done run, into OUT
 """
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, encode, model, train
+from hqc_tf import backbones, config, model, train
 from hqc_tf.data import catalog
 from hqc_tf.training.state import RunState
 
@@ -73,7 +73,7 @@ def read(folder, output):
 def answers(folder):
     """What weights, SavedModel and index in a folder say of the images: dict of arrays."""
     images = catalog.load_images(config.from_workdir(folder / "run").dataset)
-    learned = encode.encode_images(model.load(folder / "run", "last"), images)
+    learned = model.load(folder / "run", "last").encode_images(images)
     served = encode_images(load_encoder(folder / "serving"), images)
     opened = index.load_index(folder / "index")
     ids, distances = opened.search(served.embeddings, NEAREST)

@@ -9,7 +9,6 @@ import pytest
 from benchmarks import kill_test
 from hqc_tf import backbones, model, train
 from hqc_tf.data import catalog, screening
-from hqc_tf.encode import encode_images
 from hqc_tf.errors import UserError
 from hqc_tf.report import scene
 from tests.support import odd_images, replicas
@@ -119,7 +118,7 @@ def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_pat
     images = catalog.load_split(settings.dataset, "train")
     trained = model.build_model(settings)
     with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
-        encode_images(trained, images)
+        trained.encode_images(images)
 
 
 def test_an_error_of_another_kind_passes(photos):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorboard.plugins import projector
 
-from hqc_tf import encode, model
+from hqc_tf import model
 from hqc_tf.data import catalog
 from hqc_tf.data.batches import read_image
 from hqc_tf.data.images import Images
@@ -90,7 +90,7 @@ def shown(workdir, photos, tmp_path_factory):
     images = catalog.load_images(f"folder:{photos}").take(range(0, 60, 2))
     for _ in range(2):
         tensorboard.show_held_out(trained, images, folder)
-    return folder / "tensorboard/held_out", images, encode.encode_images(trained, images)
+    return folder / "tensorboard/held_out", images, trained.encode_images(images)
 
 
 def test_the_picture_has_each_query_before_its_neighbors(shown):
