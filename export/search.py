@@ -39,7 +39,7 @@ def search_files(index, encoder, paths, k, **options):
     Raises:
       UserError: the index is of another encoder, or a file is no image.
     """
-    return search_images(index, encoder, Images(None, paths, paths, None, None), k, **options)
+    return search_images(index, encoder, Images.of_files(paths), k, **options)
 
 
 def search_images(index, encoder, images, k, **options):

@@ -39,7 +39,7 @@ def load_split(dataset, role, data_dir="", rejected=frozenset()):
         return folder_split(read_folder(folder_root(dataset), rejected), role)
     if dataset in photo_sets.PHOTO_SETS:
         photos = photo_sets.read_list(dataset, role, data_dir)
-        return Images(None, photos.paths, photos.ids, photos.labels, None)
+        return Images.of_files(photos.paths, photos.ids, photos.labels)
     if dataset in CIFAR10_PROTOCOLS:
         return _cifar10_split(dataset, role, data_dir)
     return load_images(f"{dataset}/{'test' if role == 'query' else 'train'}", data_dir)
@@ -92,9 +92,8 @@ def _cifar10_split(protocol_name, role, data_dir):
 
 def _cifar10_pooled(data_dir):
     train, test = (read_tfds("cifar10", split, data_dir) for split in ("train", "test"))
-    return Images(
+    return Images.of_pixels(
         pixels=np.concatenate([train.pixels, test.pixels]),
-        paths=None,
         ids=train.ids + test.ids,
         labels=np.concatenate([train.labels, test.labels]),
         label_names=train.label_names,

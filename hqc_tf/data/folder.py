@@ -130,9 +130,9 @@ def read_folder(root, rejected=frozenset()):
     paths = [str(root / name) for name in ids]
     tops = [name.partition("/")[0] for name in ids]
     if any("/" not in name for name in ids) or len(set(tops)) < 2:
-        return Images(None, paths, ids, None, None)
+        return Images.of_files(paths, ids)
     names, labels = np.unique(tops, return_inverse=True)
-    return Images(None, paths, ids, labels, names.tolist())
+    return Images.of_files(paths, ids, labels, names.tolist())
 
 
 def folder_split(images, role):

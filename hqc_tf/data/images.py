@@ -1,57 +1,101 @@
 """A set of images, in memory or as files, and which of them are held out from training."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Images(NamedTuple):
-    """A set of images, in memory or as files.
+    """A set of images; made by `of_files`, `of_pixels` or `of_contents`.
+
+    Exactly one of pixels, paths and contents is not None.
 
     Attributes:
-      pixels: uint8 [N, H, W, 3], or None where the images are files.
-      paths: N file names, or None where the pixels are in memory.
-      ids: N names by which search results tell images apart.
-      labels: int [N], or uint8 [N, C] of 0 and 1 where an image has several, or None where nothing
-        is known; only evaluation looks at them.
-      label_names: name of each label, or None.
+        pixels: uint8 [N, H, W, 3].
+        paths: N file names.
+        contents: N bytes objects, each the contents of an image file, np.ndarray of objects.
+        ids: N names by which search results tell images apart.
+        labels: int [N], or uint8 [N, C] of 0 and 1 where an image has several, or None where
+            nothing is known; only evaluation reads them.
+        label_names: name of each label, or None.
     """
 
     pixels: np.ndarray | None
-    paths: list | None
-    ids: list
+    paths: list[str] | None
+    contents: np.ndarray | None
+    ids: list[str]
     labels: np.ndarray | None
-    label_names: list | None
+    label_names: list[str] | None
 
-    def __len__(self):
+    @classmethod
+    def of_files(
+        cls,
+        paths: Sequence,
+        ids: Sequence[str] | None = None,
+        labels: np.ndarray | None = None,
+        label_names: list[str] | None = None,
+    ) -> "Images":
+        """The images in files; without `ids`, their paths are their ids."""
+        paths = [str(path) for path in paths]
+        ids = paths if ids is None else list(ids)
+        return cls(None, paths, None, ids, labels, label_names)
+
+    @classmethod
+    def of_pixels(
+        cls,
+        pixels: np.ndarray,
+        ids: Sequence[str] | None = None,
+        labels: np.ndarray | None = None,
+        label_names: list[str] | None = None,
+    ) -> "Images":
+        """The images uint8 [N, H, W, 3]; without `ids`, their rows "0", "1", ... are their ids."""
+        ids = [str(row) for row in range(len(pixels))] if ids is None else list(ids)
+        return cls(pixels, None, None, ids, labels, label_names)
+
+    @classmethod
+    def of_contents(
+        cls,
+        contents: Sequence[bytes],
+        ids: Sequence[str],
+        labels: np.ndarray | None = None,
+        label_names: list[str] | None = None,
+    ) -> "Images":
+        """The images in the contents of files, which stay encoded in memory."""
+        held = np.empty(len(contents), object)
+        held[:] = contents
+        return cls(None, None, held, list(ids), labels, label_names)
+
+    def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows):
+    def take(self, rows: np.ndarray) -> "Images":
         """The images at int [n] `rows`."""
         return Images(
             pixels=None if self.pixels is None else self.pixels[rows],
             paths=None if self.paths is None else [self.paths[row] for row in rows],
+            contents=None if self.contents is None else self.contents[rows],
             ids=[self.ids[row] for row in rows],
             labels=None if self.labels is None else self.labels[rows],
             label_names=self.label_names,
         )
 
 
-def hold_out(images, count):
-    """Divides training images into those learned from and those kept to choose weights by.
+def hold_out(images: Images, count: int) -> tuple[Images, Images]:
+    """Divides training images into those trained on and those held out to choose weights by.
 
     Args:
-      images: `Images` of the role "train".
-      count: how many are kept, `--held_out`; of fewer than ten times as many images, a tenth is.
+        images: `Images` of the role "train".
+        count: how many are held out, `--held_out`; a tenth of fewer than ten times as many images.
 
     Returns:
-      (learned, held), `Images` each; the same division for every seed.
+        (trained on, held out), `Images` each; the same division for every seed.
     """
-    learned, held = _divided(images, count)
-    return images.take(learned), images.take(held)
+    trained_on, held = _divided(images, count)
+    return images.take(trained_on), images.take(held)
 
 
-def held_out(images, count):
+def held_out(images: Images, count: int) -> Images:
     """The second of what `hold_out` returns, without a copy of the first."""
     _, held = _divided(images, count)
     return images.take(held)

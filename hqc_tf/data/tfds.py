@@ -48,7 +48,7 @@ def read_tfds(name, split, data_dir):
     read = [_read_records(piece) for piece in pieces]
     pixels, labels = (np.concatenate(parts) for parts in zip(*read, strict=True))
     ids = [f"{name}/{split}/{row:05d}" for row in range(len(pixels))]
-    return Images(pixels, None, ids, labels, builder.info.features["label"].names)
+    return Images.of_pixels(pixels, ids, labels, builder.info.features["label"].names)
 
 
 def _read_records(piece):

@@ -120,7 +120,7 @@ def _free_port():
 
 
 def as_served(encoder, files):
-    return encode_images(encoder, Images(None, files, files, None, None))
+    return encode_images(encoder, Images.of_files(files))
 
 
 def joined(batches):

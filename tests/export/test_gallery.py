@@ -13,7 +13,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8)
 
 def images(labels, label_names=None):
     ids = [f"{row}" for row in range(4)]
-    return Images(PIXELS, None, ids, None if labels is None else np.array(labels), label_names)
+    return Images.of_pixels(PIXELS, ids, None if labels is None else np.array(labels), label_names)
 
 
 @pytest.mark.parametrize(

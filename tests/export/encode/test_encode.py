@@ -46,7 +46,7 @@ def identities(paths):
 def of_files(encoder, paths):
     """The codes of image files by `encode_images`."""
     names = [*map(str, paths)]
-    return encode_images(encoder, Images(None, names, names, None, None)).codes
+    return encode_images(encoder, Images.of_files(names)).codes
 
 
 @pytest.fixture(scope="module")

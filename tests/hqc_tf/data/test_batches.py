@@ -32,7 +32,7 @@ def random_pixels(count, height=12, width=10, seed=0):
 
 
 def in_memory(pixels):
-    return Images(pixels, None, [str(row) for row in range(len(pixels))], None, None)
+    return Images.of_pixels(pixels)
 
 
 def write_images(folder, pixels, pattern="{:03d}.png"):
@@ -129,7 +129,7 @@ def test_folder_without_labels_or_with_few_images_has_no_query(tmp_path, counts)
 
 
 def test_taken_rows_keep_what_belongs_together():
-    images = Images(random_pixels(4), None, list("abcd"), np.array([5, 6, 7, 8]), ["x"])
+    images = Images.of_pixels(random_pixels(4), list("abcd"), np.array([5, 6, 7, 8]), ["x"])
     taken = images.take([2, 0])
     np.testing.assert_array_equal(taken.pixels, images.pixels[[2, 0]])
     np.testing.assert_array_equal(taken.labels, [7, 5])
@@ -417,7 +417,7 @@ def small_cifar10(monkeypatch):
         pixels = np.full([count, 4, 4, 3], 0, np.uint8) + np.arange(first, first + count)[
             :, None, None, None
         ].astype(np.uint8)
-        return Images(pixels, None, ids, labels, list("abcdefghij"))
+        return Images.of_pixels(pixels, ids, labels, list("abcdefghij"))
 
     monkeypatch.setattr(catalog, "read_tfds", read)
     monkeypatch.setattr(catalog, "_QUERIES_PER_CLASS", 2)

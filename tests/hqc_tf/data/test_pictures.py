@@ -11,7 +11,7 @@ from hqc_tf.errors import printable
 
 def images_of(pixels, labels=None, label_names=None):
     ids = [str(row) for row in range(len(pixels))]
-    return Images(np.asarray(pixels, np.uint8), None, ids, labels, label_names)
+    return Images.of_pixels(np.asarray(pixels, np.uint8), ids, labels, label_names)
 
 
 def test_a_small_image_stays_as_it_is():
@@ -26,7 +26,7 @@ def test_a_large_one_keeps_its_shape():
 def test_files_are_read(tmp_path):
     path = tmp_path / "red.png"
     PIL.Image.new("RGB", (6, 3), "red").save(path)
-    images = Images(None, [str(path)], ["red.png"], None, None)
+    images = Images.of_files([path], ["red.png"])
     (tile,) = pictures.squares(images, 4)
     np.testing.assert_array_equal(tile[1:3, :, 0], 255)
     np.testing.assert_array_equal(tile[[0, 3]], 0)

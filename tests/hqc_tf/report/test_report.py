@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from hqc_tf import config, evaluate, label_free, metrics, model
-from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
 from hqc_tf.report import contents, figures, gallery, markup, numbers, page, scene
@@ -266,7 +265,7 @@ def test_the_first_the_middle_and_the_last_are_chosen(count, rows):
 
 def with_multi_hot(images):
     labels = np.eye(11, dtype=np.uint8)[images.labels]
-    return Images(images.pixels, images.paths, images.ids, labels, None)
+    return images._replace(labels=labels, label_names=None)
 
 
 def test_images_of_several_labels_are_compared_alike(seen, report):

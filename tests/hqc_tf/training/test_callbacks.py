@@ -10,8 +10,8 @@ from hqc_tf import label_free, model, optimizers
 from hqc_tf.data.images import Images
 from hqc_tf.training.callbacks import CloseEpoch, read_epochs
 
-HELD = Images(None, ["a.png"], ["a.png"], None, None)
-NONE = Images(None, [], [], None, None)
+HELD = Images.of_files(["a.png"])
+NONE = Images.of_files([])
 
 
 @pytest.fixture

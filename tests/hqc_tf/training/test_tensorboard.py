@@ -124,10 +124,10 @@ def test_the_projector_finds_all_it_needs_in_the_folder(shown):
 
 
 def test_ids_without_labels_are_one_column():
-    images = Images(None, ["a.png"], ["a\tb\n.png"], None, None)
+    images = Images.of_files(["a.png"], ["a\tb\n.png"])
     assert tensorboard._metadata(images) == "a\\tb\\n.png\n"
 
 
 def test_nothing_is_shown_without_held_out_images(tmp_path):
-    tensorboard.show_held_out(None, Images(None, [], [], None, None), tmp_path)
+    tensorboard.show_held_out(None, Images.of_files([]), tmp_path)
     assert list(tmp_path.iterdir()) == []
