@@ -1,8 +1,9 @@
 """Collections of codes for benchmarks, in shards as `export.encode` leaves them."""
 
 import numpy as np
+import pyarrow as pa
 
-from export.codes import PackedIds, Shard, start, write_shard
+from export.codes import Shard, start, write_shard
 
 WORDS, WORD_DIM = 16, 8
 SHARD = 1_000_000
@@ -49,4 +50,6 @@ def _words_of_clusters(rng, centers, codebooks, spread):
 def _numbered_ids(rows):
     digits = rows[:, None] // 10 ** np.arange(8, -1, -1) % 10
     text = (digits + ord("0")).astype(np.uint8).ravel()
-    return PackedIds(text, np.arange(len(rows) + 1, dtype=np.int64) * 9)
+    starts = np.arange(len(rows) + 1, dtype=np.int64) * 9
+    buffers = [None, pa.py_buffer(starts), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.large_binary(), len(rows), buffers)

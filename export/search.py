@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from export.answers import write_answers
-from export.codes import map_array
+from export.arrays import map_array
 from export.encoder import encode_images, load_encoder
 from export.index import load_index
 from hqc_tf import commands

@@ -37,7 +37,7 @@ class Searcher(tf.Module):
         self._encoder = encoder.module
         self._codebooks = index.codebooks
         self._codes = tf.Variable(index.codes, trainable=False, name="codes")
-        self._ids = tf.Variable(index.ids.encoded(), trainable=False, name="ids")
+        self._ids = tf.Variable(index.ids.to_pylist(), trainable=False, name="ids")
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images"), K])
     def search(self, images, k):

@@ -12,7 +12,10 @@ import glob
 import pathlib
 from typing import NamedTuple
 
-from export.codes import PackedIds, is_begun, pack_ids, read_names
+import pyarrow as pa
+
+from export.arrays import pack_ids, unpack_id
+from export.codes import is_begun, read_names
 from export.encode import records
 from hqc_tf.data.folder import SUFFIXES, read_items, walk
 from hqc_tf.errors import UserError
@@ -40,12 +43,12 @@ class Plan(NamedTuple):
 
     Attributes:
       job: dict of strings, what tells it from others.
-      names: `shards.PackedIds` of files, to be kept with the codes; None where there are none.
+      names: packed ids of files, to be kept with the codes; None where there are none.
       shards: list of what `read` takes.
     """
 
     job: dict
-    names: PackedIds | None
+    names: pa.LargeBinaryArray | None
     shards: list
 
 
@@ -82,8 +85,8 @@ def read(part):
     if isinstance(part, records.Records):
         return records.read_records(part)
     names = read_names(part.codes)
-    rows = range(part.first, part.last)
-    return read_items(part.root, map(names.__getitem__, rows))
+    rows = names.slice(part.first, part.last - part.first)
+    return read_items(part.root, (unpack_id(name.as_py()) for name in rows))
 
 
 def count_images(parts):
@@ -144,7 +147,7 @@ def _plan_tfrecords(pattern, codes, num_shards, image_feature, id_feature):
     features = {"image_feature": image_feature, "id_feature": id_feature}
     job = {"tfrecords": pattern, "root": str(root)} | features
     names = _keep_names(f"tfrecord:{pattern}", codes, job, _match(pattern))
-    pieces = [records.whole_file(str(root / names[row])) for row in range(len(names))]
+    pieces = [records.whole_file(str(root / unpack_id(name))) for name in names.to_pylist()]
     parts = [
         records.Records(pieces[first:last], **features)
         for first, last in _bounds(len(names), num_shards, 1, "files, and none is divided")

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from export.codes import Shard, pack_ids, write_shard
+from export.arrays import pack_ids
+from export.codes import Shard, write_shard
 from export.encode import inputs
 from hqc_tf.data.decoding import why_refused
 from hqc_tf.data.folder import in_batches, overlapped

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from export import folders
-from export.codes import Shard, pack_ids
+from export.arrays import pack_ids
+from export.codes import Shard
 from export.index import collection, store
 from export.index.neighbors import Index
 from export.index.scann import SCANN_WORDS

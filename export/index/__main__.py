@@ -8,7 +8,8 @@ import sys
 
 from absl import flags
 
-from export.codes import Shard, pack_ids, read_shards
+from export.arrays import pack_ids
+from export.codes import Shard, read_shards
 from export.encoder import encode_images, load_encoder
 from export.index import check_replaceable, collection, load_index, store, write_collection
 from export.index.scann import SCANN_WORDS

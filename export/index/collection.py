@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
-from export.codes import PackedIds, Shard
+from export.arrays import text_of, unpack_id
+from export.codes import Shard
 from hqc_tf.errors import UserError
 
 CHUNK = 2**20
@@ -24,8 +26,7 @@ class Collection:
     def __init__(self, shards, sources):
         self.sources = sources
         self._shards = shards
-        sizes = [(len(shard.codes), len(shard.ids.text)) for shard in self]
-        self.num_images, self.text_bytes = map(int, np.sum(sizes, axis=0))
+        self.num_images = sum(len(shard.codes) for shard in self)
 
     def __iter__(self):
         return iter(self._shards)
@@ -52,12 +53,12 @@ class Collection:
         wanted = {name.encode("utf-8", "surrogatepass") for name in ids}
         kept, found = [], set()
         for shard in self:
-            names = shard.ids.encoded()
+            names = shard.ids.to_pylist()
             mask = np.fromiter((name not in wanted for name in names), bool, len(names))
             found.update(names[row] for row in np.flatnonzero(~mask))
             kept.append(mask)
         if found != wanted:
-            missing = min(wanted - found).decode("utf-8", "surrogatepass")
+            missing = unpack_id(min(wanted - found))
             raise UserError(
                 f"--remove: {len(wanted - found)} of {len(wanted)} ids are not in the index, the "
                 f"first is {missing!r}; list ids that it has"
@@ -81,10 +82,9 @@ class _OfIndex(Sequence):
     def __getitem__(self, number):
         if not 0 <= number < len(self):
             raise IndexError(number)
-        rows = slice(number * CHUNK, (number + 1) * CHUNK)
-        starts = self._ids.starts[rows.start : rows.stop + 1]
-        text = self._ids.text[starts[0] : starts[-1]]
-        return Shard(self._codes[rows], PackedIds(text, starts - starts[0]))
+        start = number * CHUNK
+        ids = self._ids.slice(start, CHUNK).combine_chunks()
+        return Shard(self._codes[start : start + CHUNK], ids)
 
 
 def of_index(index):
@@ -96,7 +96,7 @@ def of_shards(shards):
     """The `Collection` of all images of a sequence of `Shard`, which are one source."""
     digest, count = hashlib.sha256(), 0
     for codes, ids in shards:
-        for array in (codes, ids.text, ids.starts):
+        for array in (codes, *text_of(ids)):
             digest.update(np.ascontiguousarray(array).data)
         count += len(codes)
     return Collection(shards, [{"sha256": digest.hexdigest(), "images": count}])
@@ -139,10 +139,7 @@ class _Thinned(Sequence):
 
     def __getitem__(self, number):
         shard, kept = self._shards[number], self._kept[number]
-        lengths = np.diff(shard.ids.starts)
-        starts = np.cumsum(np.append(0, lengths[kept]), dtype=np.int64)
-        text = shard.ids.text[np.repeat(kept, lengths)]
-        return Shard(shard.codes[kept], PackedIds(text, starts))
+        return Shard(shard.codes[kept], shard.ids.filter(pa.array(kept)))
 
 
 def _left(sources, kept):

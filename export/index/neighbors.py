@@ -12,8 +12,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from export.codes import PackedIds
+from export.arrays import unpack_id
 from hqc_tf import retrieval
 from hqc_tf.errors import UserError
 
@@ -41,7 +42,7 @@ class Index:
         distinct_codes: [U, M] uint8, every code that occurs, in lexical order.
         grouped_rows: [N] unsigned, the rows of the first code in rising order, then the second's.
         group_starts: [U+1] unsigned, where each code's rows begin in `grouped_rows`.
-        ids: `PackedIds` of N images.
+        ids: [N] packed ids of the images.
         searcher: ScaNN's, or None where the number of words asks for a full exact scan.
     """
 
@@ -51,7 +52,7 @@ class Index:
     distinct_codes: np.ndarray
     grouped_rows: np.ndarray
     group_starts: np.ndarray
-    ids: PackedIds
+    ids: pa.ChunkedArray
     searcher: Any
 
     @property
@@ -95,7 +96,7 @@ class Index:
 
     def ids_of(self, rows: np.ndarray) -> list[list[str]]:
         """The ids of [Q, k] rows."""
-        return [[self.ids[row] for row in query] for query in rows]
+        return [[*map(unpack_id, self.ids.take(query).to_pylist())] for query in rows]
 
     def rows(
         self,

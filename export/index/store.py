@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from export.codes import PackedIds, map_array
+from export.arrays import map_array, read_ids, write_ids
 from export.folders import MANIFEST, read_manifest, write_manifest
 from export.index import partitions
 from export.index.distinct import find_distinct
@@ -17,8 +17,8 @@ from export.index.scann import SCANN_WORDS, load_searcher, write_scann_files
 from hqc_tf.errors import UserError
 
 FORMAT = "hqc-index"
-FORMAT_VERSION = 2
-ARRAYS = ("codebooks", "hashed_dataset", "grouped_rows", "group_starts", "id_text", "id_starts")
+FORMAT_VERSION = 3
+ARRAYS = ("codebooks", "hashed_dataset", "grouped_rows", "group_starts")
 
 
 def write_files(folder, final_path, codebooks, collection, encoder, num_leaves, leaves_to_search):
@@ -87,7 +87,7 @@ def read_files(path, folder):
         distinct_codes=arrays["hashed_dataset"],
         grouped_rows=arrays["grouped_rows"],
         group_starts=arrays["group_starts"],
-        ids=PackedIds(arrays["id_text"], arrays["id_starts"]),
+        ids=read_ids(folder / "ids.arrow", "rebuild the index or bring back a copy"),
         searcher=searcher,
     )
 
@@ -135,18 +135,8 @@ def _write_codes(folder, codebooks, collection):
 
 
 def _write_ids(folder, collection):
-    texts = (shard.ids.text for shard in collection)
-    _write_array(folder, "id_text", [collection.text_bytes], np.uint8, texts)
-    starts = _starts(collection)
-    _write_array(folder, "id_starts", [collection.num_images + 1], np.int64, starts)
-
-
-def _starts(collection):
-    end = 0
-    for shard in collection:
-        yield end + shard.ids.starts[:-1]
-        end += int(shard.ids.starts[-1])
-    yield [end]
+    with (folder / "ids.arrow").open("wb") as file:
+        write_ids(file, (shard.ids for shard in collection))
 
 
 def _write_array(folder, name, shape, dtype, chunks):

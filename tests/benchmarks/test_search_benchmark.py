@@ -36,6 +36,6 @@ def test_clusters_are_clusters(tmp_path):
     search.build(tmp_path, 0)
     index = load_index(tmp_path / "index")
     assert index.num_images == 3000
-    assert index.ids[1234] == "000001234"
+    assert index.ids[1234].as_py() == b"000001234"
     likely = np.bincount(index.codes[:, 0], minlength=16) / 3000
     assert likely.max() > 2 * likely.min()

@@ -14,7 +14,8 @@ import tensorflow as tf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from export.codes import Shard, pack_ids, start, write_shard
+from export.arrays import pack_ids
+from export.codes import Shard, start, write_shard
 from export.index import write_index
 from hqc_tf import config, evaluate, model
 from hqc_tf.errors import UserError
@@ -153,7 +154,7 @@ def small_index(tmp_path_factory):
 
 INDEX_FILES = [
     "ah_codebook.pb", "codebooks.npy", "datapoint_to_token.npy", "group_starts.npy",
-    "grouped_rows.npy", "hashed_dataset.npy", "id_starts.npy", "id_text.npy", "manifest.json",
+    "grouped_rows.npy", "hashed_dataset.npy", "ids.arrow", "manifest.json",
     "scann_assets.pbtxt", "scann_config.pb", "serialized_partitioner.pb",
 ]  # fmt: skip
 
@@ -233,8 +234,7 @@ def small_codes(tmp_path_factory):
 
 
 CODE_FILES = [
-    "codebooks.npy", "codes-00000-of-00002.npy", "codes-00001-of-00002.npy",
-    "id_starts-00000-of-00002.npy", "id_text-00001-of-00002.npy", "manifest.json",
+    "codebooks.npy", "codes-00000-of-00002.arrow", "codes-00001-of-00002.arrow", "manifest.json",
 ]  # fmt: skip
 
 
@@ -266,8 +266,8 @@ def encoded(encoder, photos, tmp_path_factory):
 @given(
     harm=damage.damages(
         [
-            "manifest.json", "rejects-00000-of-00001.jsonl", "input_text.npy", "input_starts.npy",
-            "codes-00000-of-00001.npy",
+            "manifest.json", "rejects-00000-of-00001.jsonl", "inputs.arrow",
+            "codes-00000-of-00001.arrow",
         ]
     )
 )  # fmt: skip

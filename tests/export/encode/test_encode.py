@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from export.arrays import unpack_id
 from export.codes import is_done, read_rejects, read_shards
 from export.encode import __main__ as command
 from export.encode import inputs, streaming
@@ -28,7 +29,7 @@ def encode_input(encoder, source, folder, runner=streaming.encode_here, **option
     """Runs a plan; returns ids, codes uint8 [N, M], and reason by id."""
     encode_plan(encoder, inputs.make_plan(source, folder, **options), folder, runner)
     read = [*read_shards(folder).shards]
-    ids = [shard.ids[row] for shard in read for row in range(len(shard.ids))]
+    ids = [unpack_id(name) for shard in read for name in shard.ids.to_pylist()]
     rejects = [(reject["id"], reject["reason"]) for reject in read_rejects(folder)]
     assert len(dict(rejects)) == len(rejects)
     return ids, np.concatenate([shard.codes for shard in read]), dict(rejects)
@@ -250,7 +251,7 @@ def test_a_killed_command_goes_on(encoder, photos, tmp_path):
     killed.communicate()
     whole = identities(codes.glob("codes-*"))
     assert killed.returncode == -signal.SIGKILL and 3 <= len(whole) < 12
-    (codes / ".codes-00011-of-00012.npy.0123.partial").write_text("half")
+    (codes / ".codes-00011-of-00012.arrow.0123.partial").write_text("half")
     last = start_command(encoder, source, codes)
     printed, said = last.communicate()
     assert last.returncode == 0, said
@@ -282,6 +283,6 @@ def test_an_encoder_of_another_fingerprint_is_refused(encoder, photos, tmp_path)
     encode_input(encoder, f"folder:{photos}", tmp_path / "codes")
     before = contents(tmp_path / "codes")
     other = encoder._replace(manifest=encoder.manifest | {"fingerprint": "other"})
-    with pytest.raises(UserError, match="the encoder was .* and now is other: name another folder"):
+    with pytest.raises(UserError, match="the encoder was .* and now is other; name another folder"):
         encode_input(other, f"folder:{photos}", tmp_path / "codes")
     assert contents(tmp_path / "codes") == before

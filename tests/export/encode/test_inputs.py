@@ -154,7 +154,7 @@ def test_a_folder_that_is_begun_keeps_its_list(tmp_path):
         ("a.jpg", ""),
         ("c.jpg", "No such file or directory"),
     ]
-    with pytest.raises(UserError, match="begun as another job, what is encoded was"):
+    with pytest.raises(UserError, match="belongs to another job: what is encoded was"):
         begin(make_plan(f"{photos}/*.jpg", codes), codes)
 
 

@@ -1,0 +1,126 @@
+"""Files that are memory-mapped: arrays as .npy, ids and codes as Arrow.
+
+Ids are packed as an Arrow array of UTF-8; file names that are not UTF-8 survive as lone
+surrogates.
+"""
+
+import mmap
+import tokenize
+from collections.abc import Iterable
+from os import PathLike
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from hqc_tf.errors import naming_damage
+
+ID_SCHEMA = pa.schema([("id", pa.large_binary())])
+
+
+def pack_ids(ids: Iterable[str]) -> pa.LargeBinaryArray:
+    """Ids as Arrow keeps them; `unpack_id` gives each back, UTF-8 or not."""
+    return pa.array([name.encode("utf-8", "surrogatepass") for name in ids], pa.large_binary())
+
+
+def unpack_id(value: bytes) -> str:
+    """The id of which `value` is an element in a packed array."""
+    return value.decode("utf-8", "surrogatepass")
+
+
+def text_of(ids: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
+    """Views of packed ids.
+
+    Returns:
+        text: [bytes] uint8, all ids one after the other.
+        starts: [n+1] int64, where each id begins in `text`, and the end.
+    """
+    _, offsets, data = ids.buffers()
+    if not len(ids):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    starts = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    text = np.frombuffer(data or b"", np.uint8)[starts[0] : starts[-1]]
+    return text, starts - starts[0]
+
+
+def write_ids(file: BinaryIO, parts: Iterable[pa.LargeBinaryArray]) -> None:
+    """Writes packed ids as an Arrow file, one record batch per part."""
+    write_batches(file, ID_SCHEMA, (pa.record_batch([ids], ID_SCHEMA) for ids in parts))
+
+
+def read_ids(path: str | PathLike, fix: str) -> pa.ChunkedArray:
+    """What `write_ids` wrote, memory-mapped and checked.
+
+    Args:
+        path: of the Arrow file.
+        fix: end of the error message.
+
+    Raises:
+        UserError: it cannot be read, is damaged or has other columns.
+    """
+    return pa.Table.from_batches(read_batches(path, ID_SCHEMA, fix), ID_SCHEMA).column(0)
+
+
+def write_batches(file: BinaryIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Writes an Arrow file."""
+    with pa.ipc.new_file(pa.PythonFile(file), schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def read_batches(path: str | PathLike, schema: pa.Schema, fix: str) -> list[pa.RecordBatch]:
+    """The record batches of an Arrow file, memory-mapped and every value checked.
+
+    Args:
+        path: of the file.
+        schema: columns it must have, the first of ids.
+        fix: end of the error message.
+
+    Raises:
+        UserError: it cannot be read, is damaged or has other columns.
+    """
+    with naming_damage(path, fix):
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pa.ipc.open_file(pa.py_buffer(mapped))
+            if reader.schema != schema:
+                columns = [f"{field.name} {field.type}" for field in reader.schema]
+                wanted = [f"{field.name} {field.type}" for field in schema]
+                raise ValueError(f"its columns are {columns}, but must be {wanted}")
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate(full=True)
+                _check_columns(batch)
+            return batches
+        except (pa.ArrowException, MemoryError) as error:
+            raise ValueError(error) from error
+
+
+def _check_columns(batch):
+    if any(column.null_count for column in batch.columns):
+        raise ValueError("a value is missing")
+    text, starts = text_of(batch.column(0))
+    text.tobytes().decode("utf-8", "surrogatepass")
+    # No id begins within a character, so that each is UTF-8 by itself.
+    if (text[starts[starts < len(text)]] & 0xC0 == 0x80).any():
+        raise ValueError("an id is not UTF-8")
+
+
+def map_array(file: str | PathLike, name: str = "", fix: str = "write it again") -> np.ndarray:
+    """The array in a .npy file, memory-mapped; nothing in it is unpickled.
+
+    Args:
+        file: path of the file.
+        name: what the message calls it; empty: its path.
+        fix: end of the error message.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    # A header is a Python literal, so a damaged one may fail in the tokenizer.
+    with naming_damage(name or file, fix):
+        try:
+            return np.lib.format.open_memmap(file, mode="r")
+        except (SyntaxError, tokenize.TokenError, MemoryError, OverflowError) as error:
+            raise ValueError(error) from error
