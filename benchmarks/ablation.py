@@ -28,9 +28,10 @@ from typing import NamedTuple
 from absl import flags
 
 from benchmarks import hparams, machine
-from hqc_tf import commands, config, evaluate, files
+from hqc_tf import commands, config, files
 from hqc_tf.data import catalog
 from hqc_tf.errors import UserError
+from hqc_tf.workdir import METRICS
 
 _LAST_LINES = 10
 
@@ -231,7 +232,7 @@ def _call(command, log):
 
 def _results(run):
     """The newest metrics of the run by their weights: "last", and "best" where it has them."""
-    lines = map(json.loads, (run.workdir / evaluate.METRICS).read_text().splitlines())
+    lines = map(json.loads, (run.workdir / METRICS).read_text().splitlines())
     # Someone may have judged the workdir by another distance since.
     judged = [line for line in lines if line["distance"] == run.settings.distance]
     return {line["weights"]: line for line in judged if line["weights"] in ("last", "best")}

@@ -27,11 +27,10 @@ import tensorflow as tf
 from absl import flags
 
 from benchmarks import machine
-from hqc_tf import commands, evaluate, files
+from hqc_tf import commands, files
 from hqc_tf.data import catalog
 from hqc_tf.errors import UserError
-from hqc_tf.training.callbacks import EPOCHS, TENSORBOARD, read_epochs
-from hqc_tf.training.state import STATES
+from hqc_tf.workdir import EPOCHS, METRICS, STATES, TENSORBOARD, read_epochs
 
 IMAGES = 240
 # More of one process after one kill means that it does not get out of it.
@@ -160,7 +159,7 @@ def differences(folder, other):
         one, two = (arrays(f / "checkpoints" / kind) for f in (folder, other))
         names = one.keys() | two.keys()
         found += [f"{kind}/{name}" for name in names if not _equal(one.get(name), two.get(name))]
-    for name in (EPOCHS, evaluate.METRICS):
+    for name in (EPOCHS, METRICS):
         one, two = (
             [json.loads(line) | {"time": 0} for line in (f / name).read_text().splitlines()]
             for f in (folder, other)

@@ -11,7 +11,9 @@ keeps as the best, with that of the highest mAP and with the last. The same comm
 what is missing, and goes on with a run that was broken off.
 """
 
+import dataclasses
 import json
+import operator
 import pathlib
 import shlex
 import statistics
@@ -25,7 +27,16 @@ from hqc_tf import commands, evaluate, files, train
 from hqc_tf.errors import UserError
 
 CHOICE = "choice.jsonl"
-_JUDGED = {"epoch": int, "step": int, "recall_at_1": float, "mean_average_precision": float}
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochScores:
+    """A line of choice.jsonl: both scores of the weights after an epoch, counted from 0."""
+
+    epoch: int
+    step: int
+    recall_at_1: float
+    mean_average_precision: float
 
 
 class JudgeEpoch(tf.keras.callbacks.Callback):
@@ -43,14 +54,14 @@ class JudgeEpoch(tf.keras.callbacks.Callback):
         """Judges the weights as they are."""
         step = int(self.model.optimizer.iterations)
         judged = evaluate.evaluate(self.model, step)
-        line = {"epoch": epoch} | {name: judged[name] for name in list(_JUDGED)[1:]}
-        before = [known for known in read_choice(self._path) if known["epoch"] < epoch]
-        files.replace_lines(self._path, [*before, line])
+        line = EpochScores(epoch, step, judged.recall_at_1, judged.mean_average_precision)
+        before = [known for known in read_choice(self._path) if known.epoch < epoch]
+        files.write_lines(self._path, [*before, line])
 
 
 def read_choice(path):
-    """The lines that `JudgeEpoch` has left in `path`, a dict an epoch; empty without the file."""
-    return files.read_lines(path, _JUDGED)
+    """The lines that `JudgeEpoch` has left in `path`; empty without the file."""
+    return files.read_lines(path, EpochScores)
 
 
 def compare(lines):
@@ -64,10 +75,10 @@ def compare(lines):
       mAP) and `last`, a line each, and `given_up`, mAP of picked less that of chosen.
     """
     chosen, picked = (
-        max(lines, key=lambda line: line[name])
+        max(lines, key=operator.attrgetter(name))
         for name in ("recall_at_1", "mean_average_precision")
     )
-    given_up = picked["mean_average_precision"] - chosen["mean_average_precision"]
+    given_up = picked.mean_average_precision - chosen.mean_average_precision
     return {"chosen": chosen, "picked": picked, "last": lines[-1], "given_up": given_up}
 
 
@@ -80,7 +91,7 @@ def judge_run(run):
     path = run.workdir / CHOICE
     train.train_and_evaluate(run.settings, run.workdir, [JudgeEpoch(path)])
     lines = read_choice(path)
-    if [line["epoch"] for line in lines] != list(range(run.settings.epochs)):
+    if [line.epoch for line in lines] != list(range(run.settings.epochs)):
         raise UserError(
             f"{path}: {len(lines)} of {run.settings.epochs} epochs were judged; remove "
             f"{run.workdir} and give the command again"
@@ -114,12 +125,12 @@ def write_report(compared, output, command):
         f"- machine: {machine.describe(told['machine'])}",
     ]
     files.replace_text(pathlib.Path(f"{output}.md"), "\n".join(page) + "\n")
-    text = json.dumps(told | {"mean_given_up": mean, "runs": compared}, indent=2)
+    text = json.dumps(told | {"mean_given_up": mean, "runs": compared}, indent=2, default=vars)
     files.replace_text(pathlib.Path(f"{output}.json"), text + "\n")
 
 
 def _cell(line):
-    return f"{line['mean_average_precision']:.4f} ({line['epoch'] + 1})"
+    return f"{line.mean_average_precision:.4f} ({line.epoch + 1})"
 
 
 def main(_):

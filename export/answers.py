@@ -25,7 +25,7 @@ def write_answers(found, output):
         return
     output = pathlib.Path(output)
     write = _write_table if output.suffix == ".parquet" else _write_lines
-    files.write_whole(output, lambda file: write(found, file))
+    files.write_atomically(output, lambda file: write(found, file))
 
 
 def _lines(found):

@@ -24,6 +24,7 @@ import pyarrow as pa
 from export.arrays import ID_SCHEMA, map_array, read_batches, write_batches, write_ids
 from export.folders import MANIFEST, read_manifest, write_manifest, write_whole
 from hqc_tf import files
+from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
 
 FORMAT = "hqc-codes"
@@ -193,7 +194,7 @@ def read_rejects(folder: str | PathLike) -> Iterator[dict[str, str]]:
     count = _manifest(folder)["num_shards"]
     for number in range(count):
         path = _path(folder, "rejects", number, count, "jsonl")
-        yield from files.read_lines(path, {"id": str, "reason": str})
+        yield from map(files.as_json, files.read_lines(path, Reject))
 
 
 def _check_same(folder, encoder, num_shards, job):

@@ -33,7 +33,7 @@ def read_manifest(folder, kind):
 
 
 def write_whole(path, write):
-    """`files.write_whole` where others may write the same; one killed leaves .NAME.*.partial.
+    """`files.write_atomically` where others may write the same; one killed leaves .NAME.*.partial.
 
     Args:
       path: `pathlib.Path` of the file; one that stands is replaced.
@@ -41,7 +41,7 @@ def write_whole(path, write):
     """
     # Two machines that share the folder may have processes of one number.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    files.write_whole(path, write, aside)
+    files.write_atomically(path, write, aside)
 
 
 @contextlib.contextmanager

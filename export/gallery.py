@@ -48,7 +48,9 @@ def draw_gallery(queries, neighbors, path):
             _show(axes[row][place + 1], found, place, color, title)
     figure.suptitle(f"Query (left) and its {columns - 1} nearest images", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 0.98), pad=0.4)
-    files.write_whole(pathlib.Path(path), lambda file: figure.savefig(file, format="png", dpi=110))
+    files.write_atomically(
+        pathlib.Path(path), lambda file: figure.savefig(file, format="png", dpi=110)
+    )
     pyplot.close(figure)
 
 

@@ -12,9 +12,10 @@ import tensorflow as tf
 from absl import flags
 
 from export import folders, versions, warmup
-from hqc_tf import _keras2, commands, model
+from hqc_tf import _keras2, commands
 from hqc_tf.data import augment, decoding
 from hqc_tf.errors import UserError
+from hqc_tf.workdir import WEIGHTS, load, saved_step
 
 FORMAT = "hqc-encoder"
 # 2: encode_bytes tells which images are valid, and stands under the fingerprint as well.
@@ -82,7 +83,7 @@ def export_encoder(workdir, output, version=None, weights="best"):
       UserError: the version stands already, or there is no trained model.
     """
     version = versions.free_version(output, version)
-    trained = model.load(workdir, weights)
+    trained = load(workdir, weights)
     served = ServedEncoder(trained)
     identity = fingerprint(trained)
     signatures = {
@@ -94,7 +95,7 @@ def export_encoder(workdir, output, version=None, weights="best"):
         "format_version": FORMAT_VERSION,
         "fingerprint": identity,
         "weights": weights,
-        "step": model.saved_step(workdir, weights),
+        "step": saved_step(workdir, weights),
         "bits": trained.settings.bits,
         "settings": dataclasses.asdict(trained.settings),
         "versions": _keras2.versions(),
@@ -168,5 +169,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder that a training left", required=True)
     flags.DEFINE_string("output", None, "folder of versions", required=True)
     flags.DEFINE_integer("version", None, "number of the version; the next, if none", lower_bound=1)
-    flags.DEFINE_enum("weights", "best", [*model.WEIGHTS], "which weights of the run")
+    flags.DEFINE_enum("weights", "best", [*WEIGHTS], "which weights of the run")
     commands.run(main)

@@ -1,8 +1,9 @@
-"""Runs a command: flags in, one-line errors and status out, and the help of its flags by theme."""
+"""Runs a command: flags, one-line errors and exit status, and --help with flags by theme."""
 
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
@@ -10,15 +11,17 @@ from hqc_tf import config
 from hqc_tf.errors import UserError, printable
 
 OWN = "this command"
-_WIDEST = 100
-
-
+_MAX_WIDTH_CHARACTERS = 100
 # Where the texts of flags begin; a longer name has a line of its own.
 _COLUMN = 26
 
 
-def run(main):
-    """Runs a command: flags, then `main(arguments)`; what a person can mend is a line, status 2."""
+def run(main: Callable[[list[str]], object]) -> None:
+    """Parses the flags and calls `main`; an error that a user can fix is one line and status 2.
+
+    Args:
+        main: called with the arguments that are not flags; what it returns is the exit status.
+    """
 
     def parse(argv):
         define(config.themes())
@@ -29,9 +32,9 @@ def run(main):
 
     def guarded(argv):
         logging.set_verbosity(logging.ERROR)
-        # What TensorFlow logs as an error it raises as well, or it is none of the user's.
+        # What TensorFlow logs as an error it raises as well, or it does not concern the user.
         logging.logging.getLogger("tensorflow").setLevel("CRITICAL")
-        # A name may be no UTF-8, which a terminal's encoding cannot show.
+        # A file's name may not be UTF-8, and a terminal's encoding cannot show it then.
         sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(argv[1:])
@@ -40,27 +43,28 @@ def run(main):
         except OSError as error:
             if error.filename is None:
                 raise
-            return _stop(f"{error.filename}: {error.strerror}; mend that or name another")
+            return _stop(f"{error.filename}: {error.strerror}; fix that or name another")
 
     app.run(guarded, flags_parser=parse)
 
 
 def _stop(message):
-    # A name in it may hold what moves the cursor or colours the terminal.
+    # A name in it may hold characters that move the cursor or color the terminal.
     print("error:", printable(" ".join(str(message).split())), file=sys.stderr)
     sys.exit(2)
 
 
 class HelpFlag(flags.BooleanFlag):
-    """A flag that ends the command with its help, status 0.
+    """A flag that prints the command's help and ends it with status 0.
 
     Args:
-      name, short_name: of the flag.
-      themes: name of a setting -> theme that it stands under.
+        name: of the flag.
+        short_name: of one letter, or None.
+        themes: name of a setting -> theme under which it is listed.
     """
 
-    def __init__(self, name, short_name, themes):
-        # absl's own of the same name, whose list is by letters, is replaced.
+    def __init__(self, name: str, short_name: str | None, themes: Mapping[str, str]):
+        # It replaces absl's flag of the same name, whose list is alphabetical.
         super().__init__(name, False, "show this help", short_name, allow_override=True)
         self._themes = themes
 
@@ -70,24 +74,24 @@ class HelpFlag(flags.BooleanFlag):
             for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
                 if flag not in groups[OWN]:
                     groups.setdefault(self._themes.get(flag.name, OWN), []).append(flag)
-            width = min(shutil.get_terminal_size().columns, _WIDEST)
+            width = min(shutil.get_terminal_size().columns, _MAX_WIDTH_CHARACTERS)
             print(describe(sys.modules["__main__"].__doc__, groups, width))
             sys.exit(0)
 
 
-def define(themes, flag_values=flags.FLAGS):
-    """Makes --help, -? and --helpshort; to be called when absl has made its own."""
+def define(themes: Mapping[str, str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines --help, -? and --helpshort, after absl has defined its own."""
     for name, short_name in (("help", "?"), ("helpshort", None)):
         flags.DEFINE_flag(HelpFlag(name, short_name, themes), flag_values)
 
 
-def describe(about, groups, width):
-    """The help of a command.
+def describe(about: str | None, groups: Mapping[str, Sequence[flags.Flag]], width: int) -> str:
+    """The help text of a command.
 
     Args:
-      about: its docstring.
-      groups: theme -> absl's flags, in the order in which they stand.
-      width: of a line, in characters.
+        about: its docstring.
+        groups: theme -> its flags, in the order in which they are listed.
+        width: of a line, in characters.
     """
     parts = [about.strip()] if about else []
     for theme, some in groups.items():
@@ -99,29 +103,27 @@ def describe(about, groups, width):
 
 def _entry(flag, width):
     name = f"  --{'[no]' if flag.boolean else ''}{flag.name}"
-    lines = textwrap.wrap(
+    indent = " " * _COLUMN
+    text = textwrap.fill(
         _explain(flag),
         max(width, 2 * _COLUMN),
-        initial_indent=" " * _COLUMN,
-        subsequent_indent=" " * _COLUMN,
+        initial_indent=indent,
+        subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
-    if len(name) < _COLUMN - 1:
-        lines[0] = name + lines[0][len(name) :]
-        name = None
-    return "\n".join([name, *lines] if name else lines)
+    return name + text[len(name) :] if len(name) < _COLUMN - 1 else f"{name}\n{text}"
 
 
 def _explain(flag):
-    """The flag's text, what it takes, and what it is when it is not given."""
-    text, said = flag.help, []
+    """The flag's text, its choices, and its default."""
+    text, notes = flag.help, []
     if isinstance(flag, flags.EnumFlag):
         choices = flag.parser.enum_values
         text = text.removeprefix(f"<{'|'.join(choices)}>: ")
-        said.append(f"one of {', '.join(choices)}")
+        notes.append(f"one of {', '.join(choices)}")
     if any(not validator.checker(None) for validator in flag.validators):
-        said.append("required")
+        notes.append("required")
     elif flag.default not in (None, ""):
-        said.append(f"default {str(flag.default).lower() if flag.boolean else flag.default}")
-    return f"{text} ({'; '.join(said)})" if said else text
+        notes.append(f"default {str(flag.default).lower() if flag.boolean else flag.default}")
+    return f"{text} ({'; '.join(notes)})" if notes else text

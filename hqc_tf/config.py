@@ -6,7 +6,6 @@ its rule. Nothing to the right of this module reads a flag.
 
 import dataclasses
 import math
-import pathlib
 
 from absl import flags
 
@@ -24,7 +23,6 @@ DATASETS = (
 BACKBONES = ("resnet18_cifar", "resnet18", "resnet50", "vgg16")
 FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
 DISTANCES = ("l2", "squared")
-FLAGFILE = "flags.txt"
 
 
 def _setting(default, text, choices=None, least=None, above=None, most=None, opens=None):
@@ -350,21 +348,3 @@ def _check_value(name, value):
         raise UserError(f"{name}{value}: no name holds a NUL character; take it out")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}{value}: must be a finite number; give one")
-
-
-def from_workdir(workdir):
-    """The `Config` that a training left in `workdir`.
-
-    Raises:
-      UserError: there is none, or it cannot be read.
-    """
-    path = pathlib.Path(workdir) / FLAGFILE
-    if not path.is_file():
-        raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
-    try:
-        settings, rest = parse([f"--flagfile={path}"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}, or train anew") from error
-    if rest:
-        raise UserError(f"{path}: {rest[0]}: no flag; mend the line or train anew")
-    return settings

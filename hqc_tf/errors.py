@@ -1,12 +1,12 @@
-"""Errors a user can fix, named in one line: the value, the rule and the fix."""
+"""Errors that a user can fix, in one line: the value, the rule and the fix."""
 
 import contextlib
 import errno
 import os
+import sys
+from collections.abc import Iterator
 
-import tensorflow as tf
-
-# What TensorFlow and Python raise on files whose bytes are not what was written.
+# What Python raises on files whose bytes are not those that were written.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -15,56 +15,62 @@ _DAMAGE = (
     AttributeError,
     AssertionError,
     RuntimeError,
-    tf.errors.OpError,
 )
-
-
-# What a disk answers that takes no more: full, over a quota, over the largest size of a file.
+# The system's words for a full disk, an exceeded quota and a file that is too large.
 _FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class UserError(ValueError):
-    """Input a person can mend; the message names the value, the rule and the mend in one line."""
+    """Input that a user can fix; the message is one line with the value, the rule and the fix."""
 
 
 @contextlib.contextmanager
-def naming_damage(path, mend):
-    """Turns what reading a damaged file raises, in Python and in TensorFlow, into a `UserError`.
+def naming_damage(path: str | os.PathLike, fix: str) -> Iterator[None]:
+    """Turns errors of Python and TensorFlow on a damaged file into a `UserError`.
 
     Args:
-      path: file or folder that is read, for the message.
-      mend: what to do about it, the message's end.
+        path: file or folder that is read, for the message.
+        fix: what to do about it, the end of the message.
     """
     try:
         yield
     except UserError:
         raise
-    except _DAMAGE as error:
-        said = str(error).partition("\n")[0].rpartition("}} ")[2]
-        raise UserError(f"{path}: cannot be read ({said}); {mend}") from error
+    except (*_DAMAGE, *_tensorflow_errors()) as error:
+        raise UserError(f"{path}: cannot be read ({_first_line(error)}); {fix}") from error
 
 
 @contextlib.contextmanager
-def naming_a_full_disk(path):
-    """Turns the errors of a disk that takes no more, Python's and TensorFlow's, into a `UserError`.
+def naming_a_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Turns errors of Python and TensorFlow on a full disk into a `UserError`.
 
     Args:
-      path: file or folder that is written, for the message.
+        path: file or folder that is written, for the message.
     """
     try:
         yield
-    except (OSError, tf.errors.OpError) as error:
-        # Behind the name that TensorFlow gives the operation.
-        said = str(error).splitlines()[0].rpartition("}} ")[2]
-        if not any(reason in said for reason in _FULL):
+    except (OSError, *_tensorflow_errors()) as error:
+        reason = _first_line(error)
+        if not any(full in reason for full in _FULL):
             raise
         raise UserError(
-            f"{path}: its disk takes no more ({said}); make room there and give the same command "
-            "again, which goes on from what is whole"
+            f"{path}: the disk is full ({reason}); free space there and run the same command "
+            "again, which resumes from what is complete"
         ) from error
 
 
-def printable(text):
-    r"""Text with a backslash escape for every character that does not show, such as \n."""
+def printable(text: object) -> str:
+    r"""Text with a backslash escape, such as \n, for every character that is not printable."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     return "".join(shown)
+
+
+def _tensorflow_errors():
+    # Importing TensorFlow takes seconds; where it is not loaded it cannot have raised.
+    tensorflow = sys.modules.get("tensorflow")
+    return (tensorflow.errors.OpError,) if tensorflow else ()
+
+
+def _first_line(error):
+    # TensorFlow puts the operation's name, in braces, before the reason.
+    return str(error).partition("\n")[0].rpartition("}} ")[2]

@@ -1,18 +1,30 @@
-"""Atomic writes, and files of JSON lines."""
+"""Atomic writes, and files of JSON lines as dataclasses."""
 
+import dataclasses
 import json
 import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
 
 from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
 
+Line = TypeVar("Line")
+# Metadata of the dict field of a dataclass that takes every name of a line without a field.
+REST = {"rest": True}
 
-def write_whole(path, write, aside=None):
-    """Writes a file, on the disk before this returns; until then the one before stays.
+
+def write_atomically(
+    path: pathlib.Path, write: Callable[[BinaryIO], object], aside: pathlib.Path | None = None
+) -> None:
+    """Writes a file, on the disk before this returns; until then the old one stays.
 
     Args:
-      path: `pathlib.Path`.
-      write: called with a binary file.
-      aside: where it is written first, beside `path`; None: .NAME. A killed process leaves it.
+        path: the file.
+        write: called with a binary file.
+        aside: file beside `path` that is written first, and left by a killed process; None: .NAME.
     """
     aside = aside or path.with_name(f".{path.name}")
     try:
@@ -25,73 +37,68 @@ def write_whole(path, write, aside=None):
         aside.unlink(missing_ok=True)
 
 
-def replace_text(path, text):
-    """`write_whole` of a text.
-
-    Args:
-      path: `pathlib.Path`.
-      text: all that the file is to hold.
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file atomically.
 
     Raises:
-      UserError: the disk is full.
+        UserError: the disk is full.
     """
     with naming_a_full_disk(path):
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def read_lines(path, needed, *together, rest=None):
-    """What a file of JSON objects holds, a dict a line; empty where there is no file.
-
-    A kind is a type, or [float], {str: float}: a list and a dict of numbers, with one at least.
-    Numbers are float, and int is one that counts something.
+def read_lines(path: pathlib.Path, kind: type[Line]) -> list[Line]:
+    """The lines of a file of JSON objects, decoded; empty where there is no file.
 
     Args:
-      path: `pathlib.Path`.
-      needed: name -> kind of what every line has.
-      *together: the same of what a line has all of or nothing.
-      rest: kind of whatever else is in a line; None: any.
+        path: the file.
+        kind: dataclass with a field for each name; a field whose metadata is `REST` takes the
+            other names, which are ignored where there is no such field.
 
     Raises:
-      UserError: it cannot be read, or a line is none of these.
+        UserError: the file cannot be read, or a line does not fit `kind`; its number is named.
     """
     if not path.exists():
         return []
-    with naming_damage(path, "mend it or bring back a copy"):
+    with naming_damage(path, "fix it or restore a copy"):
         lines = path.read_text().splitlines()
     found = []
     for number, text in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
-            _check_line(line, needed, together, rest)
+            found.append(_from_json(json.loads(text), kind))
         except (ValueError, RecursionError) as error:
-            why = f"{path}: line {number}: {error}; mend it or take it out"
-            raise UserError(why) from error
-        found.append(line)
+            reason = f"{path}: line {number}: {error}; fix it or remove the line"
+            raise UserError(reason) from error
     return found
 
 
-def _check_line(line, needed, together, rest):
-    if not isinstance(line, dict):
-        raise ValueError("no object of JSON")
-    kinds = dict(needed)
-    for group in together:
-        kinds |= group if group.keys() & line.keys() else {}
-    for name in [*kinds, *(line.keys() - kinds.keys())]:
-        kind = kinds.get(name, rest)
-        if kind and not (name in line and _is_of(kind, line[name])):
-            raise ValueError(f"{name} is {line.get(name, 'missing')}, which it cannot be")
+def write_lines(path: pathlib.Path, lines: Iterable[Any]) -> None:
+    """Writes a file atomically from which `read_lines` reads the same dataclasses."""
+    replace_text(path, to_text(lines))
 
 
-def _is_of(kind, value):
-    if isinstance(kind, list | dict):
-        values = value.values() if isinstance(value, dict) else value
-        return isinstance(value, type(kind)) and value and all(_is_of(float, x) for x in values)
-    if kind in (int, float):
-        counts = isinstance(value, int) and -1 < value < 2**63
-        return not isinstance(value, bool) and (counts or kind is float and type(value) is float)
-    return isinstance(value, kind)
+def to_text(lines: Iterable[Any]) -> str:
+    """The JSON lines of dataclasses."""
+    return "".join(json.dumps(as_json(line)) + "\n" for line in lines)
 
 
-def replace_lines(path, lines):
-    """`replace_text` of what `read_lines` is to give."""
-    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+def as_json(line: Any) -> dict[str, Any]:
+    """A line's dataclass as the dict that is written; fields that are None are left out."""
+    rest = _rest_name(type(line))
+    values = {}
+    for name, value in dataclasses.asdict(line).items():
+        values |= value if name == rest else {name: value} if value is not None else {}
+    return values
+
+
+def _from_json(values, kind):
+    rest = _rest_name(kind)
+    if rest and isinstance(values, dict):
+        names = {field.name for field in dataclasses.fields(kind)} - {rest}
+        others = {name: values[name] for name in values.keys() - names}
+        values = {name: values[name] for name in values if name in names} | {rest: others}
+    return msgspec.convert(values, kind)
+
+
+def _rest_name(kind):
+    return next((field.name for field in dataclasses.fields(kind) if field.metadata == REST), None)

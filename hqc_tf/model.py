@@ -1,15 +1,13 @@
 """The model that learns: encoder, quantizer, and a train step over two views."""
 
 import dataclasses
-import pathlib
 
 import tensorflow as tf
 
-from hqc_tf import backbones, config, distribute, losses, numerics
+from hqc_tf import backbones, config, distribute, losses
 from hqc_tf.data.batches import no_autograph, plain_batches, recolor_views
 from hqc_tf.data.images import Images
 from hqc_tf.data.screening import naming_a_bad_file
-from hqc_tf.errors import UserError, naming_damage
 from hqc_tf.losses import Encoding
 from hqc_tf.numerics import branches
 from hqc_tf.quantizer import ProductQuantizer
@@ -18,8 +16,6 @@ from hqc_tf.retrieval import Encoded, collect
 PROJECTION = 512
 # Images that are encoded together.
 ENCODE_BATCH = 256
-WEIGHTS = {"best": "checkpoints/best", "last": "checkpoints/last"}
-_MEND = "bring back a copy, or train anew"
 
 
 def build_encoder(settings):
@@ -190,54 +186,6 @@ def build_model(settings):
     tf.keras.mixed_precision.set_global_policy(settings.precision)
     tf.keras.utils.set_random_seed(settings.seed)
     return HQC(settings)
-
-
-def save_weights(model, workdir, step, weights):
-    """Saves what encoding needs after `step` steps as the workdir's "best" or "last" weights.
-
-    Raises:
-      UserError: a weight is not finite; what was saved before stays.
-    """
-    numerics.check_weights(model, step)
-    saved = tf.train.Checkpoint(
-        encoder=model.encoder, quantizer=model.quantizer, step=tf.Variable(step, dtype=tf.int64)
-    )
-    folder = pathlib.Path(workdir, WEIGHTS[weights])
-    with distribute.folder_to_save_in(model.distribute_strategy, folder) as folder:
-        manager = tf.train.CheckpointManager(saved, folder, max_to_keep=1)
-        manager.save(checkpoint_number=step)
-
-
-def saved_step(workdir, weights="last"):
-    """Steps behind the "best" or "last" weights of `workdir`, or None where there are none."""
-    folder = pathlib.Path(workdir, WEIGHTS[weights])
-    with naming_damage(folder, _MEND):
-        newest = tf.train.latest_checkpoint(folder)
-        step = newest and tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE")
-        return newest and int(step)
-
-
-def load(workdir, weights="best"):
-    """The model that a training left in `workdir`, ready to encode.
-
-    Args:
-      workdir: folder that a training left.
-      weights: "best", chosen without labels, or "last".
-
-    Raises:
-      config.UserError: there is no trained model.
-    """
-    settings = config.from_workdir(workdir)
-    folder = pathlib.Path(workdir, WEIGHTS[weights])
-    with naming_damage(folder, _MEND):
-        newest = tf.train.latest_checkpoint(folder)
-    if newest is None:
-        raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
-    model = build_model(settings)
-    saved = tf.train.Checkpoint(encoder=model.encoder, quantizer=model.quantizer)
-    with naming_damage(folder, _MEND):
-        saved.restore(newest).assert_existing_objects_matched().expect_partial()
-    return model
 
 
 def _book_classifier(settings, dtype):

@@ -1,59 +1,66 @@
-"""Trains on unlabelled images: `python -m hqc_tf.train --flagfile=... --workdir=...`.
+"""Trains on unlabeled images: `python -m hqc_tf.train --flagfile=... --workdir=...`.
 
-The same command again goes on from the last saved state, or does nothing once training is done.
+The same command again resumes from the last saved state, or does nothing once training is done.
 """
 
 import concurrent.futures
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Sequence
 
+import tensorflow as tf
+import tqdm
 from absl import flags
 
-from hqc_tf import commands, config, distribute, evaluate, files, model, optimizers, progress
+from hqc_tf import commands, config, distribute, evaluate, model, optimizers
 from hqc_tf.data import catalog, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.images import hold_out
-from hqc_tf.errors import UserError, naming_a_full_disk
+from hqc_tf.errors import naming_a_full_disk
 from hqc_tf.training import tensorboard
-from hqc_tf.training.callbacks import (
-    CloseEpoch,
-    KeepState,
-    MeasureSpeed,
-    ShowTraining,
-    StopAtNonFinite,
-    read_epochs,
-)
+from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
+from hqc_tf.workdir import (
+    REJECTS,
+    Folder,
+    Result,
+    append_metrics,
+    check_settings,
+    read_epochs,
+    read_metrics,
+    read_rejects,
+    write_rejects,
+    write_settings,
+)
 
-# Where the data lies is no setting of the model: a run may go on after a move.
-_MAY_CHANGE = ("data_dir",)
 
-
-def train_and_evaluate(settings, workdir, callbacks=()):
-    """Trains from the start or from the last saved state, then judges the codes.
-
-    Leaves flags.txt, checkpoints/, tensorboard/, epochs.jsonl, speed.jsonl and metrics.jsonl in
-    `workdir`, and of a folder of images rejects.jsonl, those that were left out.
+def train_and_evaluate(
+    settings: config.Config,
+    workdir: Folder,
+    callbacks: Sequence[tf.keras.callbacks.Callback] = (),
+) -> list[Result]:
+    """Trains from the start or from the last saved state, then evaluates the codes.
 
     Args:
-      settings: `Config`.
-      workdir: folder, made where it is missing.
-      callbacks: Keras callbacks to call too, when an epoch is closed and before its state is
-        saved: what a kill lost is trained and called again.
+        settings: of the run.
+        workdir: folder of the run, made where it is missing; `hqc_tf.workdir` lists its files.
+        callbacks: called too, after an epoch's weights and figures are written and before its state
+            is saved: what a kill lost is trained and called again.
 
     Returns:
-      list of two results as in metrics.jsonl: of the last and of the best weights. Of several
-      processes the chief judges, and the others return an empty list, unless all was done before.
+        Two lines of metrics.jsonl, of the last and of the best weights. In a run of several
+        processes the chief evaluates; the others return an empty list, unless the run was complete.
 
     Raises:
-      UserError: the strategy is none this machine has, its replicas cannot share the batch,
-        `workdir` belongs to a run of other settings, its disk is full, the data cannot be read, or
-        a loss is not finite.
+        UserError: this machine lacks the strategy, the replicas cannot share the batch, `workdir`
+            has a run of other settings, the disk is full, the data cannot be read, or a loss is not
+            finite.
     """
     workdir = pathlib.Path(workdir)
     settings = _with_worthwhile_precision(settings)
-    _check_workdir(settings, workdir)
-    # Before the other processes are waited for, which may have ended for good.
+    check_settings(workdir, settings)
+    # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
         return results
     strategy = distribute.make_strategy(settings.strategy, settings.tpu)
@@ -70,65 +77,55 @@ def train_and_evaluate(settings, workdir, callbacks=()):
     with naming_a_full_disk(workdir):
         if chief:
             workdir.mkdir(parents=True, exist_ok=True)
-            files.replace_text(workdir / config.FLAGFILE, config.to_flagfile(settings))
+            write_settings(workdir, settings)
             _keep_rejects(rejects, settings, workdir)
         with screening.naming_a_bad_file(images):
             _fit(trained, images, held, per_epoch, workdir, callbacks)
         tensorboard.show_held_out(trained, held, workdir)
-        results = _judge(settings, workdir) if chief else []
-    # A chief that has to begin again needs the others, so none ends before it.
+        results = _evaluate(settings, workdir) if chief else []
+    # A chief that has to restart needs the others, so none ends before it.
     distribute.wait_for_all(strategy)
     return results
 
 
 def _read(settings, workdir):
-    """The images to learn from, and the rejects of a folder of them."""
-    rejects = screening.rejects_of(settings, workdir)
-    known = settings.dataset, "train", settings.data_dir, screening.ids_of(rejects)
-    return catalog.load_split(*known), rejects
+    """The training images, and the files of a folder that are left out."""
+    # A resumed run has to leave out the same files.
+    if (workdir / REJECTS).exists():
+        rejects = read_rejects(workdir)
+    else:
+        rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
+    ids = frozenset(reject.id for reject in rejects)
+    return catalog.load_split(settings.dataset, "train", settings.data_dir, ids), rejects
 
 
 def _keep_rejects(rejects, settings, workdir):
     if settings.dataset.startswith("folder:"):
-        screening.keep_rejects(rejects, workdir)
+        write_rejects(workdir, rejects)
     if rejects:
-        progress.say(
-            f"files that cannot be decoded, left out: {len(rejects)}; "
-            f"{workdir / screening.REJECTS} says why"
-        )
+        _report(f"{len(rejects)} files cannot be decoded and are left out: {workdir / REJECTS}")
 
 
 def _with_worthwhile_precision(settings):
-    # All processes of a run must decide alike, and a TPU has its own kernels.
-    sure = settings.strategy in ("multi_worker", "tpu")
-    if settings.precision != "mixed_bfloat16" or sure or distribute.gains_from_bfloat16():
+    # All processes of a run must choose alike, and a TPU has its own kernels.
+    fixed = settings.strategy in ("multi_worker", "tpu")
+    if settings.precision != "mixed_bfloat16" or fixed or distribute.gains_from_bfloat16():
         return settings
-    progress.say("--precision=mixed_bfloat16: no faster on this device; taking float32")
+    _report("--precision=mixed_bfloat16: no faster on this device; using float32")
     return dataclasses.replace(settings, precision="float32")
 
 
 def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
-    settings = trained.settings
-    last_step = settings.epochs * per_epoch
+    last_step = trained.settings.epochs * per_epoch
     state = RunState(trained, workdir)
     step = state.restore()
     if step == last_step:
         return
     if step:
-        progress.say(f"going on after step {step} of {last_step}")
-    first_epoch = step // per_epoch
-    callbacks = [
-        StopAtNonFinite(step),
-        ShowTraining(step, last_step, per_epoch),
-        CloseEpoch(workdir, held, per_epoch, first_epoch),
-        MeasureSpeed(workdir, first_epoch),
-        *more_callbacks,
-        KeepState(
-            state, settings.checkpoint_steps, settings.checkpoint_minutes, per_epoch, last_step
-        ),
-    ]
-    # An epoch gone on with has fewer steps, which Keras takes only for all epochs of a `fit`.
-    rest_ends = (first_epoch + 1) * per_epoch if step % per_epoch else step
+        _report(f"resuming after step {step} of {last_step}")
+    callbacks = make_callbacks(state, workdir, held, per_epoch, more_callbacks)
+    # A resumed epoch has fewer steps, and Keras takes one number for all epochs of a `fit`.
+    rest_ends = (step // per_epoch + 1) * per_epoch if step % per_epoch else step
     for first, last in [(step, rest_ends), (rest_ends, last_step)]:
         if first < last:
             trained.fit(
@@ -142,49 +139,44 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
 
 
 def _views(trained, images, first_step, last_step):
-    """What each replica sees in steps `first_step` up to `last_step`, for `fit`."""
+    """Each replica's share of the views of steps `first_step` up to `last_step`, for `fit`."""
     return trained.distribute_strategy.distribute_datasets_from_function(
         lambda context: training_views(images, trained.settings, first_step, last_step, context)
     )
 
 
-def _judge(settings, workdir):
+def _evaluate(settings, workdir):
     results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
     for result in results:
-        evaluate.record(workdir, result)
+        append_metrics(workdir, result)
     return results
 
 
 def _results_of_finished(settings, workdir):
-    """The results of a run that is at its end and judged; empty where something is left to do."""
-    lines = read_epochs(workdir)
-    evaluate.read_metrics(workdir)  # before a training that could not add to them
-    last_step = lines[-1]["step"] if len(lines) == settings.epochs else None
+    """The results of a run that is trained and evaluated; empty where something is left to do."""
+    epochs = read_epochs(workdir)
+    results = read_metrics(workdir)  # read before training, whose results could not be added
+    last_step = epochs[-1].step if len(epochs) == settings.epochs else None
     if last_step is None or newest_step(workdir) != last_step:
         return []
-    return evaluate.recorded(workdir, last_step, settings)
+    found = {one.weights: one for one in results if one.distance == settings.distance}
+    ended = "best" in found and "last" in found and found["last"].step == last_step
+    return [found["last"], found["best"]] if ended else []
 
 
-def _check_workdir(settings, workdir):
-    if not (workdir / config.FLAGFILE).exists():
-        return
-    before, now = dataclasses.asdict(config.from_workdir(workdir)), dataclasses.asdict(settings)
-    for name in before:
-        if before[name] != now[name] and name not in _MAY_CHANGE:
-            raise UserError(
-                f"--workdir={workdir}: made with --{name}={before[name]}, not {now[name]}; "
-                f"take another --workdir, or --flagfile={workdir / config.FLAGFILE}"
-            )
+def _report(text):
+    tqdm.tqdm.write(text, file=sys.stderr)
 
 
-def main(_):
-    settings = config.from_flags()
-    for result in train_and_evaluate(settings, flags.FLAGS.workdir):
+def main(_: list[str]) -> None:
+    for result in train_and_evaluate(config.from_flags(), flags.FLAGS.workdir):
         print(evaluate.describe(result))
 
 
 if __name__ == "__main__":
     config.define_flags()
-    flags.DEFINE_string("workdir", None, "folder of this run: again = resume", required=True)
+    flags.DEFINE_string(
+        "workdir", None, "folder of this run; the same command resumes it", required=True
+    )
     flags.adopt_module_key_flags(config)
     commands.run(main)

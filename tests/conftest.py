@@ -16,7 +16,8 @@ import tensorflow as tf
 from hqc_tf.data import catalog
 from hqc_tf import prepare
 from hqc_tf.config import Config, to_flagfile
-from hqc_tf.model import build_model, save_weights
+from hqc_tf.model import build_model
+from hqc_tf.workdir import save_weights
 
 
 @pytest.fixture(autouse=True)

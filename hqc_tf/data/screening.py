@@ -5,17 +5,16 @@ before, and a run that goes on has to leave out the same ones.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 
 import tensorflow as tf
 
-from hqc_tf import files
 from hqc_tf.data import decoding
 from hqc_tf.data.folder import in_batches, read_items, walk
 from hqc_tf.errors import UserError
 from hqc_tf.progress import Progress
 
-REJECTS = "rejects.jsonl"
 _BATCH = 256
 # What reading or decoding a file ends with; others are not a file's fault.
 _OF_A_FILE = (
@@ -26,8 +25,16 @@ _OF_A_FILE = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """An image that cannot be decoded, by its id, and the reason."""
+
+    id: str
+    reason: str
+
+
 def screen(root, names, label="checking"):
-    """Yields {"id", "reason"} of each of `names` under `root` that is no image training can read.
+    """Yields a `Reject` of each of `names` under `root` that is no image training can read.
 
     Args:
       root: folder.
@@ -39,50 +46,30 @@ def screen(root, names, label="checking"):
             fits = decoding.decodable([item.contents for item in batch]).numpy()
             for item in (item for item, fit in zip(batch, fits, strict=True) if not fit):
                 reason = item.reason or decoding.why_refused(item.contents)
-                yield {"id": item.id, "reason": reason}
+                yield Reject(item.id, reason)
             progress.add(len(batch))
 
 
-def rejects_of(settings, workdir):
-    """The rejects of a run, list as of `screen`: those it has, or found now; [] of a data set.
+def find_rejects(dataset, on_bad_image):
+    """The files of `--dataset` that cannot be decoded, a list of `Reject`; [] of no folder.
 
     Raises:
       UserError: `on_bad_image` is "stop", and there is one; it is named.
     """
-    dataset = settings.dataset
-    if pathlib.Path(workdir, REJECTS).exists() or not dataset.startswith("folder:"):
-        return _read_rejects(workdir)
+    if not dataset.startswith("folder:"):
+        return []
     root = pathlib.Path(dataset.removeprefix("folder:"))
     # A root that is missing is reported where it is read.
     names = [*walk(root)] if root.is_dir() else []
     rejects = []
     for reject in screen(root, names):
-        if settings.on_bad_image == "stop":
+        if on_bad_image == "stop":
             raise UserError(
-                f"{root / reject['id']}: {reject['reason']}; mend or remove it, or take "
+                f"{root / reject.id}: {reject.reason}; fix or remove it, or take "
                 "--on_bad_image=skip"
             )
         rejects.append(reject)
     return rejects
-
-
-def keep_rejects(rejects, workdir):
-    """Writes the rejects of a run to its rejects.jsonl, also where there are none."""
-    files.replace_lines(pathlib.Path(workdir, REJECTS), rejects)
-
-
-def ids_rejected(workdir):
-    """The ids in a run's rejects.jsonl, a frozenset; UserError where it cannot be read."""
-    return ids_of(_read_rejects(workdir))
-
-
-def ids_of(rejects):
-    """The ids of a list of rejects, a frozenset."""
-    return frozenset(reject["id"] for reject in rejects)
-
-
-def _read_rejects(workdir):
-    return files.read_lines(pathlib.Path(workdir, REJECTS), {"id": str, "reason": str})
 
 
 @contextlib.contextmanager
@@ -98,6 +85,4 @@ def naming_a_bad_file(images):
         bad = images.paths and next(screen("", images.paths, "looking for the bad file"), None)
         if not bad:
             raise
-        raise UserError(
-            f"{bad['id']}: {bad['reason']}; mend it and give the same command again"
-        ) from error
+        raise UserError(f"{bad.id}: {bad.reason}; fix it and run the same command again") from error

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hqc_tf import config, evaluate, label_free, metrics, model
-from hqc_tf.data import screening
 from hqc_tf.report import gallery, numbers, scene
-from hqc_tf.training.callbacks import read_epochs, read_speed
+from hqc_tf.workdir import load, read_epochs, read_speed, rejected_ids, saved_step
 
 
 class Report(NamedTuple):
@@ -19,8 +18,8 @@ class Report(NamedTuple):
       settings: `Config`.
       step: training steps behind its best weights, which all figures are of.
       runs: `scene.Run`s of all workdirs.
-      epochs, speed: lines of epochs.jsonl and of speed.jsonl.
-      without_labels: name of a model -> what `evaluate.without_labels` says, perhaps nothing.
+      epochs, speed: `workdir.EpochLine`s and `workdir.SpeedLine`s.
+      without_labels: name of a model -> its `label_free.Scores`, or None.
       queries: how many ask.
       rankings: `numbers.Ranking`s; empty without labels, as all of the next three.
       chance: mAP of a random order, or None.
@@ -70,10 +69,10 @@ def gather(workdirs, data_dir=None, untrained=True):
     runs = scene.read_runs(workdirs)
     # A damaged file is told of before minutes are spent on the images.
     lines, speed = read_epochs(workdir), read_speed(workdir)
-    trained = model.load(workdir, "best")
+    trained = load(workdir, "best")
     if data_dir is not None:
         trained.settings = dataclasses.replace(trained.settings, data_dir=data_dir)
-    rejected = screening.ids_rejected(workdir)
+    rejected = rejected_ids(workdir)
     seen = scene.show_to(trained, rejected)
     before = scene.show_to(model.build_model(trained.settings), rejected) if untrained else None
     labelled = seen.queries.labels is not None
@@ -82,12 +81,12 @@ def gather(workdirs, data_dir=None, untrained=True):
     return Report(
         workdir=workdir,
         settings=trained.settings,
-        step=model.saved_step(workdir, "best"),
+        step=saved_step(workdir, "best"),
         runs=runs,
         epochs=lines,
         speed=speed,
         without_labels={
-            name: evaluate.without_labels(one.trained, rejected)
+            name: evaluate.label_free_scores(one.trained, rejected)
             for name, one in models.items()
             if one
         },

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from hqc_tf import config
+from hqc_tf import config, files
 from hqc_tf.report import figures, numbers
 from hqc_tf.report.markup import drawings, element, paragraph, table
 
@@ -47,16 +47,16 @@ def _label_free(report):
     rows = [
         (
             name,
-            f"{found['recall_at_1']:.3f}",
-            f"{min(found['perplexity']):.1f} to {max(found['perplexity']):.1f}",
-            f"{found['quantization_error']:.3g}",
+            f"{found.recall_at_1:.3f}",
+            f"{min(found.perplexity):.1f} to {max(found.perplexity):.1f}",
+            f"{found.quantization_error:.3g}",
         )
         for name, found in report.without_labels.items()
         if found
     ]
     if not rows:
         return paragraph("No images were kept from training to judge by (--held_out=0).")
-    count = report.without_labels["trained"]["held_out"]
+    count = report.without_labels["trained"].held_out
     head = ["model", "recall@1", "words of a book in use", "quantization error"]
     caption = (
         f"Without labels, by {count} images kept from training. Recall@1: how often a changed view "
@@ -68,7 +68,7 @@ def _label_free(report):
 def lengths(report):
     """What metrics.jsonl says of each run, by bits."""
     rows = [
-        (run.workdir, run.settings.bits, line["weights"], line["step"], *_recorded(line))
+        (run.workdir, run.settings.bits, line.weights, line.step, *_recorded(line))
         for run in report.runs
         for line in run.results
     ]
@@ -83,12 +83,12 @@ def lengths(report):
 
 
 def _recorded(line):
-    scored, judged = "mean_average_precision" in line, "recall_at_1" in line
+    scored, judged = line.top_k is not None, line.held_out is not None
     return (
-        line["distance"],
-        f"{line['mean_average_precision']:.4f} (R = {line['top_k']})" if scored else "–",
-        f"{line['chance']:.4f}" if scored else "–",
-        f"{line['recall_at_1']:.3f}" if judged else "–",
+        line.distance,
+        f"{line.mean_average_precision:.4f} (R = {line.top_k})" if scored else "–",
+        f"{line.chance:.4f}" if scored else "–",
+        f"{line.recall_at_1:.3f}" if judged else "–",
     )
 
 
@@ -98,10 +98,10 @@ def _points(runs):
     for bits, c, line in (
         (run.settings.bits, run.settings, x) for run in runs for x in run.results
     ):
-        scored = "mean_average_precision" in line and line["distance"] == c.distance
-        if scored and line["top_k"] == min(c.top_k, line["database"]):
-            name = "before training" if line["weights"] == "untrained" else line["weights"]
-            points.setdefault(name, []).append((bits, line["mean_average_precision"]))
+        scored = line.top_k is not None and line.distance == c.distance
+        if scored and line.top_k == min(c.top_k, line.database):
+            name = "before training" if line.weights == "untrained" else line.weights
+            points.setdefault(name, []).append((bits, line.mean_average_precision))
     return points
 
 
@@ -109,14 +109,14 @@ def training(report):
     """A small curve of each figure of the epochs."""
     if not report.epochs:
         return [paragraph("No epoch has ended: epochs.jsonl is missing.")]
-    lines = [line | _least_perplexity(line) for line in report.epochs]
+    lines = [files.as_json(line) | _least_perplexity(line) for line in report.epochs]
     curves = {
         name.replace("_", " "): [(line["epoch"] + 1, line[name]) for line in lines if name in line]
         for name in dict.fromkeys(name for line in lines for name in line)
         if name not in _NOT_CURVES
     }
     if report.speed:
-        speeds = [(line["epoch"] + 1, line["images_per_second"]) for line in report.speed]
+        speeds = [(line.epoch + 1, line.images_per_second) for line in report.speed]
         curves["images per second"] = speeds
     drawn = [
         figures.training_curve(name, *zip(*points, strict=True)) for name, points in curves.items()
@@ -126,7 +126,7 @@ def training(report):
 
 
 def _least_perplexity(line):
-    words = line.get("perplexity")
+    words = line.perplexity
     return {"least perplexity of a book": min(words)} if words else {}
 
 

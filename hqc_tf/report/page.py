@@ -90,7 +90,7 @@ def _key(report):
     if report.rankings:
         shown["the same, by chance"] = f"{report.chance:.4f}"
     if judged := report.without_labels["trained"]:
-        shown["recall@1, without labels"] = f"{judged['recall_at_1']:.3f}"
+        shown["recall@1, without labels"] = f"{judged.recall_at_1:.3f}"
     shown["bytes an image"] = f"{report.search.code_bytes:g}"
     shown["one query, all codes"] = f"{report.search.one_query:.3g} ms"
     pairs = [element("div", element("dt", k), element("dd", v)) for k, v in shown.items()]

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from hqc_tf import config, evaluate, model, retrieval
+from hqc_tf import config, model, retrieval
 from hqc_tf.data import catalog
 from hqc_tf.data.images import Images, hold_out
 from hqc_tf.errors import UserError
+from hqc_tf.workdir import read_metrics, read_settings
 
 _ALL = slice(None)
 
@@ -14,7 +15,7 @@ class Run(NamedTuple):
     """What a training has left: its workdir, its settings, and its results.
 
     Attributes:
-      results: lines of metrics.jsonl, the newest of each kind of weights, distance and R.
+      results: `workdir.Result`s, the newest of each kind of weights, distance and R.
     """
 
     workdir: str
@@ -65,7 +66,7 @@ def read_runs(workdirs):
     Raises:
       UserError: one of them holds no run, or that of another data set than the first.
     """
-    runs = [Run(name, config.from_workdir(name), _newest_results(name)) for name in workdirs]
+    runs = [Run(name, read_settings(name), _newest_results(name)) for name in workdirs]
     for run in runs:
         if run.settings.dataset != runs[0].settings.dataset:
             raise UserError(
@@ -77,8 +78,8 @@ def read_runs(workdirs):
 
 def _newest_results(workdir):
     newest = {}
-    for line in evaluate.read_metrics(workdir):
-        newest[line["weights"], line["distance"], line.get("top_k")] = line
+    for line in read_metrics(workdir):
+        newest[line.weights, line.distance, line.top_k] = line
     return list(newest.values())
 
 

@@ -1,72 +1,74 @@
-"""What a run needs to go on where it was: the whole state after a step, saved as it trains.
+"""The state from which a run resumes, saved as it trains.
 
 A state is the last thing written after a step, behind the weights and figures of an epoch. What was
-written beyond the newest state is written again, bit for bit the same.
+written after the newest state is trained and written again, bit for bit the same.
 """
 
 import pathlib
 import shutil
+import sys
 
 import tensorflow as tf
+import tqdm
 
-from hqc_tf import distribute, numerics
+from hqc_tf import distribute, model, numerics
 from hqc_tf.errors import UserError
-from hqc_tf.progress import say
+from hqc_tf.workdir import STATES, Folder
 
-STATES = "checkpoints/state"
-
-
-# One more than needed: should the newest be damaged, the one before serves.
+# One more than needed: where the newest is damaged, the one before serves.
 _KEPT = 2
 
 
-def newest_step(workdir):
+def newest_step(workdir: Folder) -> int | None:
     """The step of the newest state in `workdir`, or None where there is none."""
     newest = tf.train.latest_checkpoint(pathlib.Path(workdir, STATES))
     return newest and int(newest.rpartition("-")[2])
 
 
 class RunState:
-    """Weights, optimizer and running means of a model in training, in a workdir.
+    """Weights, optimizer and running means of a model in training, saved in a workdir.
 
     Args:
-      trained: compiled `HQC`.
-      workdir: folder of the run.
+        trained: the compiled model.
+        workdir: folder of the run.
+
+    Attributes:
+        model: the model.
     """
 
-    def __init__(self, trained, workdir):
+    def __init__(self, trained: model.HQC, workdir: Folder):
         self.model = trained
         self._saved = tf.train.Checkpoint(model=trained, optimizer=trained.optimizer)
         self._folder = pathlib.Path(workdir, STATES)
 
     @property
-    def step(self):
-        """Steps behind the model."""
+    def step(self) -> int:
+        """Training steps behind the model."""
         return int(self.model.optimizer.iterations.numpy())
 
-    def save(self):
-        """Saves the state under the number of its step; older ones go once it is whole.
+    def save(self) -> None:
+        """Saves the state under the number of its step; an older one goes once it is complete.
 
         Raises:
-          UserError: a weight is not finite; nothing is saved.
+            UserError: a weight is not finite; nothing is saved.
         """
         numerics.check_weights(self.model, self.step)
         with distribute.folder_to_save_in(self.model.distribute_strategy, self._folder) as folder:
             self._manager(folder).save(checkpoint_number=self.step)
         self._take_what_was_saved()
 
-    def restore(self):
-        """Takes the newest state that can be read; returns its step, 0 where there is none.
+    def restore(self) -> int:
+        """Restores the newest readable state; returns its step, 0 where there is no state.
 
-        A state that cannot be read, half-written or damaged, is named and passed over. What else
-        was left half-written is removed.
+        An unreadable state, incomplete or damaged, is reported and skipped. Other incomplete files
+        are removed.
 
         Raises:
-          UserError: there are states, and none can be read; or the processes of a run do not find
-            the same.
+            UserError: there are states and none is readable, or the processes of a run do not find
+                the same one.
         """
         if distribute.is_chief(self.model.distribute_strategy):
-            self._remove_half_written()
+            self._remove_incomplete()
         step = self._restore_newest()
         if not distribute.is_same_for_all(self.model.distribute_strategy, step):
             raise UserError(
@@ -76,8 +78,8 @@ class RunState:
         return step
 
     def _take_what_was_saved(self):
-        # Of what each replica has for itself, batch norm's running statistics above all, the mean
-        # or sum was saved. A restart would give it to all, so a run that goes on takes it too.
+        # Where each replica has a value of its own, as in batch norm's running statistics, the mean
+        # or sum is saved. A resumed run gives it to all replicas, so this run has to do the same.
         strategy = self.model.distribute_strategy
         if strategy.num_replicas_in_sync == 1:
             return
@@ -94,12 +96,12 @@ class RunState:
                 return self.step
             except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-                say(f"{path}: cannot be read ({reason}); passed over")
+                tqdm.tqdm.write(f"{path}: cannot be read ({reason}); skipped", file=sys.stderr)
         if states:
-            raise UserError(f"{self._folder}: no state can be read; delete it to train anew")
+            raise UserError(f"{self._folder}: no state is readable; delete it to train again")
         return 0
 
-    def _remove_half_written(self):
+    def _remove_incomplete(self):
         # TensorFlow writes a checkpoint aside; a kill or a full disk leaves that there.
         for aside in self._folder.parent.glob("*/*_temp"):
             shutil.rmtree(aside, ignore_errors=True)
@@ -108,5 +110,6 @@ class RunState:
         return tf.train.CheckpointManager(self._saved, folder, max_to_keep=_KEPT)
 
 
-def running_means(model):
-    return [variable for metric in model.metrics for variable in metric.variables]
+def running_means(trained: model.HQC) -> list[tf.Variable]:
+    """The variables of the metrics that Keras averages over an epoch."""
+    return [variable for metric in trained.metrics for variable in metric.variables]

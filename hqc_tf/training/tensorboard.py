@@ -13,7 +13,7 @@ from tensorboard.plugins import projector
 from hqc_tf import distribute, files, retrieval
 from hqc_tf.data import pictures
 from hqc_tf.data.pictures import spread
-from hqc_tf.training.callbacks import HELD_OUT_RUN, TENSORBOARD
+from hqc_tf.workdir import HELD_OUT_RUN
 
 MOST_EMBEDDINGS = 1000
 _QUERIES, _NEIGHBORS = 16, 10
@@ -41,7 +41,7 @@ def show_held_out(trained, held, workdir):
     encoded = trained.encode_images(shown)
     if not distribute.is_chief(trained.distribute_strategy):
         return
-    folder = pathlib.Path(workdir, TENSORBOARD, HELD_OUT_RUN)
+    folder = pathlib.Path(workdir, HELD_OUT_RUN)
     shutil.rmtree(folder, ignore_errors=True)
     tiles = pictures.squares(shown, _SIDE)
     codebooks = trained.quantizer.codebooks.numpy()

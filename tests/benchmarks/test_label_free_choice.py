@@ -6,18 +6,13 @@ import shutil
 import pytest
 
 from benchmarks import label_free_choice as choice
-from hqc_tf import config, model
-from hqc_tf.training.callbacks import read_epochs
+from hqc_tf import config
+from hqc_tf.workdir import read_epochs, saved_step
 from tests.support import commands
 
 
 def line(epoch, recall, mean_average_precision):
-    return {
-        "epoch": epoch,
-        "step": 10 * epoch + 10,
-        "recall_at_1": recall,
-        "mean_average_precision": mean_average_precision,
-    }
+    return choice.EpochScores(epoch, 10 * epoch + 10, recall, mean_average_precision)
 
 
 def test_what_is_given_up_by_hand():
@@ -42,7 +37,8 @@ def test_the_page_has_mean_and_command(tmp_path):
     page = (tmp_path / "table.md").read_text()
     assert "| a_seed1 | 0.1000 (2) | 0.3000 (1) | 0.1000 (2) | 0.2000 |" in page
     assert "Given up on average: 0.1000." in page and "    python -m this\n" in page
-    assert json.loads((tmp_path / "table.json").read_text())["runs"]["a_seed2"] == two
+    runs = json.loads((tmp_path / "table.json").read_text())["runs"]
+    assert runs["a_seed2"]["last"] == vars(two["last"])
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +58,11 @@ def test_a_training_is_judged_once_after_every_epoch(ran):
     assert done.status == 0, done.stderr
     run = folder / "runs/tiny_seed1"
     lines, before = choice.read_choice(run / choice.CHOICE), read_epochs(run)
-    assert [one["epoch"] for one in lines] == [0, 1]
-    assert [one["step"] for one in lines] == [one["step"] for one in before]
-    assert [one["recall_at_1"] for one in lines] == [one["recall_at_1"] for one in before]
+    assert [one.epoch for one in lines] == [0, 1]
+    assert [one.step for one in lines] == [one.step for one in before]
+    assert [one.recall_at_1 for one in lines] == [one.recall_at_1 for one in before]
     report = json.loads((folder / "table.json").read_text())
-    assert report["runs"]["tiny_seed1"]["chosen"]["step"] == model.saved_step(run, "best")
+    assert report["runs"]["tiny_seed1"]["chosen"]["step"] == saved_step(run, "best")
     assert (folder / "table.md").read_text() in done.stdout
     again = commands.run("benchmarks.label_free_choice", *arguments)
     assert again.status == 0 and choice.read_choice(run / choice.CHOICE) == lines

@@ -20,7 +20,7 @@ from export.index import write_index
 from hqc_tf import config, evaluate, model
 from hqc_tf.errors import UserError
 from hqc_tf.report import number_sections, scene
-from hqc_tf.training.callbacks import read_epochs, read_speed
+from hqc_tf.workdir import read_epochs, read_metrics, read_settings, read_speed
 from tests.support import commands, damage
 
 # The same examples on every machine; a failure names its own.
@@ -293,7 +293,7 @@ def test_encoders(encoder, photos, harm):
 def run_dir(workdir, tmp_path_factory):
     """A workdir with figures of two epochs, whose images are no longer there."""
     folder = damage.copy(workdir, tmp_path_factory.mktemp("fuzz") / "run")
-    moved = config.dataclasses.replace(config.from_workdir(folder), dataset="folder:/missing")
+    moved = config.dataclasses.replace(read_settings(folder), dataset="folder:/missing")
     (folder / "flags.txt").write_text(config.to_flagfile(moved))
     judged = {
         "held_out": 5, "recall_at_1": 0.5, "perplexity": [1.5, 2], "quantization_error": 0.25,
@@ -372,4 +372,4 @@ def test_lines_that_can_be_read_can_be_shown(run_dir, harm):
             return
         number_sections.lengths(shown)
         number_sections.training(shown)
-        [*map(evaluate.describe, evaluate.read_metrics(run))]
+        [*map(evaluate.describe, read_metrics(run))]

@@ -91,7 +91,7 @@ def index(folder, served):
 
 def test_a_killed_training_goes_on_and_finishes(folder, killed_and_resumed):
     _, done = killed_and_resumed
-    steps = int(re.search(r"going on after step (\d+) of 21", done.stderr)[1])
+    steps = int(re.search(r"resuming after step (\d+) of 21", done.stderr)[1])
     assert 0 < steps < 21
     assert "mAP@100" in done.stdout
     results = [json.loads(line) for line in (folder / "run/metrics.jsonl").open()]

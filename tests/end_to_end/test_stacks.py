@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import kill_test
-from hqc_tf import evaluate
-from hqc_tf.training.callbacks import read_epochs
+from hqc_tf.workdir import METRICS, read_epochs
 from tests.support import ROOT
 
 PYTHON = {"tf215": ROOT / ".venv/bin/python", "tf220": ROOT / ".venv-tf220/bin/python"}
@@ -90,9 +89,9 @@ def test_a_state_is_restored_to_the_bit(folders, way):
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_a_run_begun_with_one_set_ends_with_the_other(folders, way):
     whole, gone_on = folders.written[way[0]] / "run", folders.read[way] / "half"
-    assert f"going on after step 10 of {STEPS}" in folders.said[way]
-    assert (gone_on / evaluate.METRICS).exists()
+    assert f"resuming after step 10 of {STEPS}" in folders.said[way]
+    assert (gone_on / METRICS).exists()
     lines = [read_epochs(folder) for folder in (whole, gone_on)]
-    assert [[line["step"] for line in run] for run in lines] == [[STEPS // 2, STEPS]] * 2
+    assert [[line.step for line in run] for run in lines] == [[STEPS // 2, STEPS]] * 2
     for one, other in zip(*lines, strict=True):
         np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-4)

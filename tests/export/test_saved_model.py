@@ -11,10 +11,10 @@ import tensorflow as tf
 
 from export import folders, saved_model, warmup
 from export.encoder import encode_images, load_encoder
-from hqc_tf import model
 from hqc_tf.data import augment, catalog, decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
+from hqc_tf.workdir import load
 from tests.support import serving
 
 
@@ -25,7 +25,7 @@ def exported(workdir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(workdir):
-    return model.load(workdir)
+    return load(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_versions_count_up_and_the_newest_is_loaded(workdir, exported):
 
 
 def test_a_version_that_stands_is_refused_before_any_work(workdir, exported, monkeypatch):
-    monkeypatch.setattr(model, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(saved_model, "load", lambda *_: 1 / 0)
     with pytest.raises(UserError, match="--version=1: stands in .* already"):
         saved_model.export_encoder(workdir, exported.parent, version=1)
 
@@ -191,7 +191,7 @@ def test_a_failed_export_leaves_nothing(workdir, tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_follows_the_weights_and_names_a_signature(workdir, exported):
-    trained = model.load(workdir)
+    trained = load(workdir)
     written = json.loads((exported / "manifest.json").read_text())
     assert written["fingerprint"] == saved_model.fingerprint(trained)
     assert (written["bits"], written["step"], written["weights"]) == (4, 7, "best")

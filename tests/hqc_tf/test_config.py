@@ -11,6 +11,7 @@ from absl import flags
 from hqc_tf import config
 from hqc_tf.config import Config
 from hqc_tf.errors import UserError
+from hqc_tf.workdir import FLAGFILE, read_settings
 from tests.support import ROOT
 
 COMMAND = """
@@ -265,8 +266,8 @@ def test_flagfile_repeats_the_run(tmp_path):
         consistency_fusion="cross",
         num_books=16,
     )
-    path = write(tmp_path / config.FLAGFILE, config.to_flagfile(settings))
-    assert config.from_workdir(tmp_path) == settings
+    path = write(tmp_path / FLAGFILE, config.to_flagfile(settings))
+    assert read_settings(tmp_path) == settings
     assert parse(f"--flagfile={path}") == settings
 
 
@@ -274,13 +275,13 @@ def test_default_flagfile_names_every_setting(tmp_path):
     text = config.to_flagfile(Config())
     names = [line.removeprefix("--").split("=")[0] for line in text.splitlines()[1:]]
     assert names == [f.name for f in dataclasses.fields(Config)]
-    write(tmp_path / config.FLAGFILE, text)
-    assert config.from_workdir(tmp_path) == Config()
+    write(tmp_path / FLAGFILE, text)
+    assert read_settings(tmp_path) == Config()
 
 
 def test_workdir_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError) as caught:
-        config.from_workdir(tmp_path / "none")
+        read_settings(tmp_path / "none")
     message = f"--workdir={tmp_path / 'none'}: no flags.txt there; train into it first"
     assert str(caught.value) == message
 
@@ -295,9 +296,9 @@ def test_workdir_without_a_run_is_refused(tmp_path):
     ],
 )
 def test_spoiled_flagfile_of_a_workdir_is_refused(tmp_path, line, message):
-    write(tmp_path / config.FLAGFILE, line)
+    write(tmp_path / FLAGFILE, line)
     with pytest.raises(UserError, match=message):
-        config.from_workdir(tmp_path)
+        read_settings(tmp_path)
 
 
 def test_command_gets_settings_and_arguments(run_command):

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.ablation import resolve
 from hqc_tf import config, model
+from hqc_tf.workdir import FLAGFILE, read_settings
 from tests.support import ROOT
 
 FLAGFILES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("configs/**/*.flags"))
@@ -78,8 +79,8 @@ def test_its_header_names_the_command_that_takes_it(name):
 @pytest.mark.parametrize("name", FLAGFILES)
 def test_it_repeats_through_what_a_run_leaves(name, tmp_path):
     settings = settings_of(name)
-    (tmp_path / config.FLAGFILE).write_text(config.to_flagfile(settings))
-    assert config.from_workdir(tmp_path) == settings
+    (tmp_path / FLAGFILE).write_text(config.to_flagfile(settings))
+    assert read_settings(tmp_path) == settings
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from benchmarks import kill_test, machine
 from hqc_tf import distribute
 from hqc_tf.errors import UserError
-from hqc_tf.training.callbacks import read_epochs
+from hqc_tf.workdir import read_epochs
 from tests.support import ROOT, replicas
 
 

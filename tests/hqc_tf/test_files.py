@@ -1,17 +1,18 @@
-"""Files are there whole or not at all, and a disk that takes no more is named."""
+"""Writes are atomic, a full disk is named, and JSON lines are dataclasses."""
 
+import dataclasses
 import errno
+import json
 import os
 import pathlib
 
 import pytest
-import tensorflow as tf
 
 from hqc_tf import files
-from hqc_tf.errors import UserError, naming_a_full_disk
+from hqc_tf.errors import UserError
 
 
-def test_a_text_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_text_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "epochs.jsonl"
     files.replace_text(path, "first\n")
     files.replace_text(path, "second\n")
@@ -31,56 +32,55 @@ def test_a_full_disk_is_named_and_the_file_stays(tmp_path):
     path = tmp_path / "flags.txt"
     path.write_text("whole")
     (tmp_path / ".flags.txt").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=f"{path}: its disk takes no more .*No space .*make room"):
+    with pytest.raises(UserError, match=f"{path}: the disk is full .*No space .*free space"):
         files.replace_text(path, "half")
     assert path.read_text() == "whole"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_tensorflows_errors_of_a_full_disk_are_known(number):
-    said = "{{function_node x}} /a/ckpt-5; " + os.strerror(number) + " [Op:SaveV2]\nmore"
-    with pytest.raises(UserError) as ended, naming_a_full_disk("runs/a"):
-        raise tf.errors.ResourceExhaustedError(None, None, said)
-    assert str(ended.value).startswith("runs/a: its disk takes no more (/a/ckpt-5; ")
-    assert "more)" not in str(ended.value)
+@dataclasses.dataclass
+class Line:
+    """What a test writes and reads."""
+
+    name: str
+    step: int
+    words: list[float] | None = None
+    others: dict[str, float] = dataclasses.field(default_factory=dict, metadata=files.REST)
 
 
-def test_a_full_accelerator_is_not_a_full_disk():
-    error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-    with pytest.raises(tf.errors.ResourceExhaustedError), naming_a_full_disk("runs/a"):
-        raise error
+def test_lines_come_back_as_they_were_written(tmp_path):
+    lines = [Line("a\udcff", 1, others={"loss": 0.1}), Line("\n", 2, [1.5, 0.1 + 0.2])]
+    files.write_lines(tmp_path / "a.jsonl", lines)
+    assert files.read_lines(tmp_path / "a.jsonl", Line) == lines
+    first, _ = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert json.loads(first) == {"name": "a\udcff", "step": 1, "loss": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "reason"),
     [
         ("", "Expecting value"),
-        ("[1]", "no object of JSON"),
+        ("[1]", "Expected `object`, got `array`"),
         ("[" * 100_000, "recursion"),
-        ('{"step": 1}', "name is missing, which it cannot be"),
-        ('{"name": "a", "step": true}', "step is True"),
-        ('{"name": "a", "step": -1}', "step is -1"),
-        ('{"name": "a", "step": 1, "recall": 0.5}', "words is missing"),
-        ('{"name": "a", "step": 1, "recall": 0.5, "words": []}', "words is "),
-        ('{"name": "a", "step": 1, "other": "x"}', "other is x"),
+        ('{"step": 1}', "missing required field `name`"),
+        ('{"name": "a", "step": true}', r"Expected `int`, got `bool` - at `\$.step`"),
+        ('{"name": "a", "step": 1, "words": 5}', "Expected `array | null`, got `int`"),
+        ('{"name": "a", "step": 1, "other": "x"}', "Expected `float`, got `str`"),
     ],
 )
-def test_a_line_that_is_not_as_written_is_named(tmp_path, line, said):
+def test_a_line_of_another_form_is_named(tmp_path, line, reason):
     path = tmp_path / "epochs.jsonl"
-    kinds = {"name": str, "step": int}, {"recall": float, "words": [float]}
-    good = '{"name": "a", "step": 1, "recall": 1, "words": [1.5, 2], "other": 3}\n'
-    path.write_text(good)
-    assert files.read_lines(path, *kinds, rest=float)[0]["words"] == [1.5, 2]
+    good = '{"name": "a", "step": 1, "words": [1.5, 2], "other": 3}\n'
     path.write_text(f"{good}{line}\n")
-    with pytest.raises(
-        UserError, match=f"epochs.jsonl: line 2: .*{said}.*; mend it or take it out"
-    ):
-        files.read_lines(path, *kinds, rest=float)
+    match = f"epochs.jsonl: line 2: .*{reason}.*; fix it or remove the line"
+    with pytest.raises(UserError, match=match):
+        files.read_lines(path, Line)
+    path.write_text(good)
+    assert files.read_lines(path, Line) == [Line("a", 1, [1.5, 2.0], {"other": 3.0})]
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
-    assert files.read_lines(tmp_path / "missing.jsonl", {}) == []
+def test_an_unreadable_file_is_named(tmp_path):
+    assert files.read_lines(tmp_path / "missing.jsonl", Line) == []
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
     for name in ("binary.jsonl", "."):
-        with pytest.raises(UserError, match="cannot be read .*; mend it or bring back a copy"):
-            files.read_lines(tmp_path / name, {})
+        with pytest.raises(UserError, match="cannot be read .*; fix it or restore a copy"):
+            files.read_lines(tmp_path / name, Line)

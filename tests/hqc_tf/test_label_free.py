@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from hqc_tf import label_free, model
+from hqc_tf import label_free
 from hqc_tf.data import catalog
 from hqc_tf.data.images import held_out
 from hqc_tf.label_free import collapse_warning, perplexity, quantization_error, recall_at_1
+from hqc_tf.workdir import load
 
 # Two books of two words on a line: word 0 at 0, word 1 at 10.
 CODEBOOKS = np.array([[[0.0], [10.0]], [[0.0], [10.0]]], np.float32)
@@ -74,10 +75,10 @@ def test_collapse_is_told_by_book():
 
 
 def test_a_model_is_judged_the_same_each_time(workdir, photos):
-    trained = model.load(workdir)
+    trained = load(workdir)
     held = held_out(catalog.load_images(f"folder:{photos}"), 1000)
-    judged, again = (label_free.judge(trained, held) for _ in range(2))
+    judged, again = (label_free.evaluate(trained, held) for _ in range(2))
     assert judged.held_out == 6
-    assert judged.as_json() == again.as_json()
+    assert judged.as_fields() == again.as_fields()
     assert 1 / 6 <= judged.recall_at_1 <= 1
     assert judged.perplexity.shape == (2,) and np.all(judged.perplexity <= 4)

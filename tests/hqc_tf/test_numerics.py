@@ -8,6 +8,7 @@ from hqc_tf import backbones, model, train
 from hqc_tf.errors import UserError
 from hqc_tf.training.callbacks import StopAtNonFinite
 from hqc_tf.training.state import RunState, newest_step
+from hqc_tf.workdir import save_weights
 from tests.support import replicas
 
 
@@ -54,17 +55,17 @@ def test_the_states_before_stay_and_are_good(small_config, photos, tmp_path, mon
             if value.dtype.kind == "f"
         )
     last, _ = train.train_and_evaluate(settings, tmp_path)
-    assert last["step"] == 24
+    assert last.step == 24
 
 
 def test_weights_that_are_none_are_not_saved(small_config, tmp_path):
     """The last step of an epoch can spoil them, with a loss that was still a number."""
     trained = model.build_model(small_config())
-    model.save_weights(trained, tmp_path, 7, "last")
+    save_weights(trained, tmp_path, 7, "last")
     before = contents(tmp_path)
     trained.encoder.get_layer("embedding").bias.assign(np.full(6, np.nan, np.float32))
     with pytest.raises(UserError, match="^step 8: not finite: embedding/bias:0; what was saved"):
-        model.save_weights(trained, tmp_path, 8, "last")
+        save_weights(trained, tmp_path, 8, "last")
     assert contents(tmp_path) == before
 
 

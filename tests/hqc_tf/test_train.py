@@ -6,14 +6,16 @@ import pytest
 from hqc_tf import backbones, config, distribute, model, train
 from hqc_tf.data import catalog, photo_sets
 from hqc_tf.errors import UserError
-from hqc_tf.training.callbacks import (
+from hqc_tf.training.callbacks import CloseEpoch, KeepState
+from hqc_tf.workdir import (
     HELD_OUT_RUN,
     SPEED_RUN,
     TENSORBOARD,
-    CloseEpoch,
-    KeepState,
+    load,
     read_epochs,
+    read_settings,
     read_speed,
+    saved_step,
 )
 from tests.support import SHARED, photo_folders, replicas
 
@@ -32,27 +34,25 @@ def settings(quick_config, photos):
 
 def test_training_leaves_what_the_other_commands_need(settings, tmp_path):
     last, best = train.train_and_evaluate(settings, tmp_path)
-    assert config.from_workdir(tmp_path) == settings
-    assert model.saved_step(tmp_path) == last["step"] > 0
-    assert model.saved_step(tmp_path, "best") == best["step"] > 0
-    assert (last["weights"], best["weights"]) == ("last", "best")
-    assert 0 <= last["mean_average_precision"] <= 1
+    assert read_settings(tmp_path) == settings
+    assert saved_step(tmp_path) == last.step > 0
+    assert saved_step(tmp_path, "best") == best.step > 0
+    assert (last.weights, best.weights) == ("last", "best")
+    assert 0 <= last.mean_average_precision <= 1
     untrained = model.build_model(settings)
-    assert not np.array_equal(
-        untrained.quantizer.codebooks, model.load(tmp_path).quantizer.codebooks
-    )
+    assert not np.array_equal(untrained.quantizer.codebooks, load(tmp_path).quantizer.codebooks)
     # The data may move, but the settings may not change.
     moved = dataclasses.replace(settings, data_dir="elsewhere")
-    assert train.train_and_evaluate(moved, tmp_path)[0]["step"] == model.saved_step(tmp_path)
+    assert train.train_and_evaluate(moved, tmp_path)[0].step == saved_step(tmp_path)
     with pytest.raises(UserError, match="made with --seed=1, not 2; take another --workdir"):
         train.train_and_evaluate(dataclasses.replace(settings, seed=2), tmp_path)
 
 
 def test_the_flags_of_a_workdir_repeat_the_run(settings, tmp_path):
     train.train_and_evaluate(settings, tmp_path / "first")
-    repeated = config.from_workdir(tmp_path / "first")
+    repeated = read_settings(tmp_path / "first")
     train.train_and_evaluate(repeated, tmp_path / "second")
-    first, second = (model.load(tmp_path / name) for name in ("first", "second"))
+    first, second = (load(tmp_path / name) for name in ("first", "second"))
     # Not to the bit: oneDNN's convolutions may add in another order each time.
     for one, other in zip(first.encoder.weights, second.encoder.weights, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
@@ -78,9 +78,9 @@ def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
         for before in (CloseEpoch, KeepState):
             train_until(epoch, before)
     last, _ = train.train_and_evaluate(settings, tmp_path)
-    assert last["step"] == model.saved_step(tmp_path) == 24
-    assert [line["epoch"] for line in read_epochs(tmp_path)] == [0, 1]
-    assert [line["epoch"] for line in read_speed(tmp_path)] == [0, 1]
+    assert last.step == saved_step(tmp_path) == 24
+    assert [line.epoch for line in read_epochs(tmp_path)] == [0, 1]
+    assert [line.epoch for line in read_speed(tmp_path)] == [0, 1]
     for name in (SPEED_RUN, HELD_OUT_RUN):
         assert len(list((tmp_path / TENSORBOARD / name).glob("events.*"))) == 1
 
@@ -91,9 +91,9 @@ def test_images_without_labels_are_judged_without(quick_config, photos, tmp_path
     for file in sorted(photos.rglob("*.png"))[:30]:
         (flat / file.name).write_bytes(file.read_bytes())
     last, best = train.train_and_evaluate(quick_config(dataset=f"folder:{flat}"), tmp_path / "run")
-    assert model.saved_step(tmp_path / "run") == last["step"] == 12
-    assert "mean_average_precision" not in last
-    assert (best["held_out"], len(best["perplexity"])) == (3, 2)
+    assert saved_step(tmp_path / "run") == last.step == 12
+    assert last.mean_average_precision is None
+    assert (best.held_out, len(best.perplexity)) == (3, 2)
 
 
 def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_path):
@@ -108,9 +108,9 @@ def test_bfloat16_that_gains_nothing_becomes_float32(settings, tmp_path, monkeyp
     wanted = dataclasses.replace(settings, precision="mixed_bfloat16")
     train.train_and_evaluate(wanted, tmp_path)
     assert "no faster on this device; taking float32" in capsys.readouterr().err
-    assert config.from_workdir(tmp_path).precision == "float32"
+    assert read_settings(tmp_path).precision == "float32"
     # The same command goes on with what the run was made with.
-    assert train.train_and_evaluate(wanted, tmp_path)[0]["step"] == model.saved_step(tmp_path)
+    assert train.train_and_evaluate(wanted, tmp_path)[0].step == saved_step(tmp_path)
 
 
 def test_the_probe_of_bfloat16_answers_without_failing():
@@ -161,6 +161,6 @@ def test_every_data_set_trains_a_step_and_is_judged(
         top_k=10,
     )
     last, best = train.train_and_evaluate(settings, tmp_path)
-    assert last["step"] == best["step"] == 1
-    assert last["protocol"] == catalog.protocol(dataset)
-    assert 0 <= last["mean_average_precision"] <= 1
+    assert last.step == best.step == 1
+    assert last.protocol == catalog.protocol(dataset)
+    assert 0 <= last.mean_average_precision <= 1

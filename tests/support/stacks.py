@@ -5,7 +5,8 @@ the other set left in OTHER, and goes on with that one's half-done run, into OUT
 """
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, model, train
+from hqc_tf import backbones, config, train
+from hqc_tf.workdir import FLAGFILE, read_settings, load, save_weights, saved_step
 from hqc_tf.data import catalog
 from hqc_tf.training.state import RunState
 
@@ -67,13 +68,13 @@ def read(folder, output):
         return step
 
     RunState.restore = restore_and_tell
-    train.train_and_evaluate(config.from_workdir(output / "half"), output / "half")
+    train.train_and_evaluate(read_settings(output / "half"), output / "half")
 
 
 def answers(folder):
     """What weights, SavedModel and index in a folder say of the images: dict of arrays."""
-    images = catalog.load_images(config.from_workdir(folder / "run").dataset)
-    learned = model.load(folder / "run", "last").encode_images(images)
+    images = catalog.load_images(read_settings(folder / "run").dataset)
+    learned = load(folder / "run", "last").encode_images(images)
     served = encode_images(load_encoder(folder / "serving"), images)
     opened = index.load_index(folder / "index")
     ids, distances = opened.search(served.embeddings, NEAREST)
@@ -103,10 +104,10 @@ def _train_and_copy_midway(settings, folder, copy):
 
 def _spread(workdir, images, folder):
     """The run's weights, but for embeddings that are spread."""
-    trained = model.load(workdir, "last")
+    trained = load(workdir, "last")
     spread.spread(trained, images)
-    model.save_weights(trained, folder, model.saved_step(workdir), "last")
-    shutil.copy(workdir / config.FLAGFILE, folder)
+    save_weights(trained, folder, saved_step(workdir), "last")
+    shutil.copy(workdir / FLAGFILE, folder)
 
 
 def main(photos, own, other, output):

@@ -11,6 +11,7 @@ from hqc_tf import backbones, model, train
 from hqc_tf.data import catalog, screening
 from hqc_tf.errors import UserError
 from hqc_tf.report import scene
+from hqc_tf.workdir import load, rejected_ids, write_rejects
 from tests.support import odd_images, replicas
 
 
@@ -43,12 +44,11 @@ def test_training_is_as_if_bad_images_were_not_there(odd_photos, quick_config, t
     for images, workdir in ((folder, tmp_path / "run"), (clean, tmp_path / "other")):
         settings = quick_config(dataset=f"folder:{images}", held_out=1)
         results = train.train_and_evaluate(settings, workdir)
-        assert [result["held_out"] for result in results] == [1, 1]
+        assert [result.held_out for result in results] == [1, 1]
     assert reasons(tmp_path / "run") == bad and reasons(tmp_path / "other") == {}
     said = capsys.readouterr().err
     assert said == (
-        f"files that cannot be decoded, left out: {len(bad)}; "
-        f"{tmp_path}/run/rejects.jsonl says why\n"
+        f"{len(bad)} files cannot be decoded and are left out: {tmp_path}/run/rejects.jsonl\n"
     )
     for kind in ("last", "best"):
         one, two = (
@@ -57,15 +57,15 @@ def test_training_is_as_if_bad_images_were_not_there(odd_photos, quick_config, t
         assert one.keys() == two.keys()
         for name, value in one.items():
             np.testing.assert_array_equal(value, two[name])
-    rejected = screening.ids_rejected(tmp_path / "run")
-    shown = scene.show_to(model.load(tmp_path / "run"), rejected)
+    rejected = rejected_ids(tmp_path / "run")
+    shown = scene.show_to(load(tmp_path / "run"), rejected)
     assert sorted([*shown.images.ids, *shown.queries.ids]) == good
 
 
 def test_what_was_rejected_is_decided_once(odd_photos, quick_config, tmp_path, monkeypatch):
     folder, good, bad = odd_photos
     settings = quick_config(dataset=f"folder:{folder}", held_out=1)
-    screening.keep_rejects([{"id": name, "reason": "seen before"} for name in bad], tmp_path)
+    write_rejects(tmp_path, [screening.Reject(name, "seen before") for name in bad])
     monkeypatch.setattr(screening, "screen", lambda *_: 1 / 0)
     train.train_and_evaluate(settings, tmp_path)
     assert reasons(tmp_path) == dict.fromkeys(bad, "seen before")
@@ -78,13 +78,13 @@ def test_of_2000_mutated_images_every_good_one_is_learned_from(photos, quick_con
     last, _ = train.train_and_evaluate(settings, tmp_path / "run")
     found = reasons(tmp_path / "run")
     assert set(found) == bad and all(found.values())
-    assert last["queries"] + last["database"] == len(good)
-    assert last["step"] == (last["database"] - last["held_out"]) // 32
+    assert last.queries + last.database == len(good)
+    assert last.step == (last.database - last.held_out) // 32
 
 
 def test_a_bad_image_stops_it_if_that_is_asked(odd_photos, small_config, tmp_path):
     settings = small_config(dataset=f"folder:{odd_photos[0]}", on_bad_image="stop")
-    with pytest.raises(UserError, match="odd/corrupt.png: broken or cut short; mend or remove it"):
+    with pytest.raises(UserError, match="odd/corrupt.png: broken or cut short; fix or remove it"):
         train.train_and_evaluate(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -104,20 +104,20 @@ def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_pat
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     broken = sorted(folder.rglob("*.png"))[4]
-    screened = screening.rejects_of
+    screened = screening.find_rejects
 
     def then_break(*arguments):
         rejects = screened(*arguments)
         broken.write_bytes(broken.read_bytes()[:-30])
         return rejects
 
-    monkeypatch.setattr(screening, "rejects_of", then_break)
+    monkeypatch.setattr(screening, "find_rejects", then_break)
     settings = small_config(dataset=f"folder:{folder}", held_out=0)
-    with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
+    with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; fix it and run"):
         train.train_and_evaluate(settings, tmp_path / "run")
     images = catalog.load_split(settings.dataset, "train")
     trained = model.build_model(settings)
-    with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; mend it and give"):
+    with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; fix it and run"):
         trained.encode_images(images)
 
 

@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from hqc_tf import config, evaluate, label_free, metrics, model
+from hqc_tf import config, evaluate, files, label_free, metrics, model
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
 from hqc_tf.report import contents, figures, gallery, markup, numbers, page, scene
+from hqc_tf.workdir import append_metrics, load, read_metrics, read_settings
 from tests.support import browser
 
 HOSTILE = ['"><script>alert(1)', "a&b'$x_\\n$\n<b", "é \u202e目"]
@@ -58,7 +59,7 @@ def table(found, words):
 def move_to(workdir, folder, **changes):
     """A copy of a workdir with some settings changed."""
     shutil.copytree(workdir, folder)
-    settings = dataclasses.replace(config.from_workdir(folder), **changes)
+    settings = dataclasses.replace(read_settings(folder), **changes)
     (folder / "flags.txt").write_text(config.to_flagfile(settings))
     return folder
 
@@ -93,7 +94,7 @@ def labelled(workdir, photos, tmp_path_factory):
     write_lines(moved / "epochs.jsonl", [epoch(0), epoch(1)])
     write_lines(moved / "speed.jsonl", [{"epoch": 0, "images_per_second": 123.0}])
     for result in evaluate.evaluate_workdir(moved):
-        evaluate.record(moved, result)
+        append_metrics(moved, result)
     return moved
 
 
@@ -102,7 +103,8 @@ def report(labelled, workdir, tmp_path_factory):
     """What `labelled` and a run of 6 bits on the same images have to say."""
     other = move_to(labelled, tmp_path_factory.mktemp("other") / "run", num_books=3)
     lines = [
-        line | {"bits": 6, "mean_average_precision": 0.75} for line in evaluate.read_metrics(other)
+        files.as_json(line) | {"bits": 6, "mean_average_precision": 0.75}
+        for line in read_metrics(other)
     ]
     write_lines(other / "metrics.jsonl", lines)
     return contents.gather([str(labelled), str(other)])
@@ -121,7 +123,7 @@ def found(text):
 @pytest.fixture(scope="module")
 def seen(labelled):
     """What the report rests on: the best weights, and what they make of the images."""
-    return scene.show_to(model.load(labelled))
+    return scene.show_to(load(labelled))
 
 
 @pytest.fixture(scope="module")
@@ -142,18 +144,18 @@ def unlabelled_report(unlabelled):
 
 def test_the_scores_are_those_of_evaluate(labelled, report, found):
     head, codes, embeddings, before, chance = table(found, "Means over 6 queries")
-    result = evaluate.read_metrics(labelled)[1]
+    result = read_metrics(labelled)[1]
     assert head == ["search by", "mAP@10", "P@1", "P@10"]
-    at = result["precision_at_k"]
-    expected = [f"{result['mean_average_precision']:.4f}", f"{at['1']:.3f}", f"{at['10']:.3f}"]
+    at = result.precision_at_k
+    expected = [f"{result.mean_average_precision:.4f}", f"{at['1']:.3f}", f"{at['10']:.3f}"]
     assert codes == ["codes", *expected]
-    assert chance == ["chance", f"{result['chance']:.4f}", "–", "–"]
+    assert chance == ["chance", f"{result.chance:.4f}", "–", "–"]
     untrained = evaluate.evaluate(model.build_model(report.settings), 0, "untrained")
-    assert before[:2] == ["codes before training", f"{untrained['mean_average_precision']:.4f}"]
+    assert before[:2] == ["codes before training", f"{untrained.mean_average_precision:.4f}"]
     (_, trained, at_first) = table(found, "Without labels, by 5 images")
     for row, line in ((trained, result), (at_first, untrained)):
-        assert row[1] == f"{line['recall_at_1']:.3f}"
-        assert row[3] == f"{line['quantization_error']:.3g}"
+        assert row[1] == f"{line.recall_at_1:.3f}"
+        assert row[3] == f"{line.quantization_error:.3g}"
 
 
 def test_embeddings_are_ranked_by_euclidean_distance(seen, found):
@@ -165,13 +167,13 @@ def test_embeddings_are_ranked_by_euclidean_distance(seen, found):
 
 def test_every_result_of_every_run_stands_by_its_bits(labelled, text, found):
     _, *rows = table(found, "The newest results in metrics.jsonl")
-    lines = {line["weights"]: line for line in evaluate.read_metrics(labelled)}
+    lines = {line.weights: line for line in read_metrics(labelled)}
     assert [row[1:4] for row in rows] == [
         ["4", "last", "7"], ["4", "best", "7"], ["6", "last", "7"], ["6", "best", "7"]
     ]  # fmt: skip
-    assert rows[1][5] == f"{lines['best']['mean_average_precision']:.4f} (R = 10)"
+    assert rows[1][5] == f"{lines['best'].mean_average_precision:.4f} (R = 10)"
     assert [row[5] for row in rows[2:]] == ["0.7500 (R = 10)"] * 2
-    at_4 = f"{lines['best']['mean_average_precision']:.4f} at 4 bits"
+    at_4 = f"{lines['best'].mean_average_precision:.4f} at 4 bits"
     assert f"best: {at_4}, 0.7500 at 6 bits" in text
 
 
@@ -299,9 +301,9 @@ def test_without_labels_the_page_says_what_it_can(unlabelled, unlabelled_report,
     assert asked == [([str(unlabelled)], "d", False)] and path == unlabelled / "report.html"
     text = path.read_text()
     assert "The images have no labels" in text and "mAP@10" not in text
-    judged = evaluate.without_labels(model.load(unlabelled))
+    judged = evaluate.label_free_scores(load(unlabelled))
     shown = table(Tables(text), "Without labels, by 6 images")[1]
-    assert shown[:2] == ["trained", f"{judged['recall_at_1']:.3f}"]
+    assert shown[:2] == ["trained", f"{judged.recall_at_1:.3f}"]
     assert all(f"<h3>{kind}</h3>" in text for kind in gallery.KINDS_BY_DISTANCE)
     assert "<img src=x>" not in text and "&lt;img src=x&gt;.png" in text
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import label_free, model, optimizers
+from hqc_tf import label_free, optimizers
 from hqc_tf.data.images import Images
-from hqc_tf.training.callbacks import CloseEpoch, read_epochs
+from hqc_tf.training import callbacks
+from hqc_tf.training.callbacks import CloseEpoch
+from hqc_tf.workdir import read_epochs
 
 HELD = Images.of_files(["a.png"])
 NONE = Images.of_files([])
@@ -18,9 +20,7 @@ NONE = Images.of_files([])
 def saved(monkeypatch):
     """Which weights were saved, instead of saving any: list of (step, weights)."""
     calls = []
-    monkeypatch.setattr(
-        model, "save_weights", lambda trained, workdir, step, weights: calls.append((step, weights))
-    )
+    monkeypatch.setattr(callbacks, "save_weights", lambda *args: calls.append(args[2:]))
     return calls
 
 
@@ -32,8 +32,8 @@ def judge(monkeypatch):
         coming = iter(recalls)
         monkeypatch.setattr(
             label_free,
-            "judge",
-            lambda *_: label_free.Judgement(1, next(coming), np.array(perplexity), 0.25),
+            "evaluate",
+            lambda *_: label_free.Scores(1, next(coming), np.array(perplexity), 0.25),
         )
 
     return set_recalls
@@ -66,7 +66,7 @@ def test_best_is_the_first_of_the_highest_recall(tmp_path, small_config, saved, 
 def test_without_held_out_images_the_last_are_the_best(tmp_path, small_config, saved):
     end(closing(tmp_path, NONE, small_config()), 0, 1)
     assert [step for step, weights in saved if weights == "best"] == [10, 20]
-    assert "recall_at_1" not in read_epochs(tmp_path)[0]
+    assert read_epochs(tmp_path)[0].recall_at_1 is None
 
 
 def test_epochs_trained_again_are_replaced(tmp_path, small_config, saved, judge):
@@ -76,12 +76,12 @@ def test_epochs_trained_again_are_replaced(tmp_path, small_config, saved, judge)
     judge(0.3, 0.1)
     end(closing(tmp_path, HELD, settings, first_epoch=1), 1, 2)
     lines = read_epochs(tmp_path)
-    assert [(line["epoch"], line["recall_at_1"]) for line in lines] == [
+    assert [(line.epoch, line.recall_at_1) for line in lines] == [
         (0, 0.2),
         (1, 0.3),
         (2, 0.1),
     ]
-    assert lines[1]["step"] == 20 and lines[1]["loss"] == 2.0
+    assert lines[1].step == 20 and lines[1].losses == {"loss": 2.0}
     assert saved[-2:] == [(20, "last"), (30, "last")] and (20, "best") in saved
 
 

@@ -1,6 +1,6 @@
 """A run that is stopped and started again ends, to the bit, as one that was never stopped."""
 
-import json
+import dataclasses
 import os
 import shutil
 import signal
@@ -14,10 +14,10 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import kill_test
-from hqc_tf import backbones, config, distribute, evaluate, train
+from hqc_tf import backbones, config, distribute, train
 from hqc_tf.errors import UserError
-from hqc_tf.training.callbacks import CloseEpoch, KeepState, read_epochs
-from hqc_tf.training.state import STATES
+from hqc_tf.training.callbacks import CloseEpoch, KeepState
+from hqc_tf.workdir import METRICS, STATES, append_metrics, read_epochs, read_metrics
 from tests.support import replicas
 
 PER_EPOCH, EPOCHS = 12, 2
@@ -79,11 +79,11 @@ def assert_same(folder, other):
     for name, value in one.items():
         np.testing.assert_array_equal(two[name], value, err_msg=str(name))
     assert read_epochs(folder) == read_epochs(other)
-    lines = [
-        [json.loads(line) | {"time": 0} for line in (f / evaluate.METRICS).read_text().splitlines()]
-        for f in (folder, other)
+    results = [
+        [dataclasses.replace(line, time="") for line in read_metrics(run)]
+        for run in (folder, other)
     ]
-    assert lines[0] == lines[1] and len(lines[0]) == 2
+    assert results[0] == results[1] and len(results[0]) == 2
 
 
 def states(folder):
@@ -122,7 +122,7 @@ def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(
         ended, said = train_until(step, lambda: os.kill(os.getpid(), number), SystemExit)
         assert ended.code == 128 + number
         assert signal.getsignal(number) is before
-        assert f"{number.name}: stopped after step {step} of 24; the same command goes" in said
+        assert f"{number.name}: stopped after step {step} of 24; the same command res" in said
         return said
 
     train_until(1, killed, KeyboardInterrupt)
@@ -131,17 +131,17 @@ def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(
     assert states(tmp_path) == ["ckpt-5", "ckpt-8"]
     # An epoch ends, and its state is not yet saved.
     _, said = train_until(13, killed, KeyboardInterrupt)
-    assert "going on after step 8 of 24" in said
+    assert "resuming after step 8 of 24" in said
     assert len(read_epochs(tmp_path)) == 1
     assert states(tmp_path) == ["ckpt-5", "ckpt-8"]
     cut_short(tmp_path / STATES / "ckpt-8.data-00000-of-00001")
     _, said = train_until(20, killed, KeyboardInterrupt)
-    assert "ckpt-8: cannot be read" in said and "going on after step 5 of 24" in said
+    assert "ckpt-8: cannot be read" in said and "resuming after step 5 of 24" in said
     assert states(tmp_path) == ["ckpt-10", "ckpt-15"]
-    assert "going on after step 15 of 24" in train_until_told(23, signal.SIGINT)
+    assert "resuming after step 15 of 24" in train_until_told(23, signal.SIGINT)
     stop_after(None)
     train.train_and_evaluate(settings, tmp_path)
-    assert "going on after step 23 of 24" in capsys.readouterr().err
+    assert "resuming after step 23 of 24" in capsys.readouterr().err
     assert_same(never_stopped, tmp_path)
 
 
@@ -164,10 +164,10 @@ def test_time_saves_too(monkeypatch):
 
 def test_without_a_readable_state_nothing_is_overwritten(settings, never_stopped, tmp_path):
     run = shutil.copytree(never_stopped, tmp_path / "run")
-    (run / evaluate.METRICS).unlink()
+    (run / METRICS).unlink()
     for name in ("ckpt-20", "ckpt-24"):
         cut_short(run / STATES / f"{name}.index")
-    with pytest.raises(UserError, match="no state can be read; delete it to train anew"):
+    with pytest.raises(UserError, match="no state is readable; delete it to train again"):
         train.train_and_evaluate(settings, run)
     assert states(run) == ["ckpt-20", "ckpt-24"]
 
@@ -175,10 +175,10 @@ def test_without_a_readable_state_nothing_is_overwritten(settings, never_stopped
 def test_a_finished_run_does_nothing_and_says_the_same(settings, never_stopped, monkeypatch):
     # Nor does it wait for other processes, which may have ended for good.
     monkeypatch.setattr(distribute, "make_strategy", lambda *_: pytest.fail("began again"))
-    before = (never_stopped / evaluate.METRICS).read_bytes()
+    before = (never_stopped / METRICS).read_bytes()
     results = train.train_and_evaluate(settings, never_stopped)
-    assert [result["weights"] for result in results] == ["last", "best"]
-    assert (never_stopped / evaluate.METRICS).read_bytes() == before
+    assert [result.weights for result in results] == ["last", "best"]
+    assert (never_stopped / METRICS).read_bytes() == before
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_a_full_disk_loses_nothing(
 ):
     def train_until_full(names):
         with pytest.raises(
-            UserError, match=f"{names}.*No space left on device.*make room"
+            UserError, match=f"{names}.*No space left on device.*free space"
         ) as ended:
             train.train_and_evaluate(settings, small_disk)
         assert "\n" not in str(ended.value)
@@ -235,9 +235,9 @@ def test_a_full_disk_loses_nothing(
         begin = filling_first(small_disk, CloseEpoch.on_train_begin)
         patch.setattr(CloseEpoch, "on_train_begin", begin)
         train_until_full("tensorboard")
-    assert "going on after step 5 of 24" in capsys.readouterr().err
+    assert "resuming after step 5 of 24" in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "record", filling_first(small_disk, evaluate.record))
+        patch.setattr(train, "append_metrics", filling_first(small_disk, append_metrics))
         train_until_full("metrics.jsonl")
     assert states(small_disk) == ["ckpt-20", "ckpt-24"]
     train.train_and_evaluate(settings, small_disk)

@@ -1,6 +1,7 @@
 """What a run leaves for TensorBoard beside the curves."""
 
 import io
+import time
 import types
 
 import numpy as np
@@ -10,12 +11,12 @@ import tensorflow as tf
 from google.protobuf import text_format
 from tensorboard.plugins import projector
 
-from hqc_tf import model
 from hqc_tf.data import catalog
 from hqc_tf.data.batches import read_image
 from hqc_tf.data.images import Images
 from hqc_tf.training import tensorboard
-from hqc_tf.training.callbacks import MeasureSpeed, read_speed
+from hqc_tf.training.callbacks import MeasureSpeed
+from hqc_tf.workdir import SpeedLine, load, read_speed
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def clock(monkeypatch):
 
     def set_readings(*readings):
         coming = iter(readings)
-        monkeypatch.setattr(tensorboard.time, "perf_counter", lambda: next(coming))
+        monkeypatch.setattr(time, "perf_counter", lambda: next(coming))
 
     return set_readings
 
@@ -57,7 +58,7 @@ def values(folder):
 def test_speed_counts_the_images_between_the_ends_of_steps(tmp_path, small_config, clock):
     clock(100.0, 101.0, 104.0)
     train(measuring(tmp_path, small_config(batch_size=8)), 0, 3)
-    assert read_speed(tmp_path) == [{"epoch": 0, "images_per_second": 4.0}]
+    assert read_speed(tmp_path) == [SpeedLine(0, 4.0)]
     assert values(tmp_path / "tensorboard/speed") == [("images_per_second", 0, 4.0)]
 
 
@@ -77,7 +78,7 @@ def test_epochs_trained_again_are_replaced(tmp_path, small_config, clock):
     for file in (tmp_path / "tensorboard/speed").iterdir():
         file.unlink()
     train(measuring(tmp_path, settings, first_epoch=1), 1, 2)
-    found = [(line["epoch"], line["images_per_second"]) for line in read_speed(tmp_path)]
+    found = [(line.epoch, line.images_per_second) for line in read_speed(tmp_path)]
     assert found == [(0, 8.0), (1, 2.0)]
     shown = [(step, float(value)) for _, step, value in values(tmp_path / "tensorboard/speed")]
     assert shown == found
@@ -86,7 +87,7 @@ def test_epochs_trained_again_are_replaced(tmp_path, small_config, clock):
 @pytest.fixture(scope="module")
 def shown(workdir, photos, tmp_path_factory):
     """(folder of TensorBoard's run, the images, their codes) of what is shown of 30 photos."""
-    folder, trained = tmp_path_factory.mktemp("shown"), model.load(workdir)
+    folder, trained = tmp_path_factory.mktemp("shown"), load(workdir)
     images = catalog.load_images(f"folder:{photos}").take(range(0, 60, 2))
     for _ in range(2):
         tensorboard.show_held_out(trained, images, folder)

@@ -1,0 +1,256 @@
+"""The folder of a run: the name, the type, the reader and the writer of every file in it.
+
+flags.txt            settings, as a flagfile          tensorboard/         curves and pictures
+checkpoints/best     weights chosen without labels    epochs.jsonl         a line per epoch
+checkpoints/last     weights of the last epoch        speed.jsonl          a line per epoch
+checkpoints/state    states to resume training from   metrics.jsonl        a line per evaluation
+                                                      rejects.jsonl        images left out
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Annotated
+
+import msgspec
+import tensorflow as tf
+
+from hqc_tf import config, distribute, files, model, numerics
+from hqc_tf.data.screening import Reject
+from hqc_tf.errors import UserError, naming_damage
+
+FLAGFILE = "flags.txt"
+WEIGHTS = {"best": "checkpoints/best", "last": "checkpoints/last"}
+STATES = "checkpoints/state"
+TENSORBOARD = "tensorboard"
+# TensorBoard shows each folder as a run of this name.
+SPEED_RUN, HELD_OUT_RUN = f"{TENSORBOARD}/speed", f"{TENSORBOARD}/held_out"
+EPOCHS, SPEED = "epochs.jsonl", "speed.jsonl"
+METRICS, REJECTS = "metrics.jsonl", "rejects.jsonl"
+_FIX = "restore a copy, or train again"
+
+Folder = str | os.PathLike
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Perplexity = Annotated[list[float], msgspec.Meta(min_length=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochLine:
+    """A line of epochs.jsonl; what needs held-out images is None without them.
+
+    Attributes:
+        epoch: from 0.
+        step: training steps before its end.
+        losses: means over the epoch of "loss" and of each unweighted term.
+        learning_rate: of its last step.
+        held_out: images behind the label-free figures.
+        recall_at_1: share of changed views that find their own image first.
+        perplexity: words of each book in use, [M].
+        quantization_error: share of the embeddings' squared length.
+    """
+
+    epoch: _Count
+    step: _Count
+    losses: dict[str, float] = dataclasses.field(default_factory=dict, metadata=files.REST)
+    learning_rate: float | None = None
+    held_out: _Count | None = None
+    recall_at_1: float | None = None
+    perplexity: _Perplexity | None = None
+    quantization_error: float | None = None
+
+    def __post_init__(self):
+        _check_together(self, "recall_at_1", "perplexity")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedLine:
+    """A line of speed.jsonl: images per second over all replicas, in epoch `epoch` from 0."""
+
+    epoch: _Count
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A line of metrics.jsonl, one evaluation; what needs labels, or held-out images, may be None.
+
+    Attributes:
+        time: UTC, as 2024-01-31T12:00:00Z.
+        weights: "best", "last" or "untrained".
+        step: training steps behind the weights.
+        protocol: name of the data set's protocol.
+        bits: of a code.
+        distance: "l2" or "squared".
+        queries: how many queries.
+        database: how many images are searched.
+        top_k: R of mAP@R.
+        mean_average_precision: mAP@R, 0 to 1.
+        chance: mAP@R of a random ranking.
+        precision_at_k: k, as text -> P@k.
+        held_out, recall_at_1, perplexity, quantization_error: as in `EpochLine`.
+    """
+
+    time: str
+    weights: str
+    step: _Count
+    protocol: str
+    bits: _Count
+    distance: str
+    queries: _Count | None = None
+    database: _Count | None = None
+    top_k: _Count | None = None
+    mean_average_precision: float | None = None
+    chance: float | None = None
+    precision_at_k: Annotated[dict[str, float], msgspec.Meta(min_length=1)] | None = None
+    held_out: _Count | None = None
+    recall_at_1: float | None = None
+    perplexity: _Perplexity | None = None
+    quantization_error: float | None = None
+
+    def __post_init__(self):
+        scores = "top_k", "mean_average_precision", "chance", "precision_at_k"
+        _check_together(self, "queries", "database", *scores)
+        _check_together(self, "held_out", "recall_at_1", "perplexity", "quantization_error")
+
+
+def read_settings(workdir: Folder) -> config.Config:
+    """The settings that a training left in `workdir`.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    path = pathlib.Path(workdir, FLAGFILE)
+    if not path.is_file():
+        raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
+    try:
+        settings, rest = config.parse([f"--flagfile={path}"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}, or train again") from error
+    if rest:
+        raise UserError(f"{path}: {rest[0]}: not a flag; fix the line or train again")
+    return settings
+
+
+def check_settings(workdir: Folder, settings: config.Config) -> None:
+    """Raises `UserError` where `workdir` has other settings; only the data may have moved."""
+    if not pathlib.Path(workdir, FLAGFILE).exists():
+        return
+    before, now = dataclasses.asdict(read_settings(workdir)), dataclasses.asdict(settings)
+    for name in before:
+        if before[name] != now[name] and name != "data_dir":
+            raise UserError(
+                f"--workdir={workdir}: made with --{name}={before[name]}, not {now[name]}; "
+                f"take another --workdir, or --flagfile={pathlib.Path(workdir, FLAGFILE)}"
+            )
+
+
+def write_settings(workdir: Folder, settings: config.Config) -> None:
+    """Writes the flagfile that repeats the run of `settings`."""
+    files.replace_text(pathlib.Path(workdir, FLAGFILE), config.to_flagfile(settings))
+
+
+def save_weights(trained: model.HQC, workdir: Folder, step: int, weights: str) -> None:
+    """Saves the weights that encoding needs.
+
+    Args:
+        trained: the model. Every process of a run has to call this, and the chief writes.
+        workdir: folder of the run.
+        step: training steps behind the model.
+        weights: "best" or "last", which are replaced.
+
+    Raises:
+        UserError: a weight is not finite; the weights saved before stay.
+    """
+    numerics.check_weights(trained, step)
+    saved = tf.train.Checkpoint(
+        encoder=trained.encoder, quantizer=trained.quantizer, step=tf.Variable(step, dtype=tf.int64)
+    )
+    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    with distribute.folder_to_save_in(trained.distribute_strategy, folder) as folder:
+        manager = tf.train.CheckpointManager(saved, folder, max_to_keep=1)
+        manager.save(checkpoint_number=step)
+
+
+def saved_step(workdir: Folder, weights: str = "last") -> int | None:
+    """Training steps behind the "best" or "last" weights of `workdir`; None where it has none."""
+    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    with naming_damage(folder, _FIX):
+        newest = tf.train.latest_checkpoint(folder)
+        step = newest and tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE")
+        return newest and int(step)
+
+
+def load(workdir: Folder, weights: str = "best") -> model.HQC:
+    """The model that a training left in `workdir`, ready to encode.
+
+    Args:
+        workdir: folder of the run.
+        weights: "best", chosen without labels, or "last".
+
+    Raises:
+        UserError: `workdir` has no such weights, or damaged ones.
+    """
+    settings = read_settings(workdir)
+    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    with naming_damage(folder, _FIX):
+        newest = tf.train.latest_checkpoint(folder)
+    if newest is None:
+        raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
+    trained = model.build_model(settings)
+    saved = tf.train.Checkpoint(encoder=trained.encoder, quantizer=trained.quantizer)
+    with naming_damage(folder, _FIX):
+        saved.restore(newest).assert_existing_objects_matched().expect_partial()
+    return trained
+
+
+def read_epochs(workdir: Folder) -> list[EpochLine]:
+    """The lines of epochs.jsonl; empty before the end of the first epoch."""
+    return files.read_lines(pathlib.Path(workdir, EPOCHS), EpochLine)
+
+
+def write_epochs(workdir: Folder, lines: list[EpochLine]) -> None:
+    """Replaces epochs.jsonl."""
+    files.write_lines(pathlib.Path(workdir, EPOCHS), lines)
+
+
+def read_speed(workdir: Folder) -> list[SpeedLine]:
+    """The lines of speed.jsonl; empty before the end of the first epoch."""
+    return files.read_lines(pathlib.Path(workdir, SPEED), SpeedLine)
+
+
+def write_speed(workdir: Folder, lines: list[SpeedLine]) -> None:
+    """Replaces speed.jsonl."""
+    files.write_lines(pathlib.Path(workdir, SPEED), lines)
+
+
+def read_metrics(workdir: Folder) -> list[Result]:
+    """The lines of metrics.jsonl; empty before the first evaluation."""
+    return files.read_lines(pathlib.Path(workdir, METRICS), Result)
+
+
+def append_metrics(workdir: Folder, result: Result) -> None:
+    """Adds a line to metrics.jsonl, on the disk before this returns."""
+    path = pathlib.Path(workdir, METRICS)
+    before = path.read_text() if path.exists() else ""
+    files.replace_text(path, before + files.to_text([result]))
+
+
+def read_rejects(workdir: Folder) -> list[Reject]:
+    """The lines of rejects.jsonl, the images of a folder that the run leaves out."""
+    return files.read_lines(pathlib.Path(workdir, REJECTS), Reject)
+
+
+def rejected_ids(workdir: Folder) -> frozenset[str]:
+    """The ids in rejects.jsonl."""
+    return frozenset(reject.id for reject in read_rejects(workdir))
+
+
+def write_rejects(workdir: Folder, rejects: list[Reject]) -> None:
+    """Replaces rejects.jsonl; an empty file records that nothing is left out."""
+    files.write_lines(pathlib.Path(workdir, REJECTS), rejects)
+
+
+def _check_together(line, *names):
+    missing = [name for name in names if getattr(line, name) is None]
+    if 0 < len(missing) < len(names):
+        raise ValueError(f"{', '.join(missing)} missing, though {', '.join(names)} belong together")
