@@ -17,7 +17,7 @@ from tests.support import ROOT
 COMMAND = """
 from absl import flags
 
-from hqc_tf import config
+from hqc_tf import commands, config
 
 def main(arguments):
     settings = config.from_flags()
@@ -25,7 +25,7 @@ def main(arguments):
 
 config.define_flags()
 flags.adopt_module_key_flags(config)
-config.run(main)
+commands.run(main)
 """
 
 

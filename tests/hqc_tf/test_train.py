@@ -10,7 +10,6 @@ from hqc_tf.training.callbacks import CloseEpoch, KeepState
 from hqc_tf.workdir import (
     HELD_OUT_RUN,
     SPEED_RUN,
-    TENSORBOARD,
     load,
     read_epochs,
     read_settings,
@@ -82,7 +81,7 @@ def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
     assert [line.epoch for line in read_epochs(tmp_path)] == [0, 1]
     assert [line.epoch for line in read_speed(tmp_path)] == [0, 1]
     for name in (SPEED_RUN, HELD_OUT_RUN):
-        assert len(list((tmp_path / TENSORBOARD / name).glob("events.*"))) == 1
+        assert len(list((tmp_path / name).glob("events.*"))) == 1
 
 
 def test_images_without_labels_are_judged_without(quick_config, photos, tmp_path):
