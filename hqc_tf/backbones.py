@@ -6,6 +6,7 @@ norm has eps 1e-5 and keeps 0.9 of its moving averages a step.
 """
 
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -21,38 +22,48 @@ _PYTORCH = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
 _BY_FAN_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
 
 
-def build_backbone(name, width, size, weights="none", sync_batch_norm=False):
-    """The network of `--backbone`.
+def build_backbone(
+    name: str, width: int, size: int, weights: str = "none", sync_batch_norm: bool = False
+) -> tf.keras.Model:
+    """The network of `--backbone`, a row of `BACKBONES`.
 
     Args:
-      name: "resnet18_cifar" (3x3 stem of stride 1, no pooling, image as it is), "resnet18" or
-        "resnet50" (7x7 stem, ImageNet's mean and deviation taken out first; the stride of a
-        bottleneck in its 3x3 convolution), or "vgg16" (up to its second 4096-wide layer).
-      width: channels of the first stage; 64 in the papers. vgg16 has one width.
-      size: side of the image in pixels; vgg16 needs 224, as its dense layers do.
-      weights: "none", or "imagenet" for vgg16.
-      sync_batch_norm: whether the statistics are those of all replicas together. (The moving
-        variance is then the biased one; Keras' fused kernel keeps the unbiased.)
+        name: key of `BACKBONES`.
+        width: channels of the first stage; 64 in the papers.
+        size: side of the image in pixels.
+        weights: "none", or "imagenet" where the backbone has them.
+        sync_batch_norm: whether the statistics are those of all replicas together. (The moving
+            variance is then the biased one; Keras' fused kernel keeps the unbiased.)
 
     Returns:
-      Keras model: float [B, size, size, 3] in [0, 1] -> float [B, features].
+        Keras model: float [B, size, size, 3] in [0, 1] -> float [B, features].
 
     Raises:
-      UserError: vgg16 at another size than 224, or ImageNet's weights are not to be had.
+        UserError: the name is unknown, or the backbone has not this width, size or weights.
     """
-    if name == "vgg16":
-        return _vgg16(size, weights)
+    if name not in BACKBONES:
+        raise UserError(f"--backbone={name}: unknown; take one of {', '.join(BACKBONES)}")
+    return BACKBONES[name](width, size, weights, sync_batch_norm)
+
+
+def _resnet(name, block, depths, conv_start, for_cifar, width, size, weights, sync_batch_norm):
+    """A residual network (He and others, CVPR 2016); bottlenecks stride in their 3x3 convolution.
+
+    For CIFAR it has a 3x3 stem of stride 1, no pooling, and takes the image as it is; otherwise a
+    7x7 stem, and ImageNet's mean and deviation are taken out first.
+    """
+    if weights != "none":
+        raise UserError(f"--backbone_weights={weights}: {name} has none; take none, or vgg16")
     norm = functools.partial(_batch_norm, sync_batch_norm)
+    conv = functools.partial(_conv, conv_start)
     image = layers.Input([size, size, 3])
-    conv = functools.partial(_conv, _PYTORCH if name == "resnet18_cifar" else _BY_FAN_OUT)
-    if name == "resnet18_cifar":
+    if for_cifar:
         x = _normed(conv(width, 3)(image), norm)
     else:
         x = layers.Normalization(mean=IMAGENET_MEAN, variance=IMAGENET_VARIANCE)(image)
         x = _normed(conv(width, 7, stride=2)(x), norm)
         x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
-    block = _bottleneck if name == "resnet50" else _basic_block
-    for stage, depth in enumerate([3, 4, 6, 3] if name == "resnet50" else [2, 2, 2, 2]):
+    for stage, depth in enumerate(depths):
         for place in range(depth):
             stride = 2 if stage and not place else 1
             x = block(x, width * 2**stage, conv, norm, stride)
@@ -99,9 +110,12 @@ def _bottleneck(x, channels, conv, norm, stride):
     return layers.ReLU()(layers.Add()([inner, _shortcut(x, 4 * channels, conv, norm, stride)]))
 
 
-def _vgg16(size, weights):
+def _vgg16(width, size, weights, sync_batch_norm):
+    """VGG16 up to its second 4096-wide layer (Simonyan and Zisserman, ICLR 2015)."""
+    if width != 64:
+        raise UserError(f"--backbone_width={width}: vgg16 has one width; take 64, or a resnet")
     if size != 224:
-        raise UserError(f"--image_size={size}: vgg16 takes 224; give 224 or a resnet")
+        raise UserError(f"--image_size={size}: vgg16 takes 224; give 224, or take a resnet")
     try:
         network = tf.keras.applications.VGG16(weights=None if weights == "none" else weights)
     except Exception as error:
@@ -115,3 +129,16 @@ def _vgg16(size, weights):
     prepared = tf.keras.applications.vgg16.preprocess_input(255.0 * image)
     trunk = tf.keras.Model(network.input, network.get_layer("fc2").output)
     return tf.keras.Model(image, trunk(prepared), name="vgg16")
+
+
+def _row(name, *network):
+    return {name: functools.partial(_resnet, name, *network)}
+
+
+# Name -> function of width, size, weights and sync_batch_norm, as `build_backbone` has them.
+BACKBONES: dict[str, Callable[[int, int, str, bool], tf.keras.Model]] = {
+    **_row("resnet18_cifar", _basic_block, (2, 2, 2, 2), _PYTORCH, True),
+    **_row("resnet18", _basic_block, (2, 2, 2, 2), _BY_FAN_OUT, False),
+    **_row("resnet50", _bottleneck, (3, 4, 6, 3), _BY_FAN_OUT, False),
+    "vgg16": _vgg16,
+}

@@ -20,7 +20,6 @@ DATASETS = (
     "nuswide",
     "nuswide_10500",
 )
-BACKBONES = ("resnet18_cifar", "resnet18", "resnet50", "vgg16")
 FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
 DISTANCES = ("l2", "squared")
 
@@ -64,7 +63,9 @@ class Config:
         most=8192,
     )
     backbone: str = _setting(
-        "resnet18_cifar", "the convolutional network", choices=BACKBONES, opens="network"
+        "resnet18_cifar",
+        "the convolutional network, a name in hqc_tf.backbones",
+        opens="network",
     )
     backbone_width: int = _setting(
         64,
@@ -260,14 +261,6 @@ def _check_together(config):
             f"--num_neighbors={c.num_neighbors}: a batch of {c.batch_size} has only "
             f"{2 * c.batch_size - 2} negatives, and the term needs some beyond the neighbours; "
             "lower it or raise --batch_size"
-        )
-    if c.backbone == "vgg16" and c.backbone_width != 64:
-        raise UserError(
-            f"--backbone_width={c.backbone_width}: vgg16 has one width; take 64 or a resnet"
-        )
-    if c.backbone != "vgg16" and c.backbone_weights != "none":
-        raise UserError(
-            f"--backbone_weights={c.backbone_weights}: only vgg16 has them; take none or vgg16"
         )
     if not c.term_weights():
         raise UserError("all loss weights are zero: nothing would be learned; raise one")

@@ -4,6 +4,7 @@
 # First, since it sets how TensorFlow loads.
 import hqc_tf  # noqa: F401
 
+import functools
 import json
 
 import numpy as np
@@ -18,6 +19,7 @@ from hqc_tf import prepare
 from hqc_tf.config import Config, to_flagfile
 from hqc_tf.model import build_model
 from hqc_tf.workdir import save_weights
+from tests.support.networks import TWO_CONVOLUTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +53,14 @@ def small_config():
 
 
 @pytest.fixture(scope="session")
-def quick_config(small_config):
-    """`small_config` with one term and one pass for both views, which is traced sooner."""
+def tiny_config(small_config):
+    """`small_config` with two convolutions for a backbone, which are traced sooner."""
+    return functools.partial(small_config, backbone=TWO_CONVOLUTIONS)
+
+
+@pytest.fixture(scope="session")
+def quick_config(tiny_config):
+    """`tiny_config` with one term and one pass for both views, which is traced sooner still."""
     fewer = {
         "joint_views": True,
         "instance_embedding_weight": 0.0,
@@ -60,7 +68,7 @@ def quick_config(small_config):
         "part_neighbor_weight": 0.0,
         "codeword_diversity_weight": 0.0,
     }
-    return lambda **changes: small_config(**(fewer | changes))
+    return lambda **changes: tiny_config(**(fewer | changes))
 
 
 @pytest.fixture

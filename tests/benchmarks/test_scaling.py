@@ -8,15 +8,16 @@ import sys
 from benchmarks import scaling
 from hqc_tf.config import Config
 from tests.support import ROOT
+from tests.support.networks import TWO_CONVOLUTIONS
 
 # The benchmark as a command, with the small network of the other tests.
 COMMAND = """
-import runpy, replicas
-from hqc_tf import backbones
-backbones.build_backbone = replicas.build_small_backbone
+import runpy
+import tests.support.networks
 runpy.run_module("benchmarks.scaling", run_name="__main__")
 """
 SETTINGS = [
+    f"--backbone={TWO_CONVOLUTIONS}",
     "--image_size=8", "--backbone_width=2", "--num_books=2", "--num_words=4", "--word_dim=3",
     "--num_neighbors=3", "--book_classification_weight=1", "--cross_quantized_weight=1",
 ]  # fmt: skip
@@ -27,7 +28,7 @@ def test_a_traced_step_costs_what_the_formulas_say(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

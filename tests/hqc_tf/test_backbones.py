@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -147,9 +148,21 @@ def test_cifar_network_takes_images_as_they_are():
     assert not layers_of(small("resnet18_cifar"), layers.Normalization)
 
 
-def test_vgg16_takes_one_size():
-    with pytest.raises(UserError, match="--image_size=32: vgg16 takes 224; give 224 or a resnet"):
-        build_backbone("vgg16", 64, 32)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("resnet34", 64, 32),
+            "--backbone=resnet34: unknown; take one of resnet18_cifar, ",
+        ),
+        (("vgg16", 64, 32), "--image_size=32: vgg16 takes 224; give 224, or take a resnet"),
+        (("vgg16", 32, 224), "--backbone_width=32: vgg16 has one width; take 64, or a resnet"),
+        (("resnet18", 64, 32, "imagenet"), "--backbone_weights=imagenet: resnet18 has none; take "),
+    ],
+)
+def test_what_a_backbone_does_not_have_is_refused(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_backbone(*arguments)
 
 
 def test_missing_imagenet_weights_say_where_to_put_them(monkeypatch):

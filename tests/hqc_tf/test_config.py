@@ -99,7 +99,6 @@ def test_every_setting_has_its_flag_with_one_line_of_help(name):
 @pytest.mark.parametrize(
     ("name", "value", "known"),
     [
-        ("backbone", "resnet34", "resnet18_cifar, resnet18, resnet50, vgg16"),
         ("backbone_weights", "places", "none, imagenet"),
         ("consistency_fusion", "mean", "sum, concat, max, quantized, embedding, cross"),
         ("optimizer", "sgd", "adam, lamb"),
@@ -206,14 +205,6 @@ def test_every_number_has_a_bound():
             "beyond the neighbours; lower it or raise --batch_size",
         ),
         (
-            {"backbone": "vgg16", "backbone_width": 32},
-            "--backbone_width=32: vgg16 has one width; take 64 or a resnet",
-        ),
-        (
-            {"backbone_weights": "imagenet"},
-            "--backbone_weights=imagenet: only vgg16 has them; take none or vgg16",
-        ),
-        (
             {name: 0.0 for name in LEAST if name.endswith("_weight")},
             "all loss weights are zero: nothing would be learned; raise one",
         ),
@@ -314,7 +305,6 @@ def test_command_gets_settings_and_arguments(run_command):
         (["--epochs=5"], "error: --warmup_epochs=10: must be fewer than --epochs=5; lower it"),
         (["--num_bokos=4"], "error: Unknown command line flag 'num_bokos'. Did you mean: num_book"),
         (["--num_books=four"], "error: flag --num_books=four: invalid literal for int()"),
-        (["--backbone=vgg"], "error: flag --backbone=vgg: value should be one of <resnet18_cifar|"),
         (["--flagfile=gone.flags"], "error: "),
     ],
 )

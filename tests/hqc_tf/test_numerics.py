@@ -4,35 +4,29 @@ import numpy as np
 import pytest
 
 from benchmarks.kill_test import arrays
-from hqc_tf import backbones, model, train
+from hqc_tf import model, train
 from hqc_tf.errors import UserError
 from hqc_tf.training.callbacks import StopAtNonFinite
 from hqc_tf.training.state import RunState, newest_step
 from hqc_tf.workdir import save_weights
-from tests.support import replicas
-
-
-@pytest.fixture(autouse=True)
-def small_backbone(monkeypatch):
-    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
 
 
 def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_loss_that_is_no_number_stops_the_first_step(small_config, photos, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_first_step(tiny_config, photos, tmp_path):
     """Cosines divided by next to nothing are infinite, and their softmax is no number."""
-    settings = small_config(dataset=f"folder:{photos}", consistency_temperature=1e-44)
+    settings = tiny_config(dataset=f"folder:{photos}", consistency_temperature=1e-44)
     with pytest.raises(UserError, match="^step 1: not finite: consistency; what was saved before"):
         train.train_and_evaluate(settings, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*/*"))
     assert not (tmp_path / "epochs.jsonl").exists()
 
 
-def test_the_states_before_stay_and_are_good(small_config, photos, tmp_path, monkeypatch):
+def test_the_states_before_stay_and_are_good(tiny_config, photos, tmp_path, monkeypatch):
     """The rate is that of a slip in the schedule after step 20 of 24."""
-    settings = small_config(dataset=f"folder:{photos}", checkpoint_steps=10)
+    settings = tiny_config(dataset=f"folder:{photos}", checkpoint_steps=10)
     save = RunState.save
 
     def then_leap(state):
@@ -58,9 +52,9 @@ def test_the_states_before_stay_and_are_good(small_config, photos, tmp_path, mon
     assert last.step == 24
 
 
-def test_weights_that_are_none_are_not_saved(small_config, tmp_path):
+def test_weights_that_are_none_are_not_saved(tiny_config, tmp_path):
     """The last step of an epoch can spoil them, with a loss that was still a number."""
-    trained = model.build_model(small_config())
+    trained = model.build_model(tiny_config())
     save_weights(trained, tmp_path, 7, "last")
     before = contents(tmp_path)
     trained.encoder.get_layer("embedding").bias.assign(np.full(6, np.nan, np.float32))

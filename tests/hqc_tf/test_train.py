@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hqc_tf import backbones, config, distribute, model, train
+from hqc_tf import config, distribute, model, train
 from hqc_tf.data import catalog, photo_sets
 from hqc_tf.errors import UserError
 from hqc_tf.training.callbacks import CloseEpoch, KeepState
@@ -16,14 +16,7 @@ from hqc_tf.workdir import (
     read_speed,
     saved_step,
 )
-from tests.support import SHARED, photo_folders, replicas
-
-
-@pytest.fixture(autouse=True)
-def small_backbone(monkeypatch):
-    """One convolution for the network: tracing a ResNet would take most of the time here."""
-
-    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
+from tests.support import SHARED, photo_folders
 
 
 @pytest.fixture

@@ -9,16 +9,17 @@ import functools
 import sys
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, distribute, evaluate, train
+from hqc_tf import config, distribute, evaluate, train
 from hqc_tf.training.callbacks import KeepState
 
 import numpy as np
 import tensorflow as tf
 
-layers = tf.keras.layers
+from tests.support.networks import TWO_CONVOLUTIONS
 
 # All terms, batch norm over all replicas, real images, 24 steps.
 SETTINGS = {
+    "backbone": TWO_CONVOLUTIONS,
     "image_size": 8,
     "backbone_width": 4,
     "num_books": 2,
@@ -35,17 +36,6 @@ SETTINGS = {
     "sync_batch_norm": True,
 }
 PRECISIONS = ("float64", "float32")
-
-
-def build_small_backbone(name, width, size, weights, sync_batch_norm):
-    """Two convolutions with batch norm: tracing a ResNet would take most of the time."""
-    image = layers.Input([size, size, 3])
-    x = image
-    for channels in (width, 2 * width):
-        # As in the real ones; a bias before batch norm has a gradient of rounding alone.
-        x = layers.Conv2D(channels, 3, 2, use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization(synchronized=sync_batch_norm)(x))
-    return tf.keras.Model(image, layers.Flatten()(x))
 
 
 def gathered(strategy):
@@ -93,7 +83,6 @@ def main(photos, output, *names):
         tf.config.set_logical_device_configuration(cpu, two)
     # The strategy of several workers can be made once a process.
     distribute.make_strategy = functools.cache(distribute.make_strategy)
-    backbones.build_backbone = build_small_backbone
     for precision in PRECISIONS:
         for name in names:
             settings = config.Config(

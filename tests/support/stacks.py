@@ -5,7 +5,7 @@ the other set left in OTHER, and goes on with that one's half-done run, into OUT
 """
 
 # ruff: noqa: I001
-from hqc_tf import backbones, config, train
+from hqc_tf import config, train
 from hqc_tf.workdir import FLAGFILE, read_settings, load, save_weights, saved_step
 from hqc_tf.data import catalog
 from hqc_tf.training.state import RunState
@@ -15,8 +15,8 @@ import shutil
 import sys
 
 import numpy as np
-from tests.support import replicas
 from tests.support import spread
+from tests.support.networks import TWO_CONVOLUTIONS
 import tensorflow as tf
 
 from benchmarks import kill_test
@@ -24,6 +24,7 @@ from export import index, saved_model
 from export.encoder import encode_images, load_encoder
 
 SETTINGS = {
+    "backbone": TWO_CONVOLUTIONS,
     "image_size": 8,
     "backbone_width": 4,
     "num_books": 2,
@@ -111,7 +112,6 @@ def _spread(workdir, images, folder):
 
 
 def main(photos, own, other, output):
-    backbones.build_backbone = replicas.build_small_backbone
     write(photos, own)
     print("written", flush=True)
     if sys.stdin.readline():

@@ -7,17 +7,12 @@ import numpy as np
 import pytest
 
 from benchmarks import kill_test
-from hqc_tf import backbones, model, train
+from hqc_tf import model, train
 from hqc_tf.data import catalog, screening
 from hqc_tf.errors import UserError
 from hqc_tf.report import scene
 from hqc_tf.workdir import load, rejected_ids, write_rejects
-from tests.support import odd_images, replicas
-
-
-@pytest.fixture(autouse=True)
-def small_backbone(monkeypatch):
-    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
+from tests.support import odd_images
 
 
 @pytest.fixture
@@ -82,24 +77,24 @@ def test_of_2000_mutated_images_every_good_one_is_learned_from(photos, quick_con
     assert last.step == (last.database - last.held_out) // 32
 
 
-def test_a_bad_image_stops_it_if_that_is_asked(odd_photos, small_config, tmp_path):
-    settings = small_config(dataset=f"folder:{odd_photos[0]}", on_bad_image="stop")
+def test_a_bad_image_stops_it_if_that_is_asked(odd_photos, tiny_config, tmp_path):
+    settings = tiny_config(dataset=f"folder:{odd_photos[0]}", on_bad_image="stop")
     with pytest.raises(UserError, match="odd/corrupt.png: broken or cut short; fix or remove it"):
         train.train_and_evaluate(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_but_bad_images(small_config, tmp_path):
+def test_nothing_but_bad_images(tiny_config, tmp_path):
     (tmp_path / "photos").mkdir()
     for name in ("a.jpg", "b.png"):
         (tmp_path / "photos" / name).write_text("<html>404</html>")
-    settings = small_config(dataset=f"folder:{tmp_path}/photos")
+    settings = tiny_config(dataset=f"folder:{tmp_path}/photos")
     with pytest.raises(UserError, match=r"no image in it or below \(2 files that cannot be dec"):
         train.train_and_evaluate(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_path, monkeypatch):
+def test_a_file_that_breaks_in_the_middle_is_named(photos, tiny_config, tmp_path, monkeypatch):
     """Of a list of photos too, which is not screened."""
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
@@ -112,7 +107,7 @@ def test_a_file_that_breaks_in_the_middle_is_named(photos, small_config, tmp_pat
         return rejects
 
     monkeypatch.setattr(screening, "find_rejects", then_break)
-    settings = small_config(dataset=f"folder:{folder}", held_out=0)
+    settings = tiny_config(dataset=f"folder:{folder}", held_out=0)
     with pytest.raises(UserError, match=f"{broken.name}: broken or cut short; fix it and run"):
         train.train_and_evaluate(settings, tmp_path / "run")
     images = catalog.load_split(settings.dataset, "train")

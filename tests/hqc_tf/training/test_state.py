@@ -14,23 +14,17 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import kill_test
-from hqc_tf import backbones, config, distribute, train
+from hqc_tf import config, distribute, train
 from hqc_tf.errors import UserError
 from hqc_tf.training.callbacks import CloseEpoch, KeepState
 from hqc_tf.workdir import METRICS, STATES, append_metrics, read_epochs, read_metrics
-from tests.support import replicas
 
 PER_EPOCH, EPOCHS = 12, 2
 
 
-@pytest.fixture(autouse=True)
-def small_backbone(monkeypatch):
-    monkeypatch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
-
-
 @pytest.fixture(scope="module")
-def settings(small_config, photos):
-    return small_config(
+def settings(tiny_config, photos):
+    return tiny_config(
         dataset=f"folder:{photos}", top_k=10, epochs=EPOCHS, checkpoint_steps=5, held_out=5
     )
 
@@ -38,9 +32,7 @@ def settings(small_config, photos):
 @pytest.fixture(scope="module")
 def never_stopped(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "build_backbone", replicas.build_small_backbone)
-        train.train_and_evaluate(settings, folder)
+    train.train_and_evaluate(settings, folder)
     return folder
 
 
