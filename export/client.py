@@ -23,8 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from export.encoder import check_valid, read_file
-from export.saved_model import signature_of
+from export.encoder import check_valid, read_file, signature_of
 from hqc_tf.errors import UserError
 from hqc_tf.retrieval import Encoded
 

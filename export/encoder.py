@@ -1,19 +1,28 @@
-"""A SavedModel of `export.saved_model`, loaded, and what it makes of images."""
+"""An exported encoder: a SavedModel of `export.saved_model`, loaded, and the codes it gives.
+
+Needs neither the training code nor TensorFlow Serving.
+"""
 
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from export.saved_model import read_manifest
+from export import folders
 from export.versions import newest
 from hqc_tf.data.batches import raw_batches
 from hqc_tf.data.decoding import MAX_PIXELS, MAX_RATIO
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, naming_damage
-from hqc_tf.retrieval import collect
+from hqc_tf.retrieval import Encoded, collect
 
-# Images that are encoded together.
+FORMAT = "hqc-encoder"
+# 2: encode_bytes tells which images are valid, and has a second name with the fingerprint.
+FORMAT_VERSION = 2
+# Images encoded together.
 BATCH = 256
 
 
@@ -21,54 +30,86 @@ class Encoder(NamedTuple):
     """A loaded SavedModel.
 
     Attributes:
-      path: folder of the version.
-      manifest: what `export.saved_model` wrote beside it; `["fingerprint"]` tells encoders apart.
-      codebooks: float32 [M, K, D].
-      module: what `tf.saved_model.load` gave.
+        path: folder of the version.
+        manifest: written beside it by `export.saved_model`; "fingerprint" identifies the encoder.
+        codebooks: [M, K, D] float32.
+        module: as `tf.saved_model.load` gives it.
     """
 
     path: pathlib.Path
-    manifest: dict
+    manifest: dict[str, Any]
     codebooks: np.ndarray
     module: Any
 
     @property
-    def signatures(self):
+    def signatures(self) -> Mapping[str, Any]:
         """Name -> function, as a server calls them."""
         return self.module.signatures
 
     @property
-    def identity(self):
-        """What folders of codes and indexes keep of it: dict of "fingerprint" and "path"."""
+    def identity(self) -> dict[str, str]:
+        """The "fingerprint" and "path" that folders of codes and indexes keep."""
         return {"fingerprint": self.manifest["fingerprint"], "path": str(self.path)}
 
 
-def load_encoder(path):
+def load_encoder(path: str | PathLike) -> Encoder:
     """Loads a SavedModel of `export.saved_model`: one version, or the newest of a folder of them.
 
     Raises:
-      UserError: there is no encoder, or a damaged one.
+        UserError: there is no encoder, or a damaged one.
     """
     path = newest(path)
     manifest = read_manifest(path)
-    with naming_damage(path, "bring back a copy, or write it with export.saved_model"):
+    with naming_damage(path, "restore a copy, or write it with export.saved_model"):
         loaded = tf.saved_model.load(str(path))
         codebooks = tf.cast(loaded.codebooks, tf.float32).numpy()
     return Encoder(path, manifest, codebooks, loaded)
 
 
-def encode_images(encoder, images):
-    """Encodes images through the signatures that a server serves.
-
-    Args:
-      encoder: `Encoder`.
-      images: `data.Images`.
-
-    Returns:
-      `hqc_tf.retrieval.Encoded`: embeddings float32 [N, M*D] and codes uint8 [N, M].
+def read_manifest(version: str | PathLike) -> dict[str, Any]:
+    """The manifest of the encoder in folder `version`.
 
     Raises:
-      UserError: a file is no image; it is named.
+        UserError: it is missing, damaged or of another format version.
+    """
+    found = folders.read_manifest(version, FORMAT)
+    if found is None:
+        raise UserError(
+            f"--saved_model={version}: no encoder with a {folders.MANIFEST} there; "
+            "write it with python -m export.saved_model"
+        )
+    if found.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"--saved_model={version}: has format version {found.get('format_version', 1)}, but "
+            f"this program reads {FORMAT_VERSION}; export it again with python -m "
+            "export.saved_model"
+        )
+    if not (isinstance(found.get("fingerprint"), str) and isinstance(found.get("bits"), int)):
+        raise UserError(
+            f"--saved_model={version}: its {folders.MANIFEST} is damaged; restore a copy or "
+            "export it again with python -m export.saved_model"
+        )
+    return found
+
+
+def signature_of(fingerprint: str) -> str:
+    """Name of the `encode_bytes` signature that only the encoder with this fingerprint has.
+
+    A server changes versions at any moment. A client that calls the signature by this name gets
+    answers of its own encoder, or an error.
+    """
+    return f"encode_bytes_{fingerprint[:16]}"
+
+
+def encode_images(encoder: Encoder, images: Images) -> Encoded:
+    """Encodes images through the signatures that a server serves.
+
+    Returns:
+        embeddings: [N, M*D] float32.
+        codes: [N, M] uint8.
+
+    Raises:
+        UserError: a file is not an image; the message names it.
     """
     if images.paths is None:
         answers = _encode_pixels(encoder, images)
@@ -78,33 +119,33 @@ def encode_images(encoder, images):
     return collect(pairs, len(images), "images")
 
 
-def _encode_pixels(encoder, images):
-    for batch in raw_batches(images, BATCH).prefetch(2):
-        yield encoder.signatures["serving_default"](images=batch)
-
-
-def _encode_files(encoder, paths):
-    for start in range(0, len(paths), BATCH):
-        names = paths[start : start + BATCH]
-        contents = tf.constant([*map(read_file, names)])
-        answer = encoder.signatures["encode_bytes"](image_bytes=contents)
-        check_valid(names, answer["valid"].numpy())
-        yield answer
-
-
-def read_file(name):
-    """The bytes of a file; UserError where it cannot be read."""
+def read_file(name: str | PathLike) -> bytes:
+    """The contents of a file; UserError where it cannot be read."""
     try:
         return pathlib.Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}; name an image file") from error
 
 
-def check_valid(names, valid):
-    """Raises UserError with the first of `names` whose row of bool [B] `valid` is false."""
+def check_valid(names: Sequence[str], valid: np.ndarray) -> None:
+    """Raises UserError with the first of B `names` whose element of `valid`, [B] bool, is false."""
     if not valid.all():
         raise UserError(
-            f"{names[valid.argmin()]}: no JPEG, PNG, BMP or GIF image of at most "
-            f"{MAX_PIXELS // 10**6} million pixels and sides of at most {MAX_RATIO}:1; mend or "
+            f"{names[valid.argmin()]}: not a JPEG, PNG, BMP or GIF image of at most "
+            f"{MAX_PIXELS // 10**6} million pixels and sides of at most {MAX_RATIO}:1; fix or "
             "remove it"
         )
+
+
+def _encode_pixels(encoder: Encoder, images: Images) -> Iterator[dict[str, tf.Tensor]]:
+    for batch in raw_batches(images, BATCH).prefetch(2):
+        yield encoder.signatures["serving_default"](images=batch)
+
+
+def _encode_files(encoder: Encoder, paths: Sequence[str]) -> Iterator[dict[str, tf.Tensor]]:
+    for start in range(0, len(paths), BATCH):
+        names = paths[start : start + BATCH]
+        contents = tf.constant([*map(read_file, names)])
+        answer = encoder.signatures["encode_bytes"](image_bytes=contents)
+        check_valid(names, answer["valid"].numpy())
+        yield answer

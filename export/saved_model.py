@@ -1,49 +1,47 @@
-"""The trained encoder as a SavedModel that TensorFlow Serving serves.
+"""Exports the trained encoder as a SavedModel that TensorFlow Serving serves.
 
 `python -m export.saved_model --workdir=runs/cifar10 --output=serving/hqc` writes
-serving/hqc/<version>/, with the pre-processing inside and nothing but TensorFlow's own ops.
+serving/hqc/<version>/, with the pre-processing inside and only TensorFlow's own ops.
 """
 
 import dataclasses
 import hashlib
 import pathlib
+from os import PathLike
 
 import tensorflow as tf
 from absl import flags
 
-from export import folders, versions, warmup
+from export import folders, versions
+from export.encoder import FORMAT, FORMAT_VERSION, read_manifest, signature_of
 from hqc_tf import _keras2, commands
 from hqc_tf.data import augment, decoding
-from hqc_tf.errors import UserError
+from hqc_tf.model import HQC
 from hqc_tf.workdir import WEIGHTS, load, saved_step
-
-FORMAT = "hqc-encoder"
-# 2: encode_bytes tells which images are valid, and stands under the fingerprint as well.
-FORMAT_VERSION = 2
 
 
 class ServedEncoder(tf.Module):
     """An `HQC` as the signatures of a SavedModel.
 
-    Both signatures give `embedding` float32 [B, M*D] and `codes` uint8 [B, M], B at least 1.
+    Both signatures return `embedding` [B, M*D] float32 and `codes` [B, M] uint8, B at least 1.
 
     Attributes:
-      codebooks: float32 [M, K, D], read back by `export.encode.load_encoder`.
+        codebooks: [M, K, D] float32, read by `export.encoder.load_encoder`.
     """
 
-    def __init__(self, trained):
+    def __init__(self, trained: HQC):
         super().__init__()
         self._sizes = trained.settings.plain_sizes
-        # Under a name of its own the function would be saved as well.
+        # Stored as a named attribute, the function itself would be saved as well.
         self._encode_views = lambda views: trained.encode(views)
-        # Variables are saved by the attributes that hold them; Keras' layers in their place would
-        # save a function each.
+        # Variables are saved through the attributes that hold them; Keras layers in their place
+        # would save a function each.
         self._kept = [*trained.encoder.variables, *trained.quantizer.variables]
         self.codebooks = trained.quantizer.codebooks
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
-    def serving_default(self, images):
-        """uint8 [B, H, W, 3], any H and W whose ratio is at most `decoding.MAX_RATIO`."""
+    def serving_default(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Encodes [B, H, W, 3] uint8, any H and W whose ratio is at most `decoding.MAX_RATIO`."""
         sides = tf.shape(images)[1:3]
         rule = f"an image has at most {decoding.MAX_PIXELS} pixels and sides of a ratio of at most "
         checked = tf.debugging.Assert(decoding.fits(sides), [rule + str(decoding.MAX_RATIO), sides])
@@ -52,10 +50,10 @@ class ServedEncoder(tf.Module):
         return self._encode(views)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
-    def encode_bytes(self, image_bytes):
-        """string [B], the contents of files; see `decoding.decode_image`.
+    def encode_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Encodes [B] string, the contents of image files; see `decoding.decode_image`.
 
-        Gives `valid` bool [B] as well; the other rows of what is no image are zeros.
+        Returns `valid` [B] bool as well; the other outputs are zeros where it is false.
         """
         views, valid = decoding.decode_views(image_bytes, *self._sizes)
         encoded = self._encode(views).items()
@@ -67,20 +65,25 @@ class ServedEncoder(tf.Module):
         return {"embedding": tf.cast(embedding, tf.float32), "codes": codes}
 
 
-def export_encoder(workdir, output, version=None, weights="best"):
-    """Writes the encoder of `workdir` as a version under `output`, whole or not at all.
+def export_encoder(
+    workdir: str | PathLike,
+    output: str | PathLike,
+    version: int | None = None,
+    weights: str = "best",
+) -> pathlib.Path:
+    """Writes the encoder of `workdir` atomically as a version under `output`.
 
     Args:
-      workdir: folder that a training left.
-      output: folder of versions, as TensorFlow Serving's `model_base_path` wants it.
-      version: number of the version; None: the next.
-      weights: "best", chosen without labels, or "last".
+        workdir: folder of a training run.
+        output: folder of versions, TensorFlow Serving's `model_base_path`.
+        version: number of the version; None: the next.
+        weights: "best", chosen without labels, or "last".
 
     Returns:
-      Path of the version written.
+        Path of the version.
 
     Raises:
-      UserError: the version stands already, or there is no trained model.
+        UserError: the version exists, or there is no trained model.
     """
     version = versions.free_version(output, version)
     trained = load(workdir, weights)
@@ -102,13 +105,13 @@ def export_encoder(workdir, output, version=None, weights="best"):
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(served, str(folder), signatures=signatures)
-        warmup.write_requests(folder, _warmup_requests())
+        versions.write_warmup(folder, _warmup_requests())
         folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
 
 
-def fingerprint(trained):
-    """What tells encoders apart: SHA-256, in hex, over weights and image sizes."""
+def fingerprint(trained: HQC) -> str:
+    """Identifies an encoder: SHA-256, in hexadecimal, of its weights and image sizes."""
     digest = hashlib.sha256()
     settings = trained.settings
     digest.update(f"{settings.image_size} {settings.resize_size}".encode())
@@ -118,47 +121,13 @@ def fingerprint(trained):
     return digest.hexdigest()
 
 
-def signature_of(identity):
-    """`encode_bytes` under a name of this encoder's own.
-
-    A server changes versions at any moment. Who asks by this name gets answers of the encoder with
-    this fingerprint or none.
-    """
-    return f"encode_bytes_{identity[:16]}"
-
-
-def read_manifest(version):
-    """The manifest of the encoder in folder `version`.
-
-    Raises:
-      UserError: there is none, or one of another format.
-    """
-    found = folders.read_manifest(version, FORMAT)
-    if found is None:
-        raise UserError(
-            f"--saved_model={version}: no encoder with a {folders.MANIFEST} there; "
-            "write it with python -m export.saved_model"
-        )
-    if found.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"--saved_model={version}: has format version {found.get('format_version', 1)}, but "
-            f"this program reads {FORMAT_VERSION}; write it anew with python -m export.saved_model"
-        )
-    if not (isinstance(found.get("fingerprint"), str) and isinstance(found.get("bits"), int)):
-        raise UserError(
-            f"--saved_model={version}: its {folders.MANIFEST} is damaged; bring back a copy or "
-            "write it anew with python -m export.saved_model"
-        )
-    return found
-
-
 def _warmup_requests():
-    pixels = [("serving_default", {"images": batch}) for batch in warmup.pixel_batches()]
-    files = [("encode_bytes", {"image_bytes": batch}) for batch in warmup.file_batches()]
+    pixels = [("serving_default", {"images": batch}) for batch in versions.pixel_batches()]
+    files = [("encode_bytes", {"image_bytes": batch}) for batch in versions.file_batches()]
     return pixels + files
 
 
-def main(_):
+def main(_: list[str]) -> None:
     values = flags.FLAGS
     version = export_encoder(values.workdir, values.output, values.version, values.weights)
     found = read_manifest(version)
@@ -166,8 +135,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder that a training left", required=True)
+    flags.DEFINE_string("workdir", None, "folder of a training run", required=True)
     flags.DEFINE_string("output", None, "folder of versions", required=True)
-    flags.DEFINE_integer("version", None, "number of the version; the next, if none", lower_bound=1)
+    flags.DEFINE_integer("version", None, "number of the version; default: the next", lower_bound=1)
     flags.DEFINE_enum("weights", "best", [*WEIGHTS], "which weights of the run")
     commands.run(main)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from export import folders, versions, warmup
+from export import folders, versions
 from export.encoder import load_encoder
 from export.index import load_index
 from hqc_tf import _keras2, commands, retrieval
@@ -139,15 +139,15 @@ def export_searcher(encoder_path, index_path, output, version=None):
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(searcher, str(folder), signatures=signatures)
-        warmup.write_requests(folder, _warmup_requests(index.num_images))
+        versions.write_warmup(folder, _warmup_requests(index.num_images))
         folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
 
 
 def _warmup_requests(num_images):
     k = np.int32(min(10, num_images))
-    pixels = [("search", {"images": batch, "k": k}) for batch in warmup.pixel_batches()]
-    files = [("search_bytes", {"image_bytes": batch, "k": k}) for batch in warmup.file_batches()]
+    pixels = [("search", {"images": batch, "k": k}) for batch in versions.pixel_batches()]
+    files = [("search_bytes", {"image_bytes": batch, "k": k}) for batch in versions.file_batches()]
     return pixels + files
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import folders, searcher, versions, warmup
+from export import folders, searcher, versions
 from export.encoder import load_encoder
 from export.index import load_index, write_index
 from hqc_tf import retrieval
@@ -131,7 +131,7 @@ def test_k_beyond_the_collection_is_refused(exported, queries, k):
 def test_warm_up_requests_are_real_and_run(exported, tmp_path):
     requests = serving.read_warmup(exported)
     assert {signature for signature, _ in requests} == {"search", "search_bytes"}
-    assert len(requests) == 2 * len(warmup.BATCHES)
+    assert len(requests) == 2 * len(versions.WARMUP_SHAPES)
     for answer in serving.run_through_c_api(exported, requests, tmp_path / "jobs.json"):
         assert answer["ids"].all() and np.isfinite(answer["distances"]).all()
 
@@ -175,7 +175,7 @@ def test_it_is_written_as_a_free_version_or_not_at_all(encoder, index, exported,
     output = exported.parent
     with pytest.raises(UserError, match="--version=1: stands in .* already"):
         searcher.export_searcher(encoder.path, index.path, output, version=1)
-    monkeypatch.setattr(warmup, "write_requests", lambda *_: 1 / 0)
+    monkeypatch.setattr(versions, "write_warmup", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         searcher.export_searcher(encoder.path, index.path, output)
     assert versions.versions(output) == [1] and not list(output.glob(".*"))

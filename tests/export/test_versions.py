@@ -20,10 +20,10 @@ def test_the_next_version_or_a_free_one(tmp_path):
     (tmp_path / "4").mkdir()
     assert versions.free_version(tmp_path) == 5
     assert versions.free_version(tmp_path, 2) == 2
-    with pytest.raises(UserError, match=re.escape(f"--version=4: stands in {tmp_path} already")):
+    with pytest.raises(UserError, match=re.escape(f"--version=4: exists in {tmp_path}, and")):
         versions.free_version(tmp_path, 4)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="a file, but versions lie in a folder; name another"):
+    with pytest.raises(UserError, match="a file, but versions need a folder; name another"):
         versions.free_version(tmp_path / "file")
 
 

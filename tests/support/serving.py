@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import index, warmup
+from export import index, versions
 from export.encoder import encode_images
 from hqc_tf.data import augment, catalog, decoding
 
@@ -104,7 +104,7 @@ def _unpack(array):
 def read_warmup(folder):
     """The requests of the SavedModel's warm-up file, as `run_through_c_api` takes them."""
     requests = []
-    for record in tf.data.TFRecordDataset(str(folder / warmup.REQUESTS)).as_numpy_iterator():
+    for record in tf.data.TFRecordDataset(str(folder / versions.REQUESTS)).as_numpy_iterator():
         log = prediction_log_pb2.PredictionLog.FromString(record)
         request = log.predict_log.request
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
