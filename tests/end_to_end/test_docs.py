@@ -239,7 +239,7 @@ def test_the_readme_trains_indexes_and_searches(readme):
 def test_the_python_of_the_readme_searches_the_photos(readme):
     with contextlib.chdir(readme):
         names = run_python("README.md")
-    assert names["ids"].shape == names["distances"].shape == (1, 10)
+    assert np.shape(names["ids"]) == np.shape(names["distances"]) == (1, 10)
     assert len(names["images"]) == PHOTOS
 
 
