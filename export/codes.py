@@ -12,7 +12,6 @@ Each file is written atomically, and a shard is done once its Arrow file exists.
 memory-mapped.
 """
 
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from os import PathLike
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from export.arrays import ID_SCHEMA, map_array, read_batches, write_batches, write_ids
-from export.folders import MANIFEST, read_manifest, write_manifest, write_whole
+from export.folders import MANIFEST, read_manifest, write_manifest, write_shared
 from hqc_tf import files
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
@@ -99,9 +98,9 @@ def start(
         _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save = lambda file: np.save(file, codebooks, allow_pickle=False)  # noqa: E731
-        write_whole(folder / "codebooks.npy", save)
+        write_shared(folder / "codebooks.npy", save)
         if names is not None:
-            write_whole(folder / "inputs.arrow", lambda file: write_ids(file, [names]))
+            write_shared(folder / "inputs.arrow", lambda file: write_ids(file, [names]))
         contents = {"format_version": FORMAT_VERSION, "num_shards": num_shards}
         write_manifest(folder, FORMAT, {**contents, "encoder": encoder, "job": job})
     for left in _partial(folder):
@@ -137,7 +136,7 @@ def write_shard(
     number: int,
     num_shards: int,
     shard: Shard,
-    rejects: list[dict[str, str]],
+    rejects: Sequence[Reject],
 ) -> None:
     """Writes a shard atomically; several processes may write at once.
 
@@ -146,11 +145,10 @@ def write_shard(
         number: 0 to `num_shards` - 1.
         num_shards: as given to `start`.
         shard: what the images of the shard were encoded to.
-        rejects: "id" and "reason" of each image that is not in it.
+        rejects: the images that are not in it.
     """
-    lines = "".join(json.dumps(reject) + "\n" for reject in rejects)
     rejected = _path(folder, "rejects", number, num_shards, "jsonl")
-    write_whole(rejected, lambda file: file.write(lines.encode()))
+    write_shared(rejected, lambda file: file.write(files.to_text(rejects).encode()))
     count, num_books = shard.codes.shape
     data = pa.py_buffer(np.ascontiguousarray(shard.codes, np.uint8))
     codes = pa.Array.from_buffers(pa.binary(num_books), count, [None, data])
@@ -158,7 +156,7 @@ def write_shard(
     ids = pa.concat_arrays([shard.ids])
     batch = pa.record_batch([ids, codes], _shard_schema(num_books))
     path = _path(folder, "codes", number, num_shards)
-    write_whole(path, lambda file: write_batches(file, batch.schema, [batch]))
+    write_shared(path, lambda file: write_batches(file, batch.schema, [batch]))
 
 
 def read_shards(folder: str | PathLike) -> Shards:
@@ -189,12 +187,12 @@ def read_shards(folder: str | PathLike) -> Shards:
     return Shards(codebooks, manifest["encoder"], _OnDisk(folder, count, len(codebooks)))
 
 
-def read_rejects(folder: str | PathLike) -> Iterator[dict[str, str]]:
-    """Yields "id" and "reason" of each image that is in no shard of a complete folder."""
+def read_rejects(folder: str | PathLike) -> Iterator[Reject]:
+    """Yields the images that are in no shard of a complete folder."""
     count = _manifest(folder)["num_shards"]
     for number in range(count):
         path = _path(folder, "rejects", number, count, "jsonl")
-        yield from map(files.as_json, files.read_lines(path, Reject))
+        yield from files.read_lines(path, Reject)
 
 
 def _check_same(folder, encoder, num_shards, job):

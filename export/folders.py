@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and their manifests."""
+"""Atomic folders, which appear complete or not at all, and their manifests."""
 
 import contextlib
 import ctypes
@@ -9,6 +9,9 @@ import os
 import pathlib
 import shutil
 import uuid
+from collections.abc import Callable, Iterator
+from os import PathLike
+from typing import Any, BinaryIO
 
 from hqc_tf import files
 from hqc_tf.errors import UserError
@@ -17,14 +20,14 @@ MANIFEST = "manifest.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-def write_manifest(folder, kind, contents):
-    """Writes dict `contents`, which JSON can hold, as the manifest of a `kind` of folder."""
+def write_manifest(folder: str | PathLike, kind: str, contents: dict[str, Any]) -> None:
+    """Writes `contents`, which JSON can hold, as the manifest of a `kind` of folder."""
     text = json.dumps({"format": kind, **contents}, indent=2) + "\n"
-    write_whole(pathlib.Path(folder, MANIFEST), lambda file: file.write(text.encode()))
+    write_shared(pathlib.Path(folder, MANIFEST), lambda file: file.write(text.encode()))
 
 
-def read_manifest(folder, kind):
-    """The manifest of `folder` as a dict, or None where it has none of this `kind`."""
+def read_manifest(folder: str | PathLike, kind: str) -> dict[str, Any] | None:
+    """The manifest of `folder`, or None where it has none of this `kind`."""
     try:
         manifest = json.loads(pathlib.Path(folder, MANIFEST).read_text())
         return manifest if manifest["format"] == kind else None
@@ -32,27 +35,27 @@ def read_manifest(folder, kind):
         return None
 
 
-def write_whole(path, write):
-    """`files.write_atomically` where others may write the same; one killed leaves .NAME.*.partial.
+def write_shared(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file atomically, even if several processes write it at once.
 
     Args:
-      path: `pathlib.Path` of the file; one that stands is replaced.
-      write: called with a binary file.
+        path: the file; an existing one is replaced. A killed process leaves .NAME.*.partial.
+        write: called with a binary file.
     """
-    # Two machines that share the folder may have processes of one number.
+    # Processes on two machines that share the folder may have the same process id.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     files.write_atomically(path, write, aside)
 
 
 @contextlib.contextmanager
-def new_folder(path):
-    """Yields a folder to fill, which stands at `path` once the block has ended well.
+def new_folder(path: str | PathLike) -> Iterator[pathlib.Path]:
+    """Yields a folder to fill, which moves to `path` when the block ends without error.
 
-    What stands at `path` until then is found there at every instant, and removed at the end; who
-    has its files open keeps them.
+    An existing folder stays at `path` at every instant until then and is removed afterwards;
+    readers keep the files they have open.
 
     Raises:
-      UserError: another process is writing at `path`.
+        UserError: another process is writing at `path`.
     """
     path = pathlib.Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +78,12 @@ def _sole_writer(path):
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed it since it was opened.
+            # Its last holder may have removed the file after it was opened.
             held = lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino
         except BlockingIOError:
             held = False
         if not held:
-            raise UserError(f"{path}: another process is writing it; wait until that has ended")
+            raise UserError(f"{path}: another process is writing it; wait until it has ended")
         try:
             yield
         finally:
@@ -94,7 +97,7 @@ def _move(aside, path):
     try:
         _exchange(aside, path)
     except OSError as error:
-        # Network and older file systems cannot; between these two moves `path` is missing.
+        # Network and older file systems cannot exchange; between the two moves `path` is missing.
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
         old = path.with_name(f".{path.name}.old")

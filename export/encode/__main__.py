@@ -1,7 +1,7 @@
-"""Encodes any number of images into shards of codes, with an exported SavedModel.
+"""Encodes images into shards of codes with an exported SavedModel.
 
 `python -m export.encode --saved_model=serving/hqc --input=folder:photos/ --output=codes/` streams
-any number of images into shards of codes, here or on a cluster, and goes on where it was stopped.
+any number of images into shards of codes, here or on a cluster, and resumes where it was stopped.
 """
 
 import functools
@@ -10,30 +10,38 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from export.codes import is_done, read_rejects, read_shards, start
 from export.encode import inputs, streaming
-from export.encoder import load_encoder
+from export.encoder import Encoder, load_encoder
 from hqc_tf import commands
 from hqc_tf.errors import UserError
 
 
-def encode_plan(encoder, plan, folder, runner=streaming.encode_here):
-    """Encodes the shards of a plan that are not done yet; stopped at any moment, again = go on.
+def encode_plan(
+    encoder: Encoder,
+    plan: inputs.Plan,
+    folder: str | os.PathLike,
+    runner: Callable[[Encoder, inputs.Plan, str | os.PathLike, list[int]], None] = (
+        streaming.encode_here
+    ),
+) -> Sequence[int]:
+    """Encodes the missing shards of a plan; stopped at any moment, the same call resumes.
 
     Args:
-      encoder: `Encoder`.
-      plan: `inputs.Plan` for `folder`.
-      folder: absolute path, missing, empty or begun with this plan.
-      runner: called with encoder, plan, folder and a list of numbers of shards, which it encodes.
+        encoder: encodes the images.
+        plan: made for `folder`.
+        folder: absolute path; missing, empty or begun with this plan.
+        runner: encodes the shards with the given numbers.
 
     Returns:
-      The numbers of the shards that were encoded now.
+        The numbers of the shards that were encoded now.
 
     Raises:
-      UserError: as `shards.start`.
+        UserError: as `codes.start`.
     """
     count = len(plan.shards)
     start(folder, encoder.codebooks, encoder.identity, count, plan.job, plan.names)
@@ -43,7 +51,7 @@ def encode_plan(encoder, plan, folder, runner=streaming.encode_here):
     return numbers
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     values = flags.FLAGS
     _end_on_signals()
     runner = _runner(values, arguments)
@@ -61,24 +69,26 @@ def main(arguments):
     try:
         numbers = encode_plan(encoder, plan, folder, runner)
     except OSError as error:
-        raise UserError(f"{error}; mend that, and the same command goes on") from error
+        raise UserError(f"{error}; fix that, and run the same command to resume") from error
     print(_describe(folder, numbers, time.monotonic() - began))
 
 
 def _runner(values, arguments):
-    """What encodes shards; it is called with an encoder, a plan, the folder and their numbers."""
+    """The `runner` of `encode_plan` that --runner names."""
     if values.runner == "local":
         if arguments:
             raise UserError(
-                f"{arguments[0]}: one thing too many; put a pattern of files in quotes, and give "
-                "Beam's flags with a --runner of Beam only"
+                f"{arguments[0]}: not a flag; put a pattern of files in quotes, and give Beam's flags "
+                "only with a --runner of Beam"
             )
         return functools.partial(
             streaming.encode_here, batch_size=values.batch_size, on_bad_image=values.on_bad_image
         )
     if values.on_bad_image == "stop":
-        raise UserError("--on_bad_image=stop: only --runner=local has a first bad one; take skip")
-    # Beam is no requirement.
+        raise UserError(
+            "--on_bad_image=stop: needs --runner=local, which has a first bad image; give skip"
+        )
+    # Beam is an optional package.
     from export.encode.beam import encode_on_beam
 
     options = {"runner": values.runner, "arguments": arguments, "batch_size": values.batch_size}
@@ -86,22 +96,22 @@ def _runner(values, arguments):
 
 
 def _describe(folder, numbers, seconds):
-    """What is in a folder that is done, of which the shards `numbers` took so many seconds."""
+    """What a complete folder holds, and the rate of the shards `numbers` encoded in `seconds`."""
     lengths = [len(shard.codes) for shard in read_shards(folder).shards]
     rate = sum(lengths[number] for number in numbers) / seconds
     rejects = sum(1 for _ in read_rejects(folder))
     return (
         f"{folder}: {sum(lengths)} images in {len(lengths)} shards, {rejects} rejected"
-        + (f" ({folder}/rejects-*.jsonl say why)" if rejects else "")
-        + (f", {rate:.0f} images/s" if numbers else ", all done before")
+        + (f" ({folder}/rejects-*.jsonl have the reasons)" if rejects else "")
+        + (f", {rate:.0f} images/s" if numbers else ", all done already")
     )
 
 
 def _end_on_signals():
     def end(number, _):
         name = signal.Signals(number).name
-        print(f"\n{name}: stopped; the same command goes on with what is missing", file=sys.stderr)
-        # At once, whatever is being encoded: nothing stands half written under its name.
+        print(f"\n{name}: stopped; run the same command to resume", file=sys.stderr)
+        # At once, whatever is being encoded: no file under its final name is incomplete.
         sys.stderr.flush()
         os._exit(128 + number)
 
@@ -111,7 +121,7 @@ def _end_on_signals():
 
 if __name__ == "__main__":
     flags.DEFINE_string(
-        "saved_model", None, "what export.saved_model wrote; its newest version", required=True
+        "saved_model", None, "output of export.saved_model; its newest version", required=True
     )
     flags.DEFINE_string(
         "input",
@@ -120,18 +130,18 @@ if __name__ == "__main__":
         "tfrecord:PATTERN",
         required=True,
     )
-    flags.DEFINE_string("output", None, "folder of shards; again = go on", required=True)
+    flags.DEFINE_string("output", None, "folder of shards; the same command resumes", required=True)
     flags.DEFINE_integer(
         "num_shards",
         None,
-        "shards to write; if none: one for 50,000 images, or for a TFRecord file",
+        "shards to write; default: one per 50,000 images, or per TFRecord file",
         lower_bound=1,
     )
     flags.DEFINE_integer("batch_size", streaming.BATCH, "images encoded together", lower_bound=1)
     flags.DEFINE_enum(
-        "on_bad_image", "skip", ["skip", "stop"], "skip and list what is no image, or stop at it"
+        "on_bad_image", "skip", ["skip", "stop"], "skip and list undecodable images, or stop at one"
     )
-    flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
+    flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data; empty: TFDS's default")
     flags.DEFINE_string("image_feature", "image/encoded", "with tfrecord: the image's feature")
     flags.DEFINE_string(
         "id_feature", "", "with tfrecord: the id's feature; empty: file name and record number"
@@ -140,6 +150,6 @@ if __name__ == "__main__":
         "runner",
         "local",
         "local, or a runner of Apache Beam: direct, flink, spark, dataflow, ...; Beam's own flags "
-        "stand at the end, after --",
+        "follow after --",
     )
     commands.run(main)

@@ -1,12 +1,16 @@
 """`export.encode` on a cluster: a shard of the plan at a time, on any runner of Apache Beam.
 
-Workers have this project and its requirements, and see the images, the SavedModel and the folder of
+Workers need this project with its requirements, and the images, the SavedModel and the folder of
 codes under the same paths.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 from export.codes import is_done, write_shard
+from export.encode.inputs import Plan
 from export.encode.streaming import encode_shard
-from export.encoder import load_encoder
+from export.encoder import Encoder, load_encoder
 from hqc_tf.errors import UserError
 
 try:
@@ -17,32 +21,34 @@ try:
 except ModuleNotFoundError as error:
     raise UserError(
         f"--runner: Apache Beam is missing ({error}); pip install -r requirements-beam.txt, or "
-        "take local"
+        "give local"
     ) from error
 
 
 class EncodeShard(beam.DoFn):
-    """Encodes and writes a shard, given as (number, part of the plan); gives its number."""
+    """Encodes and writes a shard, given as (number, part of the plan); yields its number."""
 
-    def __init__(self, saved_model, fingerprint, folder, num_shards, batch_size):
+    def __init__(
+        self, saved_model: str, fingerprint: str, folder: str, num_shards: int, batch_size: int
+    ):
         super().__init__()
         self._saved_model, self._fingerprint = saved_model, fingerprint
         self._folder, self._num_shards, self._batch_size = folder, num_shards, batch_size
         self._images = beam.metrics.Metrics.counter("export.encode", "images")
         self._rejects = beam.metrics.Metrics.counter("export.encode", "rejects")
 
-    def setup(self):
+    def setup(self) -> None:
         self._encoder = load_encoder(self._saved_model)
         found = self._encoder.manifest["fingerprint"]
         if found != self._fingerprint:
             raise UserError(
                 f"{self._saved_model}: is encoder {found} here and {self._fingerprint} where the "
-                "command runs; let all see the same"
+                "command runs; give all machines the same"
             )
 
-    def process(self, element):
+    def process(self, element: tuple[int, Any]) -> Iterator[int]:
         number, part = element
-        # A runner may give out a shard twice, such as after a failure elsewhere.
+        # A runner may hand out a shard twice, for example after a failure elsewhere.
         if not is_done(self._folder, number, self._num_shards):
             shard, rejects = encode_shard(self._encoder, part, self._batch_size, self._count)
             write_shard(self._folder, number, self._num_shards, shard, rejects)
@@ -53,20 +59,28 @@ class EncodeShard(beam.DoFn):
         self._rejects.inc(len(batch.rejects))
 
 
-def encode_on_beam(encoder, plan, folder, numbers, batch_size, runner, arguments=()):
+def encode_on_beam(
+    encoder: Encoder,
+    plan: Plan,
+    folder: str,
+    numbers: Sequence[int],
+    batch_size: int,
+    runner: str,
+    arguments: Sequence[str] = (),
+) -> None:
     """Encodes shards of a plan with a runner of Beam, and waits for it.
 
     Args:
-      encoder: `Encoder` that all workers load from its path.
-      plan: `inputs.Plan`.
-      folder: what `shards.start` made for it, absolute.
-      numbers: of the shards.
-      batch_size: images that are encoded together.
-      runner: its name, such as direct, flink, spark or dataflow.
-      arguments: Beam's own flags, strings.
+        encoder: loaded by all workers from its path.
+        plan: what is encoded.
+        folder: absolute path, prepared for the plan by `codes.start`.
+        numbers: of the shards.
+        batch_size: images encoded together.
+        runner: its name, such as direct, flink, spark or dataflow.
+        arguments: Beam's own flags.
 
     Raises:
-      UserError: Beam knows no such runner.
+        UserError: Beam has no such runner.
     """
     encode = EncodeShard(
         str(encoder.path),
@@ -77,16 +91,16 @@ def encode_on_beam(encoder, plan, folder, numbers, batch_size, runner, arguments
     )
     elements = [(number, plan.shards[number]) for number in numbers]
     with beam.Pipeline(**_runner(runner, arguments)) as pipeline:
-        # Without the shuffle a runner may take all shards one after the other.
+        # Without the shuffle a runner may run all shards one after the other.
         _ = pipeline | beam.Create(elements) | beam.Reshuffle() | beam.ParDo(encode)
 
 
 def _runner(name, arguments):
-    # Beam's own DirectRunner fetches a program from the net first.
+    # Beam's own DirectRunner downloads a program first.
     if name == "direct":
         return {"runner": FnApiRunner(), "options": PipelineOptions(arguments)}
     try:
         create_runner(name)
     except (ValueError, ImportError) as error:
-        raise UserError(f"--runner={name}: {error}; take another, or install it") from error
+        raise UserError(f"--runner={name}: {error}; give another, or install it") from error
     return {"options": PipelineOptions([f"--runner={name}", *arguments])}

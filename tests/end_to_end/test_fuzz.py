@@ -229,7 +229,7 @@ def small_codes(tmp_path_factory):
     start(folder, CODEBOOKS, ENCODER, 2, {"folder": "photos"}, pack_ids(names))
     for number, rows in enumerate([slice(0, 5), slice(5, 11)]):
         shard = Shard(CODES[rows], pack_ids(names[rows]))
-        write_shard(folder, number, 2, shard, [{"id": "bad.jpg", "reason": "empty file"}])
+        write_shard(folder, number, 2, shard, [Reject("bad.jpg", "empty file")])
     return folder
 
 

@@ -18,6 +18,7 @@ from export.codes import (
     read_shards,
     write_shard,
 )
+from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
 
 NAMES = ["a.jpg", "", "new\nline", "é\U0001f600", "no \udcff utf-8\0"]
@@ -41,7 +42,7 @@ def files(folder):
 
 def test_a_folder_gives_back_its_shards_and_rejects(tmp_path):
     start(tmp_path / "codes", names=pack_ids(NAMES))
-    rejects = [[], [{"id": NAMES[4], "reason": "broken"}], [{"id": "b", "reason": "empty file"}]]
+    rejects = [[], [Reject(NAMES[4], "broken")], [Reject("b", "empty file")]]
     for number, count in enumerate([4, 0, 1]):
         assert not is_done(tmp_path / "codes", number, 3)
         write_shard(tmp_path / "codes", number, 3, shard(count), rejects[number])
@@ -182,6 +183,6 @@ def test_the_old_format_gets_one_line(tmp_path):
 
 def test_rejects_are_lines_of_ascii(tmp_path):
     start(tmp_path, num_shards=1)
-    write_shard(tmp_path, 0, 1, shard(0), [{"id": name, "reason": "é"} for name in NAMES])
+    write_shard(tmp_path, 0, 1, shard(0), [Reject(name, "é") for name in NAMES])
     lines = (tmp_path / "rejects-00000-of-00001.jsonl").read_bytes().decode("ascii").splitlines()
     assert [json.loads(line)["id"] for line in lines] == NAMES

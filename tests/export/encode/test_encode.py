@@ -30,7 +30,7 @@ def encode_input(encoder, source, folder, runner=streaming.encode_here, **option
     encode_plan(encoder, inputs.make_plan(source, folder, **options), folder, runner)
     read = [*read_shards(folder).shards]
     ids = [unpack_id(name) for shard in read for name in shard.ids.to_pylist()]
-    rejects = [(reject["id"], reject["reason"]) for reject in read_rejects(folder)]
+    rejects = [(reject.id, reject.reason) for reject in read_rejects(folder)]
     assert len(dict(rejects)) == len(rejects)
     return ids, np.concatenate([shard.codes for shard in read]), dict(rejects)
 
@@ -140,10 +140,10 @@ def test_without_beam_a_line_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match="Apache Beam is missing .* -r requirements-beam.txt, or"):
         command._runner(values, [])
     values.on_bad_image = "stop"
-    with pytest.raises(UserError, match="--on_bad_image=stop: only --runner=local has a first"):
+    with pytest.raises(UserError, match="--on_bad_image=stop: needs --runner=local, which"):
         command._runner(values, [])
     values.runner = "local"
-    with pytest.raises(UserError, match="b.jpg: one thing too many; put a pattern of files in q"):
+    with pytest.raises(UserError, match="b.jpg: not a flag; put a pattern of files in q"):
         command._runner(values, ["b.jpg"])
 
 
@@ -166,7 +166,7 @@ def test_odd_images_are_encoded_and_bad_ones_listed(encoder, odd_photos, tmp_pat
 def test_a_bad_image_stops_it_if_that_is_asked(encoder, odd_photos, tmp_path, monkeypatch):
     folder, _, bad = odd_photos
     runner = functools.partial(streaming.encode_here, batch_size=1, on_bad_image="stop")
-    with pytest.raises(UserError, match="^corrupt.png: broken or cut short; mend or remove it, or"):
+    with pytest.raises(UserError, match="^corrupt.png: broken or cut short; fix or remove it, or"):
         encode_input(encoder, f"folder:{folder}", tmp_path / "codes", runner, num_shards=20)
     done = contents(tmp_path / "codes")
     numbers = [number for number in range(20) if is_done(tmp_path / "codes", number, 20)]
@@ -261,7 +261,7 @@ def test_a_killed_command_goes_on(encoder, photos, tmp_path):
     runner = functools.partial(streaming.encode_here, batch_size=1)
     encode_input(encoder, source, tmp_path / "at once", runner, num_shards=12)
     assert contents(codes) == contents(tmp_path / "at once")
-    assert command._describe(codes, [], 1.0).endswith("12 shards, 0 rejected, all done before")
+    assert command._describe(codes, [], 1.0).endswith("12 shards, 0 rejected, all done already")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -276,7 +276,7 @@ def test_a_signal_ends_it_at_once_and_says_how_it_goes_on(number, status, monkey
         for each, handler in before:
             signal.signal(each, handler)
     assert ended.value.code == status
-    assert f"{number.name}: stopped; the same command goes on" in capsys.readouterr().err
+    assert f"{number.name}: stopped; run the same command to resume" in capsys.readouterr().err
 
 
 def test_an_encoder_of_another_fingerprint_is_refused(encoder, photos, tmp_path):
