@@ -78,16 +78,14 @@ def _runner(values, arguments):
     if values.runner == "local":
         if arguments:
             raise UserError(
-                f"{arguments[0]}: not a flag; put a pattern of files in quotes, and give Beam's flags "
-                "only with a --runner of Beam"
+                f"{arguments[0]}: not a flag; put a pattern of files in quotes, and give flags of "
+                "Beam only with a --runner of Beam"
             )
         return functools.partial(
             streaming.encode_here, batch_size=values.batch_size, on_bad_image=values.on_bad_image
         )
     if values.on_bad_image == "stop":
-        raise UserError(
-            "--on_bad_image=stop: needs --runner=local, which has a first bad image; give skip"
-        )
+        raise UserError("--on_bad_image=stop: needs --runner=local; give that, or skip")
     # Beam is an optional package.
     from export.encode.beam import encode_on_beam
 

@@ -18,6 +18,7 @@ from export.arrays import pack_ids
 from export.codes import Shard, start, write_shard
 from export.index import write_index
 from hqc_tf import config, evaluate, model
+from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
 from hqc_tf.report import number_sections, scene
 from hqc_tf.workdir import read_epochs, read_metrics, read_settings, read_speed
