@@ -140,7 +140,7 @@ def test_without_beam_a_line_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match="Apache Beam is missing .* -r requirements-beam.txt, or"):
         command._runner(values, [])
     values.on_bad_image = "stop"
-    with pytest.raises(UserError, match="--on_bad_image=stop: needs --runner=local, which"):
+    with pytest.raises(UserError, match="--on_bad_image=stop: needs --runner=local; give that"):
         command._runner(values, [])
     values.runner = "local"
     with pytest.raises(UserError, match="b.jpg: not a flag; put a pattern of files in q"):
