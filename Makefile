@@ -1,6 +1,6 @@
-# make setup, data, test, lint, demo, clean: each first sets up whatever it needs and is missing.
-# STACK=tf220 does so with the newer TensorFlow, in an environment of its own; PYTHON says with which
-# Python. The machine needs GNU make, Python 3.11 and a package registry that pip reaches.
+# Each target first sets up whatever it needs and is missing. STACK=tf220 takes the newer TensorFlow, in
+# an environment of its own; PYTHON says with which Python. The machine needs GNU make, Python 3.11 and
+# a package registry that pip reaches.
 
 PYTHON ?= python3.11
 STACK ?= tf215
@@ -8,15 +8,12 @@ STACK ?= tf215
 TESTS ?=
 
 VENV_tf215 := .venv
-REQUIREMENTS_tf215 := requirements.txt
-CONSTRAINTS_tf215 := constraints.txt
+LOCK_tf215 := requirements.txt
 VENV_tf220 := .venv-tf220
-REQUIREMENTS_tf220 := requirements-tf220.txt
-CONSTRAINTS_tf220 := constraints-tf220.txt
+LOCK_tf220 := requirements-tf220.txt
 
 VENV := $(or $(VENV_$(STACK)),$(error STACK=$(STACK): no such set; take tf215 or tf220))
-REQUIREMENTS := $(REQUIREMENTS_$(STACK))
-CONSTRAINTS := $(CONSTRAINTS_$(STACK))
+LOCK := $(LOCK_$(STACK))
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
@@ -25,75 +22,50 @@ DATA_DIR := data/tfds
 FASHION_MNIST := $(DATA_DIR)/fashion_mnist/3.0.1/dataset_info.json
 DEBIAN_DIR := $(or $(wildcard /usr/share/datasets/fashion-mnist),data/debian)
 
-.PHONY: setup data test lint demo clean
+.PHONY: help setup data test lint demo wheel clean
 
-setup: $(INSTALLED)
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-$(INSTALLED): $(REQUIREMENTS) requirements-beam.txt requirements-dev.txt $(CONSTRAINTS)
+setup: $(INSTALLED) ## make the environment, .venv or .venv-tf220
+
+$(INSTALLED): $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check \
-		-c $(CONSTRAINTS) -r $(REQUIREMENTS) -r requirements-dev.txt
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
 	touch $@
 
-data: $(FASHION_MNIST)
+data: $(FASHION_MNIST) ## prepare Fashion-MNIST in data/tfds
 
-# Unpacking Debian's package needs no root. Without apt, or without a mirror, TFDS downloads.
-# It is unpacked aside and moved, so that a broken-off attempt leaves no half of it.
-APT_GET := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20
-define FETCH_DEBIAN_PACKAGE
-rm -rf data/debian.part && mkdir -p data/debian.part && ( \
-	cd data/debian.part && \
-	{ $(APT_GET) download dataset-fashion-mnist 2>apt.log || { [ "$$(id -u)" = 0 ] && \
-		$(APT_GET) update 2>>apt.log && \
-		$(APT_GET) download dataset-fashion-mnist 2>>apt.log; }; } && \
-	dpkg-deb -x dataset-fashion-mnist_*.deb . \
-) && mv data/debian.part/usr/share/datasets/fashion-mnist data/debian && rm -rf data/debian.part
-endef
-
+# Where Debian's package cannot be had, TFDS downloads.
 $(FASHION_MNIST): | $(INSTALLED)
-	@if [ ! -d $(DEBIAN_DIR) ] && command -v apt-get >/dev/null && \
-		command -v dpkg-deb >/dev/null; then \
-		{ $(FETCH_DEBIAN_PACKAGE); } || \
-		echo "apt-get could not fetch dataset-fashion-mnist; data/debian.part/apt.log says why"; \
-	fi
+	@[ -d $(DEBIAN_DIR) ] || benchmarks/fetch_fashion_mnist.sh $(DEBIAN_DIR)
 	$(VENV_PYTHON) -m hqc_tf.prepare --dataset=fashion_mnist --data_dir=$(DATA_DIR) \
 		--debian_dir=$(DEBIAN_DIR)
 
-test: $(INSTALLED)
+test: $(INSTALLED) ## run the tests, or those of TESTS="tests/..."
 	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
 	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) ## check style and form with ruff
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 
-# Two test images as files, the way a user's own queries come.
-define WRITE_QUERIES
-import pathlib
-from hqc_tf import data
-import PIL.Image
-folder = pathlib.Path("demo/queries")
-folder.mkdir(parents=True, exist_ok=True)
-images = data.load_images("fashion_mnist/test[:2]", "$(DATA_DIR)")
-for number, pixels in enumerate(images.pixels, start=1):
-    PIL.Image.fromarray(pixels).save(folder / f"query{number}.png")
-endef
-export WRITE_QUERIES
-
-demo: $(INSTALLED) data
+demo: $(INSTALLED) data ## the whole way once on real images, about 12 minutes
 	$(VENV_PYTHON) -m hqc_tf.train --flagfile=configs/demo.flags --workdir=demo/run
 	$(VENV_PYTHON) -m hqc_tf.evaluate --workdir=demo/run --untrained
 	$(VENV_PYTHON) -m export.saved_model --workdir=demo/run --output=demo/serving
 	$(VENV_PYTHON) -m export.index --saved_model=demo/serving --dataset=fashion_mnist \
 		--data_dir=$(DATA_DIR) --output=demo/index
-	$(VENV_PYTHON) -c "$$WRITE_QUERIES"
 	$(VENV_PYTHON) -m export.search --index=demo/index --k=10 \
-		demo/queries/query1.png demo/queries/query2.png
+		--dataset='fashion_mnist/test[:2]' --data_dir=$(DATA_DIR)
 	$(VENV_PYTHON) -m export.gallery --index=demo/index --dataset=fashion_mnist \
-		--data_dir=$(DATA_DIR) --output=demo/neighbours.png
+		--data_dir=$(DATA_DIR) --output=demo/neighbors.png
 	$(VENV_PYTHON) -m hqc_tf.report --workdir=demo/run
 
-# What the demo and the tests leave; environments and data, which take a network to bring back, stay.
-clean:
-	rm -rf demo .pytest_cache .ruff_cache
+wheel: $(INSTALLED) ## build dist/hqc_tf-*.whl
+	$(VENV_PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# Environments and data, which take a network to bring back, stay.
+clean: ## remove what demo, tests and builds leave
+	rm -rf demo dist build *.egg-info .pytest_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +

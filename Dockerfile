@@ -1,0 +1,15 @@
+# Commands of hqc_tf on CPUs, from the wheel:
+#   docker build -t hqc-tf .
+#   docker run --rm -v "$PWD:/data" -w /data hqc-tf hqc_tf.train --dataset=folder:photos/ --workdir=run
+FROM python:3.12-slim AS build
+COPY . /source
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source
+
+FROM python:3.12-slim
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir "$(ls /wheels/hqc_tf-*.whl)[search,serving,report]" \
+    && useradd --create-home hqc
+COPY configs /configs
+USER hqc
+ENTRYPOINT ["python", "-m"]
+CMD ["hqc_tf.train", "--help"]
