@@ -102,7 +102,7 @@ def test_all_inputs_of_the_same_images_give_the_same_codes(
 
 
 def test_beam_leaves_the_same_files(encoder, photos, tmp_path):
-    pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
+    pytest.importorskip("apache_beam", reason="Apache Beam is not installed")
     from export.encode.beam import encode_on_beam
 
     (tmp_path / "photos").symlink_to(photos)
@@ -125,7 +125,7 @@ def test_beam_leaves_the_same_files(encoder, photos, tmp_path):
 
 
 def test_a_runner_that_beam_does_not_know_is_named(encoder, photos, tmp_path):
-    pytest.importorskip("apache_beam", reason="requirements-beam.txt is not installed")
+    pytest.importorskip("apache_beam", reason="Apache Beam is not installed")
     from export.encode.beam import encode_on_beam
 
     runner = functools.partial(encode_on_beam, batch_size=1, runner="nonsense")
@@ -137,7 +137,7 @@ def test_without_beam_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "export.encode.beam", raising=False)
     values = types.SimpleNamespace(runner="direct", on_bad_image="skip", batch_size=1)
-    with pytest.raises(UserError, match="Apache Beam is missing .* -r requirements-beam.txt, or"):
+    with pytest.raises(UserError, match="Apache Beam is missing .* 'hqc-tf.beam.', or"):
         command._runner(values, [])
     values.on_bad_image = "stop"
     with pytest.raises(UserError, match="--on_bad_image=stop: needs --runner=local; give that"):
