@@ -20,8 +20,7 @@ try:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 except ModuleNotFoundError as error:
     raise UserError(
-        f"--runner: Apache Beam is missing ({error}); pip install 'hqc-tf[beam]', or "
-        "give local"
+        f"--runner: Apache Beam is missing ({error}); pip install 'hqc-tf[beam]', or give local"
     ) from error
 
 
