@@ -1,15 +1,17 @@
-"""What `export.encode --input=...` names: a plan of shards, and the images of each, one by one.
+"""A plan of shards of what `export.encode --input=...` names, and the images of each shard.
 
     plan = make_plan("folder:photos/", "codes/")
     for item in read(plan.shards[0]):
         print(item.id, len(item.contents), item.reason)
 
-A plan's shards are small and can be pickled; whoever reads one sees the folder of codes and the
-images under the same paths.
+A plan's shards are small and can be pickled; a process that reads one needs the folder of codes and
+the images under the same paths.
 """
 
 import glob
 import pathlib
+from collections.abc import Iterator, Sequence
+from os import PathLike
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -17,58 +19,50 @@ import pyarrow as pa
 from export.arrays import pack_ids, unpack_id
 from export.codes import is_begun, read_names
 from export.encode import records
-from hqc_tf.data.folder import SUFFIXES, read_items, walk
+from hqc_tf.data.folder import SUFFIXES, Item, read_items, walk
 from hqc_tf.errors import UserError
 
-# Of a shard, where the number of shards is not given.
+# Images per shard where the number of shards is not given.
 IMAGES = 50_000
 
 
 class Files(NamedTuple):
-    """A shard: the files in rows `first` up to `last` of the list in a folder of codes.
+    """A shard: the files in rows `first` to `last`, exclusive, of the list in a folder of codes."""
 
-    Attributes:
-      codes: folder that `shards.start` has begun, absolute.
-      root: folder that the names in the list are relative to, absolute.
-    """
-
-    codes: str
-    root: str
+    codes: str  # absolute path of the folder, begun by `codes.start`
+    root: str  # absolute path of the folder that the names in the list are relative to
     first: int
     last: int
 
 
 class Plan(NamedTuple):
-    """What is to be encoded.
+    """What is to be encoded."""
 
-    Attributes:
-      job: dict of strings, what tells it from others.
-      names: packed ids of files, to be kept with the codes; None where there are none.
-      shards: list of what `read` takes.
-    """
-
-    job: dict
-    names: pa.LargeBinaryArray | None
-    shards: list
+    job: dict[str, str]  # identifies it
+    names: pa.LargeBinaryArray | None  # of files, kept with the codes; None where there are none
+    shards: list[Files | records.Records]  # as `read` takes them
 
 
 def make_plan(
-    source, codes, num_shards=None, data_dir="", image_feature="image/encoded", id_feature=""
-):
-    """The plan for `--input`; a folder of codes that is begun keeps its list of files.
+    source: str,
+    codes: str | PathLike,
+    num_shards: int | None = None,
+    data_dir: str = "",
+    image_feature: str = "image/encoded",
+    id_feature: str = "",
+) -> Plan:
+    """The plan for `--input`; a folder of codes that has begun keeps its list of files.
 
     Args:
-      source: pattern of files, folder:PATH, tfds:NAME/SPLIT or tfrecord:PATTERN.
-      codes: folder that `shards.start` has begun or will.
-      num_shards: how many; None: one for each 50,000 images, or for each TFRecord file.
-      data_dir: where prepared TFDS data lies; empty: TFDS's own place.
-      image_feature, id_feature: as in `records.Records`, with tfrecord.
-
-    Returns:
-      `Plan`.
+        source: pattern of files, folder:PATH, tfds:NAME/SPLIT or tfrecord:PATTERN.
+        codes: folder that `codes.start` has begun or will begin.
+        num_shards: None: one per 50,000 images, or per TFRecord file.
+        data_dir: folder of prepared TFDS data; empty: TFDS's default.
+        image_feature: as in `records.Records`, with tfrecord.
+        id_feature: as in `records.Records`, with tfrecord.
 
     Raises:
-      UserError: nothing is there, or less than there are to be shards.
+        UserError: the input is missing or empty, or there are more shards than images or files.
     """
     kind, _, rest = source.partition(":")
     if kind == "tfds":
@@ -80,8 +74,8 @@ def make_plan(
     return _plan_pattern(source, codes, num_shards)
 
 
-def read(part):
-    """Yields a `folders.Item` for each image of a shard of a `Plan`, as they are asked for."""
+def read(part: Files | records.Records) -> Iterator[Item]:
+    """Yields each image of a shard of a `Plan`, read lazily."""
     if isinstance(part, records.Records):
         return records.read_records(part)
     names = read_names(part.codes)
@@ -89,8 +83,8 @@ def read(part):
     return read_items(part.root, (unpack_id(name.as_py()) for name in rows))
 
 
-def count_images(parts):
-    """How many images there are in shards of a `Plan`; None where only reading tells."""
+def count_images(parts: Sequence[Files | records.Records]) -> int | None:
+    """The number of images in shards of a `Plan`; None where only reading tells."""
     counts = [
         part.last - part.first
         if isinstance(part, Files)
