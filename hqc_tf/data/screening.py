@@ -9,11 +9,11 @@ import dataclasses
 import pathlib
 
 import tensorflow as tf
+import tqdm
 
 from hqc_tf.data import decoding
 from hqc_tf.data.folder import in_batches, read_items, walk
 from hqc_tf.errors import UserError
-from hqc_tf.progress import Progress
 
 _BATCH = 256
 # What reading or decoding a file ends with; others are not a file's fault.
@@ -41,13 +41,13 @@ def screen(root, names, label="checking"):
       names: list of str, relative to it.
       label: what a line on the terminal begins with.
     """
-    with Progress(len(names), label) as progress:
+    with tqdm.tqdm(total=len(names), desc=label, unit=" images", disable=None) as bar:
         for batch in in_batches(read_items(root, names), _BATCH):
             fits = decoding.decodable([item.contents for item in batch]).numpy()
             for item in (item for item, fit in zip(batch, fits, strict=True) if not fit):
                 reason = item.reason or decoding.why_refused(item.contents)
                 yield Reject(item.id, reason)
-            progress.add(len(batch))
+            bar.update(len(batch))
 
 
 def find_rejects(dataset, on_bad_image):

@@ -1,1 +1,1 @@
-"""What runs beside the steps of a training: callbacks, saved states, TensorBoard."""
+"""Everything around the training steps: callbacks, saved states, TensorBoard."""

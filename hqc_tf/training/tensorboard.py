@@ -1,7 +1,4 @@
-"""What TensorBoard shows of a run beside the curves: its speed, and the held-out images.
-
-It stands in folders of its own, since speed is never twice the same and the curves always are.
-"""
+"""Held-out images of a run in TensorBoard: neighbors as a picture, and the projector."""
 
 import pathlib
 import shutil
@@ -10,30 +7,30 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins import projector
 
-from hqc_tf import distribute, files, retrieval
+from hqc_tf import distribute, files, model, retrieval
 from hqc_tf.data import pictures
+from hqc_tf.data.images import Images
 from hqc_tf.data.pictures import spread
-from hqc_tf.workdir import HELD_OUT_RUN
+from hqc_tf.workdir import HELD_OUT_RUN, Folder
 
 MOST_EMBEDDINGS = 1000
 _QUERIES, _NEIGHBORS = 16, 10
 
 
-# Of a tile, in pixels.
-_SIDE = 48
+_TILE_SIDE_PIXELS = 48
 
 
-def show_held_out(trained, held, workdir):
-    """Shows images kept from training in TensorBoard: neighbours as a picture, and the projector.
+def show_held_out(trained: model.HQC, held: Images, workdir: Folder) -> None:
+    """Shows held-out images in TensorBoard.
 
-    Each row of the picture is an image and those nearest to it by code, itself left out. The
-    projector has the embeddings and the codewords that stand for them, with the images' ids, labels
-    where there are any, and pictures. All lies in `workdir`'s tensorboard/held_out, replaced whole.
+    Each row of the picture is an image and its nearest neighbors by code, without itself. The
+    projector has the embeddings and their quantized form, with the images' ids, labels where there
+    are any, and pictures. The files are in `workdir`'s tensorboard/held_out, which is replaced.
 
     Args:
-      trained: `HQC`. Of several processes all have to call this, and the chief writes.
-      held: `data.Images`, of which 1,000 are shown; nothing is done without any.
-      workdir: folder of the run.
+        trained: the model. Every process of a run has to call this, and the chief writes.
+        held: images held out from training, of which 1,000 are shown; without any nothing is done.
+        workdir: folder of the run.
     """
     if not len(held):
         return
@@ -43,11 +40,11 @@ def show_held_out(trained, held, workdir):
         return
     folder = pathlib.Path(workdir, HELD_OUT_RUN)
     shutil.rmtree(folder, ignore_errors=True)
-    tiles = pictures.squares(shown, _SIDE)
+    tiles = pictures.squares(shown, _TILE_SIDE_PIXELS)
     codebooks = trained.quantizer.codebooks.numpy()
     picture = _neighbor_picture(tiles, encoded, codebooks, trained.settings.distance)
     with tf.summary.create_file_writer(str(folder)).as_default(trained.settings.epochs):
-        tf.summary.image("neighbours", picture[None], description="left: the query")
+        tf.summary.image("neighbors", picture[None], description="left: the query")
     quantized = trained.quantizer.decode(encoded.codes).numpy()
     tensors = {"embedding": encoded.embeddings, "quantized": quantized}
     _write_projector(folder, tensors, shown, tiles)
@@ -59,7 +56,7 @@ def _neighbor_picture(tiles, encoded, codebooks, distance):
     found = retrieval.nearest(encoded.embeddings[rows], encoded.codes, codebooks, k, distance)
     lines = []
     for own, others in zip(rows, found.rows.numpy(), strict=True):
-        # An image is not always the first to itself: others may have the same code.
+        # An image is not always its own first neighbor: others may have the same code.
         others = others[others != own][: k - 1]
         lines += [own, *others]
     return pictures.mosaic(tiles[lines], k)
@@ -73,7 +70,7 @@ def _write_projector(folder, tensors, shown, tiles):
         embedding = config.embeddings.add(tensor_name=name, tensor_path=f"{name}.tsv")
         embedding.metadata_path = "metadata.tsv"
         embedding.sprite.image_path = "sprite.png"
-        embedding.sprite.single_image_dim.extend([_SIDE, _SIDE])
+        embedding.sprite.single_image_dim.extend([_TILE_SIDE_PIXELS, _TILE_SIDE_PIXELS])
     files.replace_text(folder / "metadata.tsv", _metadata(shown))
     columns = int(np.ceil(np.sqrt(len(tiles))))
     (folder / "sprite.png").write_bytes(pictures.png(pictures.mosaic(tiles, columns)))
@@ -81,7 +78,7 @@ def _write_projector(folder, tensors, shown, tiles):
 
 
 def _metadata(shown):
-    """A line for each image; with labels two columns, which the projector wants named."""
+    """A line for each image; with labels two columns, which need a header in the projector."""
     ids = [pictures.printable(name) for name in shown.ids]
     if shown.labels is None:
         return "".join(f"{name}\n" for name in ids)

@@ -1,5 +1,8 @@
 """What the end of an epoch leaves, with judgements given by hand."""
 
+import io
+import re
+import sys
 import types
 
 import numpy as np
@@ -113,3 +116,45 @@ def test_collapse_is_told_at_the_end_of_the_epoch(tmp_path, small_config, saved,
     judge(0.2, perplexity=(16.0, 3.0))
     end(closing(tmp_path, HELD, small_config(num_words=16)), 0)
     assert "codebook collapse" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def show(monkeypatch, stream, settings):
+    """What `ShowProgress` writes to a stream in three steps of which the first compiles."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    callback = callbacks.ShowProgress(10, 20, 10)
+    callback.set_model(types.SimpleNamespace(settings=settings))
+    callback.on_train_begin()
+    for step in range(3):
+        callback.on_train_batch_end(step, {"loss": 0.5})
+        if step:
+            callback._bar.refresh()
+    callback.on_epoch_end(1)
+    callback.on_train_end()
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_epoch_step_loss_speed_and_time_left(monkeypatch, small_config):
+    shown = show(monkeypatch, Terminal(), small_config())
+    assert "epoch 2 of 2, step 12 of 20: loss 0.5000, " in shown
+    assert re.search(r"step 13 of 20: loss 0.5000, +[0-9.]+ images/s, \d\d:\d\d left", shown)
+
+
+def test_nothing_is_shown_off_a_terminal(monkeypatch, small_config):
+    assert show(monkeypatch, io.StringIO(), small_config()) == ""
+
+
+def test_the_state_is_saved_after_all_else(small_config, tmp_path):
+    trained = types.SimpleNamespace(
+        settings=small_config(), distribute_strategy=tf.distribute.get_strategy(), metrics=[]
+    )
+    own = tf.keras.callbacks.Callback()
+    state = types.SimpleNamespace(model=trained, step=0)
+    made = callbacks.make_callbacks(state, tmp_path, NONE, 10, [own])
+    assert [type(one).__name__ for one in made] == [
+        "StopAtNonFinite", "ShowProgress", "CloseEpoch", "MeasureSpeed", "Callback", "KeepState",
+    ]  # fmt: skip

@@ -97,7 +97,7 @@ def shown(workdir, photos, tmp_path_factory):
 def test_the_picture_has_each_query_before_its_neighbors(shown):
     folder, images, _ = shown
     ((tag, step, picture),) = values(folder)
-    assert (tag, step) == ("neighbours", 2)
+    assert (tag, step) == ("neighbors", 2)
     assert [int(side) for side in picture[:2]] == [11 * 48, 16 * 48]
     pixels = np.asarray(PIL.Image.open(io.BytesIO(picture[2])))
     tiles = pixels.reshape(16, 48, 11, 48, 3).swapaxes(1, 2)
