@@ -1,7 +1,7 @@
-"""Which TensorFlow and Keras run this: the one module that asks for their versions.
+"""Makes TensorFlow use Keras 2; the only module that knows versions of TensorFlow and Keras.
 
-The code is written to Keras 2's API. TensorFlow up to 2.15 brings it as `keras`; later ones bring
-Keras 3 and take Keras 2 from the package `tf_keras` where TF_USE_LEGACY_KERAS says so.
+The code is written for Keras 2's API. TensorFlow up to 2.15 has it as `keras`; later ones come with
+Keras 3, and use Keras 2 from the package `tf_keras` where TF_USE_LEGACY_KERAS is set.
 """
 
 import importlib.machinery
@@ -9,21 +9,21 @@ import os
 import sys
 
 _SWITCH = "TF_USE_LEGACY_KERAS"
-_MEND = "pip install -r requirements-tf220.txt, or requirements.txt on Python 3.11"
+_FIX = "pip install -r requirements-tf220.txt, or requirements.txt on Python 3.11"
 
 
-def take_keras_2():
-    """Has TensorFlow take Keras 2, whichever of its packages is there; loads neither.
+def take_keras_2() -> None:
+    """Makes TensorFlow use Keras 2 from whichever package has it; imports neither.
 
     Raises:
-      ImportError: there is only Keras 3, the environment asks for another than there is, or the
-        caller has loaded Keras 3 through TensorFlow.
+        ImportError: only Keras 3 is installed, the environment variable contradicts the installed
+            packages, or the caller has loaded Keras 3 through TensorFlow.
     """
     has_tf_keras = _find("tf_keras") is not None
     if has_tf_keras:
         os.environ.setdefault(_SWITCH, "1")
     said = os.environ.get(_SWITCH)
-    # The values that TensorFlow takes for a yes.
+    # The values that TensorFlow counts as true.
     switched = said in ("1", "true", "True")
     if switched and not has_tf_keras:
         raise ImportError(
@@ -32,9 +32,9 @@ def take_keras_2():
         )
     if not switched and _keras_is_3():
         told = f"{_SWITCH}={said}" if has_tf_keras else "tf_keras is not installed"
-        mend = "unset it, or set it to 1" if has_tf_keras else _MEND
+        fix = "unset it, or set it to 1" if has_tf_keras else _FIX
         raise ImportError(
-            f"{told}: TensorFlow would take Keras 3, and this is written for Keras 2; {mend}"
+            f"{told}: TensorFlow would take Keras 3, and this is written for Keras 2; {fix}"
         )
     loaded = sys.modules.get("tensorflow")
     # Keras 2's layers are modules of TensorFlow, those of Keras 3 are not.
@@ -45,9 +45,9 @@ def take_keras_2():
         )
 
 
-def versions():
-    """The versions of TensorFlow and of the Keras that it takes: dict of "tensorflow", "keras"."""
-    # Not at the top: importing hqc_tf is to take no time.
+def versions() -> dict[str, str]:
+    """The versions of "tensorflow" and of the "keras" that it uses."""
+    # Not at the top, so that importing hqc_tf stays quick.
     import importlib.metadata
 
     keras = "tf_keras" if os.environ.get(_SWITCH) else "keras"
@@ -59,9 +59,9 @@ def versions():
 
 def _keras_is_3():
     found = _find("keras")
-    # The part of Keras 3 that TensorFlow asks for.
+    # The part of Keras 3 that TensorFlow imports.
     return bool(found) and _find("_tf_keras", found.submodule_search_locations) is not None
 
 
-# Finds without an import; importlib.util would take longer to load than all of hqc_tf.
+# Finds without importing; importlib.util takes longer to load than all of hqc_tf.
 _find = importlib.machinery.PathFinder.find_spec

@@ -1,4 +1,4 @@
-"""Sums in a fixed order, so that runs repeat to the bit, and numbers that are not finite."""
+"""Sums in a fixed order, so that runs repeat to the bit, and checks for non-finite numbers."""
 
 import tensorflow as tf
 
@@ -10,8 +10,8 @@ NON_FINITE_FIX = (
 )
 
 
-def check_weights(model, step):
-    """Raises `UserError` where a weight of `model` is infinite or no number after `step` steps."""
+def check_weights(model: tf.keras.Model, step: int) -> None:
+    """Raises `UserError` where a weight of `model` is infinite or NaN after `step` steps."""
     for variable in model.weights:
         if not tf.reduce_all(tf.math.is_finite(variable)):
             raise UserError(f"step {step}: not finite: {variable.name}" + NON_FINITE_FIX)
@@ -20,7 +20,7 @@ def check_weights(model, step):
 def branches(tensors, count):
     """`count` copies of a tensor, or of a nest of them, whose gradients are added in their order.
 
-    TensorFlow adds three or more gradients of a tensor in whatever order their buffers come free,
+    TensorFlow adds three or more gradients of a tensor in the order in which buffers become free,
     so that two runs of the same step differ in the last bits.
     """
 
