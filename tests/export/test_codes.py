@@ -1,4 +1,4 @@
-"""Folders of codes: whole or not there, and never of two jobs."""
+"""Folders of codes: complete or missing, and never of two jobs."""
 
 import concurrent.futures
 import json
@@ -83,8 +83,8 @@ def test_another_job_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("written", range(3))
-def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, written):
-    """For whichever job: what the killed one has written is gone."""
+def test_a_start_killed_at_any_write_starts_over(tmp_path, monkeypatch, written):
+    """For any job: the files of the killed one are gone."""
     left = [None] * written
     replace = pathlib.Path.replace
 
@@ -96,7 +96,7 @@ def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, written)
 
     with monkeypatch.context() as process:
         process.setattr(pathlib.Path, "replace", killed)
-        # What a killed process cannot do any more.
+        # A killed process cannot clean up.
         process.setattr(pathlib.Path, "unlink", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path, names=pack_ids(NAMES))
@@ -107,7 +107,7 @@ def test_a_start_killed_at_any_write_begins_anew(tmp_path, monkeypatch, written)
         read_names(tmp_path)
 
 
-def test_what_is_no_folder_of_shards_is_left_alone(tmp_path):
+def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"precious")
     (tmp_path / "codebooks.npy").write_bytes(b"precious")
     before = files(tmp_path)

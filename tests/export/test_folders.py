@@ -1,4 +1,4 @@
-"""A folder is there whole at every instant, while another takes its place."""
+"""A folder exists and is complete at every instant, even while another replaces it."""
 
 import errno
 import multiprocessing

@@ -1,4 +1,4 @@
-"""export.encode: every good image gets its code, every bad one is listed, whatever happens."""
+"""export.encode: every good image gets its code, and every bad one is listed."""
 
 import functools
 import os
@@ -111,7 +111,7 @@ def test_beam_leaves_the_same_files(encoder, photos, tmp_path):
     source, options = f"{tmp_path}/*/**/*.png", {"num_shards": 5}
     local = encode_input(encoder, source, tmp_path / "local", **options)
     runner = functools.partial(encode_on_beam, batch_size=256, runner="direct")
-    # A shard that is done is not made again.
+    # A shard that is done is not encoded again.
     plan = inputs.make_plan(source, tmp_path / "beam", **options)
     encode_plan(
         encoder, plan, tmp_path / "beam", lambda *a: streaming.encode_here(*a[:3], a[3][2:3])
@@ -163,7 +163,7 @@ def test_odd_images_are_encoded_and_bad_ones_listed(encoder, odd_photos, tmp_pat
     np.testing.assert_array_equal(codes, of_files(encoder, [folder / name for name in good]))
 
 
-def test_a_bad_image_stops_it_if_that_is_asked(encoder, odd_photos, tmp_path, monkeypatch):
+def test_a_bad_image_stops_it_on_request(encoder, odd_photos, tmp_path, monkeypatch):
     folder, _, bad = odd_photos
     runner = functools.partial(streaming.encode_here, batch_size=1, on_bad_image="stop")
     with pytest.raises(UserError, match="^corrupt.png: broken or cut short; fix or remove it, or"):
@@ -234,8 +234,8 @@ def start_command(encoder, source, folder):
     )
 
 
-def test_a_killed_command_goes_on(encoder, photos, tmp_path):
-    """To the files of a run that was never stopped, and those of whole shards stay."""
+def test_a_killed_command_resumes(encoder, photos, tmp_path):
+    """With the files of a run that was never stopped; those of complete shards stay."""
     many = tmp_path / "photos"
     many.mkdir()
     for row, path in enumerate(12 * sorted(photos.rglob("*.png"))):
@@ -265,7 +265,7 @@ def test_a_killed_command_goes_on(encoder, photos, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_at_once_and_says_how_it_goes_on(number, status, monkeypatch, capsys):
+def test_a_signal_ends_it_at_once_and_tells_how_to_resume(number, status, monkeypatch, capsys):
     monkeypatch.setattr(os, "_exit", sys.exit)
     before = [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)]
     try:
