@@ -100,7 +100,8 @@ def test_links_lead_somewhere(document):
             assert anchor in anchors(str(path.resolve().relative_to(ROOT))), target
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+# A changelog names what is gone, too.
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d != "CHANGELOG.md"])
 def test_files_that_are_named_exist(document):
     named = re.findall(
         r"`((?:hqc_tf|export|configs|docs|tests|benchmarks)/[\w./]*|"
