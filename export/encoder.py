@@ -111,10 +111,14 @@ def encode_images(encoder: Encoder, images: Images) -> Encoded:
     Raises:
         UserError: a file is not an image; the message names it.
     """
-    if images.paths is None:
+    if images.pixels is not None:
         answers = _encode_pixels(encoder, images)
+    elif images.paths is not None:
+        answers = _encode_files(
+            encoder, images.paths, lambda rows: [*map(read_file, images.paths[rows])]
+        )
     else:
-        answers = _encode_files(encoder, images.paths)
+        answers = _encode_files(encoder, images.ids, lambda rows: images.contents[rows].tolist())
     pairs = ((answer["embedding"], answer["codes"]) for answer in answers)
     return collect(pairs, len(images), "images")
 
@@ -142,10 +146,10 @@ def _encode_pixels(encoder: Encoder, images: Images) -> Iterator[dict[str, tf.Te
         yield encoder.signatures["serving_default"](images=batch)
 
 
-def _encode_files(encoder: Encoder, paths: Sequence[str]) -> Iterator[dict[str, tf.Tensor]]:
-    for start in range(0, len(paths), BATCH):
-        names = paths[start : start + BATCH]
-        contents = tf.constant([*map(read_file, names)])
+def _encode_files(encoder, names, read):
+    for start in range(0, len(names), BATCH):
+        rows = slice(start, start + BATCH)
+        contents = tf.constant(read(rows))
         answer = encoder.signatures["encode_bytes"](image_bytes=contents)
-        check_valid(names, answer["valid"].numpy())
+        check_valid(names[rows], answer["valid"].numpy())
         yield answer

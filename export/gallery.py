@@ -12,7 +12,7 @@ from export.encoder import encode_images, load_encoder
 from export.index import load_index
 from hqc_tf import commands, files, metrics
 from hqc_tf.data import catalog, pictures
-from hqc_tf.data.batches import read_image
+from hqc_tf.data.batches import read_pixels
 from hqc_tf.errors import UserError
 
 RIGHT, WRONG, UNKNOWN = "#2a8f3c", "#c8342b", "#888888"
@@ -62,8 +62,7 @@ def _verdict(query, found, place):
 
 
 def _show(axis, images, row, color, title, width=2.0):
-    pixels = read_image(images.paths[row]) if images.paths else images.pixels[row]
-    axis.imshow(np.asarray(pixels))
+    axis.imshow(read_pixels(images, row))
     # A label's name is no formula, though it hold "$".
     axis.set_title(title, fontsize=6, color=color, pad=3.5, parse_math=False)
     axis.set_xticks([])

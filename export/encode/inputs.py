@@ -8,7 +8,6 @@ A plan's shards are small and can be pickled; a process that reads one needs the
 the images under the same paths.
 """
 
-import glob
 import pathlib
 from collections.abc import Iterator, Sequence
 from os import PathLike
@@ -18,8 +17,8 @@ import pyarrow as pa
 
 from export.arrays import pack_ids, unpack_id
 from export.codes import is_begun, read_names
-from export.encode import records
-from hqc_tf.data.folder import SUFFIXES, Item, read_items, walk
+from hqc_tf.data import catalog, records, tfds
+from hqc_tf.data.folder import SUFFIXES, Item, match, pattern_root, read_items
 from hqc_tf.errors import UserError
 
 # Images per shard where the number of shards is not given.
@@ -64,14 +63,14 @@ def make_plan(
     Raises:
         UserError: the input is missing or empty, or there are more shards than images or files.
     """
-    kind, _, rest = source.partition(":")
-    if kind == "tfds":
-        return _plan_tfds(rest, data_dir, num_shards)
+    kind, name, split = parsed = catalog.parse(source)
+    if kind == "name" and catalog.DATA_SETS[name].default != "train":
+        raise UserError(f"--input={source}: is not encoded in shards; give {catalog.FORMS}")
+    if kind in ("name", "tfds"):
+        return _plan_tfds(name, split or "train", data_dir, num_shards)
     if kind == "tfrecord":
-        return _plan_tfrecords(rest, codes, num_shards, image_feature, id_feature)
-    if kind == "folder":
-        return _plan_folder(rest, codes, num_shards)
-    return _plan_pattern(source, codes, num_shards)
+        return _plan_tfrecords(name, codes, num_shards, image_feature, id_feature)
+    return _plan_listed(source, parsed, codes, num_shards)
 
 
 def read(part: Files | records.Records) -> Iterator[Item]:
@@ -94,23 +93,15 @@ def count_images(parts: Sequence[Files | records.Records]) -> int | None:
     return None if min(counts, default=0) < 0 else sum(counts)
 
 
-def _plan_folder(folder, codes, num_shards):
-    root = pathlib.Path(folder).absolute()
-    if not root.is_dir():
-        raise UserError(f"--input=folder:{folder}: no such folder; name one that holds images")
-    job = {"folder": str(root)}
-    names = _keep_names(f"folder:{folder}", codes, job, walk(root))
-    return _plan_files(job, names, root, codes, num_shards)
-
-
-def _plan_pattern(pattern, codes, num_shards):
-    if pattern and pathlib.Path(pattern).is_dir():
-        raise UserError(
-            f"--input={pattern}: a folder; write folder:{pattern}, or a pattern of files"
-        )
-    root = _root(pattern)
-    job = {"pattern": pattern, "root": str(root)}
-    names = _keep_names(pattern, codes, job, _match(pattern))
+def _plan_listed(source, parsed, codes, num_shards):
+    try:
+        root, found = catalog.files_of(parsed)
+    except UserError as error:
+        raise UserError(f"--input={error}") from error
+    root = root.absolute()
+    own = {"pattern": parsed.name, "root": str(root)}
+    job = {"folder": str(root)} if parsed.kind == "folder" else own
+    names = _keep_names(source, codes, job, found)
     return _plan_files(job, names, root, codes, num_shards)
 
 
@@ -122,25 +113,25 @@ def _plan_files(job, names, root, codes, num_shards):
     return Plan(job, names, parts)
 
 
-def _plan_tfds(name_and_split, data_dir, num_shards):
-    name, _, split = name_and_split.partition("/")
-    split = split or "train"
-    version, pieces, image_feature = records.open_tfds(name, split, data_dir)
+def _plan_tfds(name, split, data_dir, num_shards):
+    builder, instructions = tfds.open_tfds(name, split, data_dir)
+    pieces = records.pieces_of(name, split, instructions)
     count = sum(piece.take for piece in pieces)
     if not count:
         raise UserError(f"--input=tfds:{name}/{split}: no image in it; take another split")
+    image = tfds.image_feature(builder)
     parts = [
-        records.Records(records.cut(pieces, *bounds), image_feature)
+        records.Records(records.cut(pieces, *bounds), image)
         for bounds in _bounds(count, num_shards, IMAGES, "images")
     ]
-    return Plan({"tfds": f"{name}/{split}", "version": version}, None, parts)
+    return Plan({"tfds": f"{name}/{split}", "version": str(builder.version)}, None, parts)
 
 
 def _plan_tfrecords(pattern, codes, num_shards, image_feature, id_feature):
-    root = _root(pattern)
+    root = pattern_root(pattern).absolute()
     features = {"image_feature": image_feature, "id_feature": id_feature}
     job = {"tfrecords": pattern, "root": str(root)} | features
-    names = _keep_names(f"tfrecord:{pattern}", codes, job, _match(pattern))
+    names = _keep_names(f"tfrecord:{pattern}", codes, job, match(pattern))
     pieces = [records.whole_file(str(root / unpack_id(name))) for name in names.to_pylist()]
     parts = [
         records.Records(pieces[first:last], **features)
@@ -167,12 +158,3 @@ def _bounds(count, num_shards, each, what):
     if number > count:
         raise UserError(f"--num_shards={number}: there are only {count} {what}; lower it")
     return [(k * count // number, (k + 1) * count // number) for k in range(number)]
-
-
-def _root(pattern):
-    return pathlib.Path("/" if pathlib.Path(pattern).is_absolute() else "").absolute()
-
-
-def _match(pattern):
-    # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
-    yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207

@@ -6,9 +6,11 @@ in the middle reads on exactly where it was, and nothing has to be replayed.
 
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from hqc_tf.data import augment, decoding
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 # Nothing here branches on tensors, and autograph's reading of the source delays every start.
@@ -127,11 +129,12 @@ def plain_batches(images, resize_size, size, batch_size):
     def view(pixels):
         return augment.plain_view(pixels, resize_size, size)
 
-    if images.paths is None:
+    if images.pixels is not None:
         batches = raw_batches(images, batch_size)
         return batches.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
-    files = tf.data.Dataset.from_tensor_slices(_in_bytes(images.paths))
-    views = files.map(lambda path: view(read_image(path)), num_parallel_calls=tf.data.AUTOTUNE)
+    held, read = _encoded(images)
+    files = tf.data.Dataset.from_tensor_slices(held)
+    views = files.map(lambda file: view(read(file)), num_parallel_calls=tf.data.AUTOTUNE)
     return views.batch(batch_size).prefetch(2)
 
 
@@ -149,14 +152,30 @@ def read_image(path):
     return decoding.decode_image(tf.io.read_file(path))
 
 
-def _in_bytes(paths):
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _decode(contents):
+    return decoding.decode_image(contents)
+
+
+def read_pixels(images: Images, row: int) -> np.ndarray:
+    """One of some images, uint8 [H, W, 3]."""
+    if images.pixels is not None:
+        return images.pixels[row]
+    held, read = _encoded(images.take([row]))
+    return read(held[0]).numpy()
+
+
+def _encoded(images):
+    """String [N] of paths or contents, and the function that makes an image of one."""
+    if images.contents is not None:
+        return tf.constant(images.contents.tolist(), tf.string), _decode
     # Names of files are bytes, not always text.
-    return tf.constant([os.fsencode(path) for path in paths])
+    return tf.constant([os.fsencode(path) for path in images.paths], tf.string), read_image
 
 
 def _crops(steps, images, batch, size):
     """(rows, draws of each view) of `batch` images -> (crops of each view, the draws)."""
-    cut = _crops_of_pixels if images.paths is None else _crops_of_files
+    cut = _crops_of_files if images.pixels is None else _crops_of_pixels
     return cut(steps, images, batch, size)
 
 
@@ -176,11 +195,11 @@ def _crops_of_pixels(steps, images, batch, size):
 
 
 def _crops_of_files(steps, images, batch, size):
-    paths = _in_bytes(images.paths)
+    held, read = _encoded(images)
 
     @no_autograph
     def cut(row, drawn):
-        image = tf.cast(read_image(paths[row]), tf.float32) / 255.0
+        image = tf.cast(read(held[row]), tf.float32) / 255.0
         height, width = tf.unstack(tf.shape(image)[:2])
         crops = []
         for d in drawn:

@@ -5,9 +5,12 @@ Whatever stands under a name is an item: what cannot be read has its reason, and
 
 import collections
 import concurrent.futures
+import glob
 import os
 import pathlib
+import re
 import stat
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -113,26 +116,55 @@ def overlapped(function, values, workers):
 FOLDER_QUERY_EVERY = 10
 
 
-def folder_root(dataset):
-    return pathlib.Path(dataset.removeprefix("folder:"))
+def pattern_root(pattern: str) -> pathlib.Path:
+    """The folder that the matches of a pattern are relative to."""
+    return pathlib.Path("/" if pathlib.Path(pattern).is_absolute() else "")
 
 
-def read_folder(root, rejected=frozenset()):
-    if not root.is_dir():
-        raise UserError(f"folder:{root}: no such folder; name one that holds images")
-    found = [name for name in walk(root) if (root / name).is_file()]
+def match(pattern: str) -> Iterator[str]:
+    """Yields the names that match a pattern, in order."""
+    # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
+    yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+
+
+def read_files(
+    source: str,
+    root: pathlib.Path,
+    names: Iterable[str],
+    is_folder: bool,
+    rejected: frozenset[str] = frozenset(),
+) -> Images:
+    """The image files `names` under `root`, labeled by sub-folders where there are several.
+
+    Sub-folders of a pattern are those below its part without wildcards.
+
+    Args:
+        source: folder or pattern, as given.
+        root: folder that the names are relative to.
+        names: of the files, in order; what is no file is left out.
+        is_folder: whether `source` is a folder.
+        rejected: names that are left out.
+
+    Raises:
+        UserError: no image is left.
+    """
+    found = [name for name in names if (root / name).is_file()]
     ids = [name for name in found if name not in rejected]
     if not ids:
         bad = f" ({len(found)} files that cannot be decoded)" if found else ""
         raise UserError(
             f"folder:{root}: no image in it or below{bad}; put {', '.join(SUFFIXES)} files there"
+            if is_folder
+            else f"--dataset={source}: no image matches{bad}; give a pattern of files in quotes"
         )
     paths = [str(root / name) for name in ids]
-    tops = [name.partition("/")[0] for name in ids]
-    if any("/" not in name for name in ids) or len(set(tops)) < 2:
+    fixed = 0 if is_folder else re.split(r"[*?\[]", source)[0].rfind("/") + 1
+    inside = [name[fixed:] for name in ids]
+    tops = [name.partition("/")[0] for name in inside]
+    if any("/" not in name for name in inside) or len(set(tops)) < 2:
         return Images.of_files(paths, ids)
-    names, labels = np.unique(tops, return_inverse=True)
-    return Images.of_files(paths, ids, labels, names.tolist())
+    label_names, labels = np.unique(tops, return_inverse=True)
+    return Images.of_files(paths, ids, labels, label_names.tolist())
 
 
 def folder_split(images, role):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 PHOTO_SETS = ("flickr25k", "nuswide", "nuswide_10500")
@@ -84,6 +85,12 @@ def read_list(dataset, role, data_dir):
     learned = "train_10500" if dataset == "nuswide_10500" else "database"
     split = {"train": learned, "database": "database", "query": "test"}[role]
     return _read_nuswide(folder, NUSWIDE_LISTS[split])
+
+
+def read_images(dataset: str, role: str, data_dir: str) -> Images:
+    """The `Images` that play a role in the benchmark of `dataset`; see `read_list`."""
+    photos = read_list(dataset, role, data_dir)
+    return Images.of_files(photos.paths, photos.ids, photos.labels)
 
 
 def protocol(dataset):

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import PIL.Image
 
-from hqc_tf.data.batches import read_image
+from hqc_tf.data.batches import read_pixels
 from hqc_tf.errors import printable
 
 
@@ -20,8 +20,7 @@ def thumbnail(images, row, side):
     Returns:
       uint8 [h, w, 3].
     """
-    pixels = images.pixels[row] if images.paths is None else read_image(images.paths[row])
-    picture = PIL.Image.fromarray(np.asarray(pixels))
+    picture = PIL.Image.fromarray(read_pixels(images, row))
     picture.thumbnail((side, side))
     return np.asarray(picture)
 

@@ -7,12 +7,13 @@ before, and a run that goes on has to leave out the same ones.
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
-import tqdm
+from tqdm import tqdm
 
-from hqc_tf.data import decoding
-from hqc_tf.data.folder import in_batches, read_items, walk
+from hqc_tf.data import catalog, decoding
+from hqc_tf.data.folder import Item, in_batches, read_items
 from hqc_tf.errors import UserError
 
 _BATCH = 256
@@ -33,40 +34,36 @@ class Reject:
     reason: str
 
 
-def screen(root, names, label="checking"):
-    """Yields a `Reject` of each of `names` under `root` that is no image training can read.
+def screen(
+    items: Iterable[Item], count: int | None = None, label: str = "checking"
+) -> Iterator[Reject]:
+    """Yields a `Reject` for each item that training cannot read.
 
     Args:
-      root: folder.
-      names: list of str, relative to it.
-      label: what a line on the terminal begins with.
+        items: `Item`s, read while they are checked.
+        count: how many there are, where known.
+        label: what a line on the terminal begins with.
     """
-    with tqdm.tqdm(total=len(names), desc=label, unit=" images", disable=None) as bar:
-        for batch in in_batches(read_items(root, names), _BATCH):
+    with tqdm(total=count, desc=label, unit="image", disable=None) as progress:
+        for batch in in_batches(items, _BATCH):
             fits = decoding.decodable([item.contents for item in batch]).numpy()
             for item in (item for item, fit in zip(batch, fits, strict=True) if not fit):
-                reason = item.reason or decoding.why_refused(item.contents)
-                yield Reject(item.id, reason)
-            bar.update(len(batch))
+                yield Reject(item.id, item.reason or decoding.why_refused(item.contents))
+            progress.update(len(batch))
 
 
-def find_rejects(dataset, on_bad_image):
-    """The files of `--dataset` that cannot be decoded, a list of `Reject`; [] of no folder.
+def find_rejects(dataset: str, on_bad_image: str) -> list[Reject]:
+    """The images in the files of `--dataset` that cannot be decoded; [] of a data set by name.
 
     Raises:
-      UserError: `on_bad_image` is "stop", and there is one; it is named.
+        UserError: `on_bad_image` is "stop", and there is one; it is named.
     """
-    if not dataset.startswith("folder:"):
-        return []
-    root = pathlib.Path(dataset.removeprefix("folder:"))
-    # A root that is missing is reported where it is read.
-    names = [*walk(root)] if root.is_dir() else []
     rejects = []
-    for reject in screen(root, names):
+    for reject in screen(catalog.items_of(dataset) or ()):
         if on_bad_image == "stop":
+            path = pathlib.Path(catalog.root_of(dataset), reject.id)
             raise UserError(
-                f"{root / reject.id}: {reject.reason}; fix or remove it, or take "
-                "--on_bad_image=skip"
+                f"{path}: {reject.reason}; fix or remove it, or take --on_bad_image=skip"
             )
         rejects.append(reject)
     return rejects
@@ -82,7 +79,13 @@ def naming_a_bad_file(images):
     try:
         yield
     except _OF_A_FILE as error:
-        bad = images.paths and next(screen("", images.paths, "looking for the bad file"), None)
+        if images.paths is not None:
+            items = read_items("", images.paths)
+        elif images.contents is not None:
+            items = map(Item, images.ids, images.contents)
+        else:
+            raise
+        bad = next(screen(items, len(images), "looking for the bad file"), None)
         if not bad:
             raise
         raise UserError(f"{bad.id}: {bad.reason}; fix it and run the same command again") from error

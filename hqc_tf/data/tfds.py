@@ -10,7 +10,8 @@ from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 _READ_BATCH = 250
-_FEATURES = {"image": tf.string, "label": tf.int64}
+# Images of up to so many pixels are kept decoded.
+_DECODED_PIXELS = 64 * 64
 
 
 def open_tfds(name, split, data_dir=""):
@@ -25,8 +26,10 @@ def open_tfds(name, split, data_dir=""):
     # TFDS takes seconds to import, and a folder of files does not need it.
     import tensorflow_datasets as tfds
 
+    from hqc_tf.data import tfds_builders  # noqa: F401 - TFDS then knows these data sets too
+
     where = data_dir or "TFDS's own place"
-    mend = (
+    fix = (
         f"`python -m hqc_tf.prepare --dataset={name} --data_dir=DIR` makes it, or --data_dir "
         "names where it is"
     )
@@ -35,34 +38,89 @@ def open_tfds(name, split, data_dir=""):
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(f"dataset {name}: TFDS knows none of this name; take another") from error
     if not builder.is_prepared():
-        raise UserError(f"dataset {name}: not prepared in {where}; {mend}")
+        raise UserError(f"dataset {name}: not prepared in {where}; {fix}")
     try:
         return builder, builder.info.splits[split].file_instructions
     except ValueError as error:
         raise UserError(f"split {split} of {name}: {error}; take one that it has") from error
 
 
-@functools.lru_cache(maxsize=2)
-def read_tfds(name, split, data_dir):
-    builder, pieces = open_tfds(name, split, data_dir)
-    read = [_read_records(piece) for piece in pieces]
-    pixels, labels = (np.concatenate(parts) for parts in zip(*read, strict=True))
-    ids = [f"{name}/{split}/{row:05d}" for row in range(len(pixels))]
-    return Images.of_pixels(pixels, ids, labels, builder.info.features["label"].names)
+def image_feature(builder) -> str:
+    """The name of a data set's first image feature; UserError where it has none."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    for key in features:
+        if isinstance(features[key], tfds.features.Image):
+            return key
+    raise UserError(
+        f"dataset {builder.name}: has no image, only {', '.join(features)}; take another"
+    )
 
 
-def _read_records(piece):
-    """Images of one size, uint8 [n, H, W, 3], and their labels, from a TFRecord file of TFDS.
+def read_role(name: str, split: str, role: str, data_dir: str) -> Images | None:
+    """The images of a role in any prepared data set; None for queries without labels.
 
-    TFDS's own reader takes the examples apart one by one; in batches it is six times faster.
+    `split`, or the train split, is trained on and is the database; the test split has the queries
+    unless `split` is part of it.
     """
-    features = {name: tf.io.FixedLenFeature([], kind) for name, kind in _FEATURES.items()}
+    if role != "query":
+        return read_tfds(name, split or "train", data_dir)
+    builder, _ = open_tfds(name, split or "train", data_dir)
+    if "test" not in builder.info.splits or "test" in split or not _label_feature(builder):
+        return None
+    return read_tfds(name, "test", data_dir)
+
+
+@functools.lru_cache(maxsize=2)
+def read_tfds(name: str, split: str, data_dir: str) -> Images:
+    """A split of a prepared data set; labels are those of its first ClassLabel, if any.
+
+    Images that all have the same few pixels are decoded; others stay encoded, so that they take as
+    much memory as their files, twice while they are trained on.
+    """
+    builder, pieces = open_tfds(name, split, data_dir)
+    image, label = image_feature(builder), _label_feature(builder)
+    sides = builder.info.features[image].shape[:2]
+    decode = None not in sides and sides[0] * sides[1] <= _DECODED_PIXELS
+    read = [_read_records(piece, image, label, decode) for piece in pieces]
+    if not read:
+        raise UserError(f"split {split} of {name}: has no image; take another split")
+    contents, labels = (np.concatenate(parts) for parts in zip(*read, strict=True))
+    ids = [f"{name}/{split}/{row:05d}" for row in range(len(contents))]
+    make = Images.of_pixels if decode else Images.of_contents
+    if not label:
+        return make(contents, ids)
+    return make(contents, ids, labels, builder.info.features[label].names)
+
+
+def _label_feature(builder):
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    labels = (key for key in features if isinstance(features[key], tfds.features.ClassLabel))
+    return next(labels, "")
+
+
+def _read_records(piece, image, label, decode):
+    """Images and labels, int [n], of a TFRecord file of TFDS.
+
+    TFDS's own reader parses the examples one by one; in batches it is six times faster.
+
+    Returns:
+        (uint8 [n, H, W, 3] with `decode`, else n bytes objects; labels, zeros without `label`).
+    """
+    features = {image: tf.io.FixedLenFeature([], tf.string)}
+    if label:
+        features[label] = tf.io.FixedLenFeature([], tf.int64)
     uniform = tf.TensorSpec([None, None, 3], tf.uint8)
 
     def parse(records):
         examples = tf.io.parse_example(records, features)
-        images = tf.map_fn(decoding.decode_known, examples["image"], fn_output_signature=uniform)
-        return images, examples["label"]
+        images = examples[image]
+        if decode:
+            images = tf.map_fn(decoding.decode_known, images, fn_output_signature=uniform)
+        return images, examples[label] if label else tf.zeros_like(records, tf.int64)
 
     records = tf.data.TFRecordDataset(piece.filename).skip(piece.skip).take(piece.take)
     batches = records.batch(_READ_BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE)

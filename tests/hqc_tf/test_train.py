@@ -132,13 +132,7 @@ def cifar10_dir():
     return str(folder)
 
 
-DATA_SETS = [
-    "fashion_mnist", "cifar10", "cifar10_protocol1", "cifar10_protocol2", "flickr25k", "nuswide",
-    "nuswide_10500",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("dataset", DATA_SETS)
+@pytest.mark.parametrize("dataset", catalog.DATA_SETS)
 def test_every_data_set_trains_a_step_and_is_judged(
     dataset, quick_config, tmp_path, monkeypatch, request
 ):

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from hqc_tf.data import augment, catalog, decoding
+from hqc_tf.data import augment, catalog, cifar10, decoding
 from hqc_tf.data.batches import (
     changed_views,
     plain_batches,
@@ -419,9 +419,9 @@ def small_cifar10(monkeypatch):
         ].astype(np.uint8)
         return Images.of_pixels(pixels, ids, labels, list("abcdefghij"))
 
-    monkeypatch.setattr(catalog, "read_tfds", read)
-    monkeypatch.setattr(catalog, "_QUERIES_PER_CLASS", 2)
-    monkeypatch.setattr(catalog, "_TRAIN_PER_CLASS", 3)
+    monkeypatch.setattr(cifar10, "read_tfds", read)
+    monkeypatch.setattr(cifar10, "QUERIES_PER_CLASS", 2)
+    monkeypatch.setattr(cifar10, "TRAIN_PER_CLASS", 3)
 
 
 @pytest.mark.parametrize(("protocol", "train_per_class"), [(1, 6), (2, 3)])

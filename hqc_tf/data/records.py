@@ -3,13 +3,13 @@
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from hqc_tf.data import tfds as prepared
-from hqc_tf.data.folder import Item
+from hqc_tf.data.folder import Item, match, pattern_root
 from hqc_tf.errors import UserError
 
 # Bytes of a record beside its contents: the length, and checks of both.
@@ -59,29 +59,24 @@ def cut(pieces, first, last):
     return kept
 
 
-def open_tfds(name, split, data_dir):
-    """A split of a prepared data set of TFDS, which is not decoded.
-
-    Returns:
-      (version, list of `Piece`, name of the image feature); ids are those of `data.load_images`.
-
-    Raises:
-      UserError: as `data.open_tfds`, or it has no images.
-    """
-    import tensorflow_datasets as tfds
-
-    from hqc_tf.data import tfds_builders  # noqa: F401 - TFDS then knows these data sets too
-
-    builder, instructions = prepared.open_tfds(name, split, data_dir)
-    features = builder.info.features
-    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
-    if not images:
-        raise UserError(f"dataset {name}: has no image, only {', '.join(features)}; take another")
+def pieces_of(name: str, split: str, instructions: list) -> list[Piece]:
+    """The pieces of a split of TFDS, whose ids are those of `catalog.load_images`."""
     pieces, first = [], 0
     for of in instructions:
         pieces.append(Piece(str(of.filename), of.skip, of.take, f"{name}/{split}/", first, 5))
         first += of.take
-    return str(builder.version), pieces, images[0]
+    return pieces
+
+
+def read_pattern(pattern: str, image_feature: str = "image/encoded") -> Iterator[Item]:
+    """Yields an `Item` for each record of the TFRecord files that match a pattern."""
+    root = pattern_root(pattern)
+    pieces = [whole_file(str(root / name)) for name in match(pattern)]
+    if not pieces:
+        raise UserError(f"tfrecord:{pattern}: no file of this name; name TFRecord files of images")
+    part = Records(pieces, image_feature)
+    check_features(part)
+    return read_records(part)
 
 
 def check_features(part):
