@@ -14,7 +14,7 @@ import tensorflow as tf
 from export import folders
 from export.versions import newest
 from hqc_tf.data.batches import raw_batches
-from hqc_tf.data.decoding import MAX_PIXELS, MAX_RATIO
+from hqc_tf.data.decoding import MAX_PIXELS, MAX_RATIO, NAMES
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, naming_damage
 from hqc_tf.retrieval import Encoded, collect
@@ -135,7 +135,7 @@ def check_valid(names: Sequence[str], valid: np.ndarray) -> None:
     """Raises UserError with the first of B `names` whose element of `valid`, [B] bool, is false."""
     if not valid.all():
         raise UserError(
-            f"{names[valid.argmin()]}: not a JPEG, PNG, BMP or GIF image of at most "
+            f"{names[valid.argmin()]}: not a {NAMES} image of at most "
             f"{MAX_PIXELS // 10**6} million pixels and sides of at most {MAX_RATIO}:1; fix or "
             "remove it"
         )
@@ -146,7 +146,9 @@ def _encode_pixels(encoder: Encoder, images: Images) -> Iterator[dict[str, tf.Te
         yield encoder.signatures["serving_default"](images=batch)
 
 
-def _encode_files(encoder, names, read):
+def _encode_files(
+    encoder: Encoder, names: Sequence[str], read: Callable[[slice], list[bytes]]
+) -> Iterator[dict[str, tf.Tensor]]:
     for start in range(0, len(names), BATCH):
         rows = slice(start, start + BATCH)
         contents = tf.constant(read(rows))

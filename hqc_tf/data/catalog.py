@@ -95,7 +95,8 @@ def parse(text: str) -> Source:
     if kind == "tfds":
         return Source("tfds", name, split)
     if name in DATA_SETS:
-        return Source("name", name, split)
+        sliced = split and DATA_SETS[name].default not in ROLES[1:]
+        return Source("tfds" if sliced else "name", name, split)
     if re.fullmatch(r"\w+(/[\w\[\]:%+-]+)?", text) and not pathlib.Path(text).exists():
         return Source("tfds", name, split)
     return Source("pattern", text)
@@ -160,8 +161,10 @@ def load_split(
     """
     source = parse(dataset)
     if source.kind == "name":
+        if source.split:
+            raise UserError(f"--dataset={dataset}: its roles are fixed; take {source.name}")
         row = DATA_SETS[source.name]
-        return row.read(source.split or row.splits[role], data_dir)
+        return row.read(row.splits[role], data_dir)
     if source.kind == "tfds":
         return tfds.read_role(source.name, source.split, role, data_dir)
     return folder_split(_read(source, data_dir, rejected), role)
@@ -194,7 +197,7 @@ def _read(source, data_dir, rejected=frozenset()):
     if source.kind == "name":
         row = DATA_SETS[source.name]
         split = source.split or row.default
-        if row.default in ROLES[1:] and split not in ROLES:
+        if split not in (*ROLES, row.default):
             raise UserError(
                 f"split {split} of {source.name}: unknown; take one of {', '.join(ROLES)}"
             )

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hqc_tf.data.decoding import SUFFIXES
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 # A file may have: more than any image within `decoding.MAX_PIXELS`.
 MAX_BYTES = 2**29
 # Of a batch: no more files once they have so many.

@@ -1,4 +1,7 @@
+"""Image files to pixels and views, equal to Pillow's, and what is refused."""
+
 import io
+import itertools
 import struct
 import zlib
 
@@ -9,27 +12,7 @@ import tensorflow as tf
 
 from hqc_tf.data import augment, decoding
 from tests.support import serving
-
-
-@pytest.fixture(scope="module")
-def photo(photos):
-    """A real image enlarged to 31x44, in colour: uint8 [H, W, 3]."""
-    grey = PIL.Image.open(sorted(photos.rglob("*.png"))[0]).resize((44, 31), PIL.Image.BICUBIC)
-    return np.asarray(PIL.ImageOps.colorize(grey, (20, 0, 60), (255, 240, 180)))
-
-
-def encode(pixels, kind, mode=None, **options):
-    file = io.BytesIO()
-    image = PIL.Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(file, kind, **options)
-    return file.getvalue()
-
-
-def animate(frames):
-    file = io.BytesIO()
-    images = [PIL.Image.fromarray(frame) for frame in frames]
-    images[0].save(file, "GIF", save_all=True, append_images=images[1:])
-    return file.getvalue()
+from tests.support.pixels import encode
 
 
 def decode_views(files, size=8):
@@ -154,28 +137,6 @@ def test_a_bmp_from_top_to_bottom(photo):
     np.testing.assert_array_equal(decoded, photo[::-1])
 
 
-def test_of_an_animation_the_first_frame_is_taken(photo):
-    contents = animate([photo, 255 - photo, photo // 2])
-    frames = tf.io.decode_gif(contents)
-    assert len(frames) == 3 and np.any(frames[0] != frames[1])
-    np.testing.assert_array_equal(decoding.decode_image(tf.constant(contents)), frames[0])
-
-
-def test_a_gif_whose_blocks_are_not_full(photo):
-    contents = encode(photo, "GIF", comment=b"a comment " * 60)
-    place = start = contents.index(b"\x2c\0\0\0\0") + 11
-    pixels = b""
-    while contents[place]:
-        pixels += contents[place + 1 : place + 1 + contents[place]]
-        place += 1 + contents[place]
-    parts = [pixels[at : at + 3] for at in range(0, len(pixels), 3)]
-    blocks = b"".join(bytes([len(part)]) + part for part in parts)
-    again = contents[:start] + blocks + b"\0;"
-    np.testing.assert_array_equal(
-        decoding.decode_image(tf.constant(again)), decoding.decode_known(contents)
-    )
-
-
 def test_small_files_of_much_memory_take_none():
     """A PNG of 1.2 GB decoded, and a GIF whose frames are 4 GB, each in under 8 MB."""
     side = 20_000
@@ -187,3 +148,35 @@ def test_small_files_of_much_memory_take_none():
     found = []
     assert serving.added_memory(lambda: found.append(decode_views([bomb, long])[1])) < 300
     assert found[0].tolist() == [False, True]
+
+
+def encoded(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **{"JPEG": {"subsampling": 0}}.get(kind, {}))
+    return buffer.getvalue()
+
+
+KINDS = [*itertools.product(["RGB", "L", "RGBA"], ["PNG", "BMP", "GIF"])]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [*KINDS, ("RGB", "JPEG"), ("L", "JPEG")])
+def test_images_of_all_kinds_are_decoded(mode, kind):
+    # Two flat halves, which a JPEG keeps within a few levels and a palette exactly.
+    pixels = np.full([16, 32, 3], [200, 40, 90], np.uint8)
+    pixels[:, 16:] = [10, 220, 60]
+    image = PIL.Image.fromarray(pixels).convert(mode)
+    decoded = decoding.decode_known(encoded(image, kind))
+    assert decoded.dtype == tf.uint8
+    expected = np.asarray(image.convert("RGB"), int)
+    np.testing.assert_allclose(decoded, expected, atol=8 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "I;16"])
+def test_rarer_pngs_are_decoded(mode):
+    pixels = np.repeat(np.arange(0, 256, 16, dtype=np.uint8)[None], 16, 0)
+    grey = PIL.Image.fromarray(pixels)
+    image = PIL.Image.fromarray(pixels.astype(np.uint16) * 257)
+    image = image if mode == "I;16" else grey.convert(mode)
+    decoded = decoding.decode_known(encoded(image, "PNG"))
+    expected = grey if mode == "I;16" else image.convert("RGB").convert("L")
+    np.testing.assert_array_equal(decoded, np.stack([np.asarray(expected)] * 3, -1))

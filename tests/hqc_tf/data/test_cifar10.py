@@ -1,0 +1,64 @@
+"""CIFAR-10's protocols I and II."""
+
+import numpy as np
+import pytest
+
+from hqc_tf.data import catalog, cifar10
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError
+from tests.support import SHARED
+
+
+@pytest.fixture
+def small_cifar10(monkeypatch):
+    """CIFAR-10 of 80 images, 8 a class, of which 2 ask and 3 train in the protocols."""
+
+    def read(name, split, data_dir):
+        count, first = (60, 0) if split == "train" else (20, 60)
+        labels = np.arange(count) % 10
+        ids = [f"{name}/{split}/{row}" for row in range(count)]
+        pixels = np.full([count, 4, 4, 3], 0, np.uint8) + np.arange(first, first + count)[
+            :, None, None, None
+        ].astype(np.uint8)
+        return Images.of_pixels(pixels, ids, labels, list("abcdefghij"))
+
+    monkeypatch.setattr(cifar10, "read_tfds", read)
+    monkeypatch.setattr(cifar10, "QUERIES_PER_CLASS", 2)
+    monkeypatch.setattr(cifar10, "TRAIN_PER_CLASS", 3)
+
+
+@pytest.mark.parametrize(("protocol", "train_per_class"), [(1, 6), (2, 3)])
+def test_cifar10_protocols_divide_the_pooled_images(small_cifar10, protocol, train_per_class):
+    query, database, train = (
+        catalog.load_split(f"cifar10_protocol{protocol}", role)
+        for role in ("query", "database", "train")
+    )
+    assert np.bincount(query.labels).tolist() == [2] * 10
+    assert np.bincount(database.labels).tolist() == [6] * 10
+    assert np.bincount(train.labels).tolist() == [train_per_class] * 10
+    assert not set(query.ids) & set(database.ids)
+    assert set(train.ids) <= set(database.ids)
+    assert len(set(query.ids) | set(database.ids)) == 80
+    np.testing.assert_array_equal(query.labels, query.pixels[:, 0, 0, 0] % 10)
+
+
+def test_both_protocols_ask_the_same_and_a_role_is_a_split(small_cifar10):
+    first, second = (catalog.load_split(f"cifar10_protocol{n}", "query").ids for n in (1, 2))
+    assert first == second == catalog.load_images("cifar10_protocol1/query").ids
+    assert len(catalog.load_images("cifar10_protocol2")) == 60
+    with pytest.raises(UserError, match="split test of cifar10_protocol1: unknown; take one of"):
+        catalog.load_images("cifar10_protocol1/test")
+
+
+def test_cifar10_protocols_on_the_real_set():
+    folder = SHARED / "data/tfds"
+    if not (folder / "cifar10").is_dir():
+        pytest.skip("no prepared CIFAR-10 in ../shared/data/tfds")
+    counts = [
+        len(catalog.load_split(f"cifar10_protocol{n}", role, str(folder)))
+        for n in (1, 2)
+        for role in ("query", "train", "database")
+    ]
+    assert counts == [10_000, 50_000, 50_000, 10_000, 5_000, 50_000]
+    query = catalog.load_split("cifar10_protocol2", "query", str(folder))
+    assert np.bincount(query.labels).tolist() == [1000] * 10
