@@ -287,5 +287,5 @@ def test_data_dir_is_asked_for(tmp_path):
 
 
 def test_lists_are_read_without_tensorflow():
-    code = "import sys; from hqc_tf import photo_sets; assert 'tensorflow' not in sys.modules"
+    code = "import sys; from hqc_tf.data import photo_sets; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
