@@ -1,10 +1,10 @@
-"""Views of images: the random ones that training compares, the plain one that is encoded.
+"""Views of images: the random ones that training compares, and the plain one that is encoded.
 
-Images are float32 [B, H, W, 3] in [0, 1] unless said; the colour operations take their three
-channels apart. Each operation takes one set of parameters per image, so that a batch is one call;
-`draw` makes the parameters of a batch from a seed alone.
+Images are float32 [B, H, W, 3] in [0, 1] unless noted; the color operations take the three
+channels as a list. Each operation takes one set of parameters per image, so that a batch is one
+call; `draw` makes the parameters of a batch from a seed alone.
 Definitions follow torchvision's of the same names, which the authors' settings refer to
-(method: RandomResizedCrop, flip, colour jitter, grey, Gaussian blur, in this order).
+(method: RandomResizedCrop, flip, color jitter, gray, Gaussian blur, in this order).
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ CROP_TRIES = 10
 JITTER_PROBABILITY = 0.8
 JITTER = 0.4
 HUE = 0.1
-GREY_PROBABILITY = 0.2
+GRAY_PROBABILITY = 0.2
 SIGMA = 0.1, 2.0
 LUMA = 0.2989, 0.587, 0.114
 
@@ -31,9 +31,9 @@ class Draw(NamedTuple):
     Attributes:
       crop: float [B, 2 * CROP_TRIES + 2] in [0, 1), what `crop_boxes` turns into boxes.
       flip: bool [B], mirrored left to right.
-      order: int32 [B, 4], the jitter's operations in their order; NOTHING in all four for none.
+      order: int32 [B, 4], the jitter's operations in their order; NOTHING in all four: no jitter.
       factors: float [B, 4], of brightness, contrast, saturation, and the shift of hue in turns.
-      grey: bool [B].
+      gray: bool [B].
       sigma: float [B], of the blur, in pixels.
     """
 
@@ -41,7 +41,7 @@ class Draw(NamedTuple):
     flip: tf.Tensor
     order: tf.Tensor
     factors: tf.Tensor
-    grey: tf.Tensor
+    gray: tf.Tensor
     sigma: tf.Tensor
 
 
@@ -54,14 +54,14 @@ class Boxes(NamedTuple):
     width: tf.Tensor
 
 
-def draw(seed, batch_size):
+def draw(seed: tf.Tensor, batch_size: int) -> Draw:
     """Parameters of one view of each of `batch_size` images.
 
     Row i is a function of int [2] `seed` and of i alone: a larger batch begins with the same rows.
     """
     columns = 2 * CROP_TRIES + 2
     uniform = tf.random.stateless_uniform([batch_size, columns + 12], seed)
-    crop, (flip, jitter, grey, sigma), ranks, factors = (
+    crop, (flip, jitter, gray, sigma), ranks, factors = (
         uniform[:, :columns],
         tf.unstack(uniform[:, columns : columns + 4], axis=1),
         uniform[:, columns + 4 : columns + 8],
@@ -75,15 +75,15 @@ def draw(seed, batch_size):
         flip=flip < 0.5,
         order=order,
         factors=middle + spread * (2 * factors - 1),
-        grey=grey < GREY_PROBABILITY,
+        gray=gray < GRAY_PROBABILITY,
         sigma=_between(sigma, *SIGMA),
     )
 
 
-def crop_boxes(uniform, height, width):
+def crop_boxes(uniform: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> Boxes:
     """RandomResizedCrop's boxes: area 0.08-1 of the image, sides 3:4 to 4:3 (log-uniform).
 
-    Ten tries, the first that fits counts; none: the largest centred box of a permitted ratio.
+    The first of ten tries that fits is taken; else the largest centered box of a permitted ratio.
 
     Args:
       uniform: float [B, 2 * CROP_TRIES + 2] in [0, 1), `Draw.crop`.
@@ -110,11 +110,11 @@ def crop_boxes(uniform, height, width):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def crop(images, boxes, flip, size):
-    """Cuts a box out of each image, mirrors it where asked and resizes it to a square.
+def crop(images: tf.Tensor, boxes: Boxes, flip: tf.Tensor, size: int) -> tf.Tensor:
+    """Cuts a box out of each image, mirrors it where `flip` is true and resizes it to a square.
 
-    Bilinear with anti-aliasing, pixels outside the box unseen: what cutting first and
-    `tf.image.resize(antialias=True)` after give. A resampling is a matrix per image and axis, so a
+    Bilinear with anti-aliasing, pixels outside the box unused: the result of cutting first and
+    `tf.image.resize(antialias=True)` after. Resampling is a matrix per image and axis, so a
     batch takes two matrix products.
 
     Args:
@@ -132,32 +132,32 @@ def crop(images, boxes, flip, size):
     return tf.einsum("bih,bhwc,bjw->bijc", rows, images, columns)
 
 
-def crop_one(image, box, flip, size):
+def crop_one(image: tf.Tensor, box: Boxes, flip: tf.Tensor, size: int) -> tf.Tensor:
     """`crop` of a single image of any size, float [H, W, 3] -> [size, size, 3]."""
     cut = tf.slice(image, [box.top, box.left, 0], [box.height, box.width, 3])
     square = tf.image.resize(cut, [size, size], antialias=True)
     return tf.where(flip, square[:, ::-1], square)
 
 
-def recolor(crops, drawn):
-    """All that follows the crop: jitter, grey, blur; float [B, H, W, 3], `Draw` -> the same."""
-    planes = _jitter_and_grey(crops, drawn.order, drawn.factors, drawn.grey)
+def recolor(crops: tf.Tensor, drawn: Draw) -> tf.Tensor:
+    """All that follows the crop: jitter, gray, blur; float [B, H, W, 3], `Draw` -> the same."""
+    planes = _jitter_and_gray(crops, drawn.order, drawn.factors, drawn.gray)
     return tf.transpose(blur(planes, drawn.sigma), [1, 2, 3, 0])
 
 
 # Compiled, an operation takes one pass over the pixels instead of ten. The blur is compiled apart:
-# fused with what comes before, it would compute the colours anew for each of its nine pixels.
+# fused with what comes before, it would compute the colors anew for each of its nine pixels.
 @tf.function(jit_compile=True, autograph=False)
-def _jitter_and_grey(images, order, factors, grey):
+def _jitter_and_gray(images, order, factors, gray):
     """[B, H, W, 3] -> [3, B, H, W]."""
     channels = color_jitter(tf.unstack(images, axis=-1), order, factors)
-    return tf.stack(grayscale(channels, grey))
+    return tf.stack(grayscale(channels, gray))
 
 
-def color_jitter(channels, order, factors):
+def color_jitter(channels: list, order: tf.Tensor, factors: tf.Tensor) -> list:
     """Brightness, contrast, saturation and hue, in each image's own order.
 
-    Brightness f: f x. Contrast f: f x + (1 - f) mean(grey(x)). Saturation f: f x + (1 - f) grey(x).
+    Brightness f: f x. Contrast f: f x + (1 - f) mean(gray(x)). Saturation f: f x + (1 - f) gray(x).
     Each is clipped to [0, 1]. Hue h: turns the hue by h of a full circle.
 
     Args:
@@ -174,14 +174,14 @@ def color_jitter(channels, order, factors):
     return channels
 
 
-def grayscale(channels, chosen):
-    """Grey where bool [B] `chosen` says so: 0.2989 R + 0.587 G + 0.114 B in all three channels."""
-    grey = _grey(channels)
-    return [tf.where(chosen[:, None, None], grey, channel) for channel in channels]
+def grayscale(channels: list, chosen: tf.Tensor) -> list:
+    """Gray where bool [B] `chosen` is true: 0.2989 R + 0.587 G + 0.114 B in all three channels."""
+    gray = _gray(channels)
+    return [tf.where(chosen[:, None, None], gray, channel) for channel in channels]
 
 
 @tf.function(jit_compile=True, autograph=False)
-def blur(planes, sigma):
+def blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     """Gaussian blur of 3x3 pixels, mirrored at the border: weights exp(-d^2 / 2 sigma^2), sum 1.
 
     Float [3, B, H, W] -> the same, with float [B] `sigma` in pixels.
@@ -195,8 +195,8 @@ def blur(planes, sigma):
     return middle * planes + side * (padded[..., :-2] + padded[..., 2:])
 
 
-def plain_view(images, resize_size, size):
-    """The view that is encoded: shorter side to `resize_size`, then the centre square.
+def plain_view(images: tf.Tensor, resize_size: int, size: int) -> tf.Tensor:
+    """The view that is encoded: shorter side to `resize_size`, then the center square.
 
     Args:
       images: uint8 or float in [0, 255], [H, W, 3] or [B, H, W, 3].
@@ -210,7 +210,7 @@ def plain_view(images, resize_size, size):
     shorter = tf.minimum(height, width)
     new = [resize_size * height // shorter, resize_size * width // shorter]
     resized = tf.image.resize(images, new, antialias=True) / 255.0
-    # To even where the margin is odd, as torchvision's centre crop rounds.
+    # To even where the margin is odd, as torchvision's center crop rounds.
     top, left = (tf.cast(tf.round((side - size) / 2), tf.int32) for side in new)
     square = resized[..., top : top + size, left : left + size, :]
     return tf.ensure_shape(square, [*images.shape[:-3], size, size, 3])
@@ -229,14 +229,14 @@ def _resampling(start, length, size, full):
     """[B, size, full]: row i holds the weights that make output pixel i from a box's pixels."""
     start, length = (tf.cast(x, tf.float32)[:, None, None] for x in (start, length))
     scale = length / size
-    centres = start + scale * (tf.range(size, dtype=tf.float32)[:, None] + 0.5)
+    centers = start + scale * (tf.range(size, dtype=tf.float32)[:, None] + 0.5)
     pixels = tf.range(full, dtype=tf.float32)
-    weights = tf.nn.relu(1 - tf.abs(pixels + 0.5 - centres) / tf.maximum(scale, 1.0))
+    weights = tf.nn.relu(1 - tf.abs(pixels + 0.5 - centers) / tf.maximum(scale, 1.0))
     weights = tf.where((pixels >= start) & (pixels < start + length), weights, 0.0)
     return weights / tf.reduce_sum(weights, -1, keepdims=True)
 
 
-def _grey(channels):
+def _gray(channels):
     return sum(weight * channel for weight, channel in zip(LUMA, channels, strict=True))
 
 
@@ -245,16 +245,16 @@ def _blend(channels, operation, factors):
     own = tf.gather(factors, tf.minimum(operation, SATURATION), batch_dims=1)
     factor = tf.where(operation <= SATURATION, own, 1.0)[:, None, None]
     operation = operation[:, None, None]
-    grey = _grey(channels)
-    level = tf.where(operation == CONTRAST, tf.reduce_mean(grey, [1, 2], keepdims=True), 0.0)
-    fades_to = tf.where(operation == SATURATION, grey, level)
+    gray = _gray(channels)
+    level = tf.where(operation == CONTRAST, tf.reduce_mean(gray, [1, 2], keepdims=True), 0.0)
+    fades_to = tf.where(operation == SATURATION, gray, level)
     return [tf.clip_by_value(factor * x + (1 - factor) * fades_to, 0.0, 1.0) for x in channels]
 
 
 def _turn_hue(channels, turns):
     """Turns the hue as HSV has it, by at most half a circle.
 
-    Hue runs here from 0 to 6 chroma instead of 0 to 1: no division, and grey is no special case.
+    Hue runs here from 0 to 6 chroma instead of 0 to 1: no division, and gray is no special case.
     """
     red, green, blue = channels
     high = tf.maximum(tf.maximum(red, green), blue)

@@ -1,7 +1,7 @@
-"""Images and their batches: data sets through TFDS, folders of files, and the two views of a step.
+"""Batches of images: the two views of a training step, and the plain view that is encoded.
 
-What a step sees is a function of the step alone (its number and the seed): a run that starts again
-in the middle reads on exactly where it was, and nothing has to be replayed.
+The images of a step are a function of its number and the seed alone: a resumed run continues
+exactly where it stopped, and nothing has to be replayed.
 """
 
 import os
@@ -9,6 +9,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from hqc_tf.config import Config
 from hqc_tf.data import augment, decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
@@ -17,18 +18,24 @@ from hqc_tf.errors import UserError
 no_autograph = tf.autograph.experimental.do_not_convert
 
 
-# Of the images kept from training, how they are changed: away from every step's seed.
+# Seeds the views of held-out images; no step has this seed.
 _HELD_OUT_SEED = -1
 
 
-def training_views(images, config, first_step, last_step, context=None):
+def training_views(
+    images: Images,
+    config: Config,
+    first_step: int,
+    last_step: int,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
     """The batches of steps `first_step` up to `last_step`: a tf.data.Dataset of two views.
 
-    Each replica has its rows of a step's batch, and what is in a row does not depend on the number
+    Each replica has its rows of a step's batch; the content of a row does not depend on the number
     of replicas.
 
-    An epoch goes through the images in a shuffled order of its own and drops the rest that fills no
-    batch.
+    Each epoch takes the images in its own shuffled order and drops those left over after the last
+    full batch.
 
     Args:
       images: `Images`.
@@ -72,8 +79,8 @@ def training_views(images, config, first_step, last_step, context=None):
     return batches.prefetch(2).with_options(options)
 
 
-def shuffled_rows(places, count, seed, epoch):
-    """Rows that stand at int64 [b] `places` of the shuffled order of `count` images in an epoch."""
+def shuffled_rows(places: tf.Tensor, count: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Rows at int64 [b] `places` of the shuffled order of `count` images in an epoch."""
     # `tf.random.experimental.index_shuffle` takes four rounds, after which the images of a batch
     # meet again in other epochs: of a million images 7 times as often as by chance.
     last = tf.constant(count - 1, tf.int64)
@@ -82,12 +89,12 @@ def shuffled_rows(places, count, seed, epoch):
     )
 
 
-def changed_views(images, config):
+def changed_views(images: Images, config: Config) -> tf.data.Dataset:
     """Each of the images as training changes it: a tf.data.Dataset of float32 [b, size, size, 3].
 
     In the order of the images, by draws that are the same for every seed and step. All batches have
-    the size of training's, so that what is compiled for it serves here; the last one goes on with
-    the first images.
+    the size of training's, so that what is compiled for it serves here; the last one is
+    filled with the first images.
     """
     batch = config.batch_size
 
@@ -112,17 +119,17 @@ def recolor_views(crops, draws):
     return tuple(map(augment.recolor, crops, draws))
 
 
-def steps_per_epoch(images, config):
-    """Whole batches in one pass over `images`; UserError where there is none."""
+def steps_per_epoch(images: Images, config: Config) -> int:
+    """Full batches in one pass over `images`; UserError where there are too few images."""
     if len(images) < config.batch_size:
         raise UserError(
-            f"--batch_size={config.batch_size}: there are only {len(images)} images to learn from; "
+            f"--batch_size={config.batch_size}: there are only {len(images)} images to train on; "
             "lower it or add images"
         )
     return len(images) // config.batch_size
 
 
-def plain_batches(images, resize_size, size, batch_size):
+def plain_batches(images: Images, resize_size: int, size: int, batch_size: int) -> tf.data.Dataset:
     """The images in order as they are encoded: Dataset of float32 [b, size, size, 3] in [0, 1]."""
 
     @no_autograph
@@ -138,16 +145,16 @@ def plain_batches(images, resize_size, size, batch_size):
     return views.batch(batch_size).prefetch(2)
 
 
-def raw_batches(images, batch_size):
+def raw_batches(images: Images, batch_size: int) -> tf.data.Dataset:
     """In-memory images in order: Dataset of uint8 [b, H, W, 3], cut from the array as needed."""
     starts = tf.data.Dataset.range(0, len(images), batch_size)
     pixels = tf.constant(images.pixels)
     return starts.map(lambda start: pixels[start : start + batch_size])
 
 
-# Every data set of files has it, and none traces the decoding anew.
+# Shared by all data sets of files, so that decoding is traced once.
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-def read_image(path):
+def read_image(path: tf.Tensor) -> tf.Tensor:
     """The file at string scalar `path` -> uint8 [H, W, 3], as `decoding.decode_image`."""
     return decoding.decode_image(tf.io.read_file(path))
 

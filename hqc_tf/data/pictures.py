@@ -6,27 +6,28 @@ import numpy as np
 import PIL.Image
 
 from hqc_tf.data.batches import read_pixels
+from hqc_tf.data.images import Images
 from hqc_tf.errors import printable
 
 
-def thumbnail(images, row, side):
-    """One of some images, made smaller where it is larger.
+def thumbnail(images: Images, row: int, side: int) -> np.ndarray:
+    """One image, made smaller where it is larger than `side`.
 
     Args:
-      images: `data.Images`.
-      row: which.
-      side: what its longer side is at most, in pixels.
+        images: a set of images.
+        row: of the image in the set.
+        side: limit of its longer side, in pixels.
 
     Returns:
-      uint8 [h, w, 3].
+        uint8 [h, w, 3].
     """
     picture = PIL.Image.fromarray(read_pixels(images, row))
     picture.thumbnail((side, side))
     return np.asarray(picture)
 
 
-def squares(images, side):
-    """All of N images whole, in the middle of black squares -> uint8 [N, side, side, 3]."""
+def squares(images: Images, side: int) -> np.ndarray:
+    """N uncropped images, each in the middle of a black square -> uint8 [N, side, side, 3]."""
     tiles = np.zeros([len(images), side, side, 3], np.uint8)
     for row in range(len(images)):
         small = thumbnail(images, row, side)
@@ -36,8 +37,8 @@ def squares(images, side):
     return tiles
 
 
-def mosaic(tiles, columns):
-    """uint8 [N, side, side, 3] -> one picture of them in rows of `columns`, black where none is."""
+def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 [N, side, side, 3] -> one picture in rows of `columns`, black where no tile is."""
     count, side = tiles.shape[:2]
     rows = -(-count // columns)
     filled = np.zeros([rows * columns, side, side, 3], np.uint8)
@@ -46,20 +47,20 @@ def mosaic(tiles, columns):
     return by_place.reshape(rows * side, columns * side, 3)
 
 
-def spread(count, most):
-    """int rows, `most` of 0 to `count` - 1 or all of fewer, evenly spaced."""
+def spread(count: int, most: int) -> np.ndarray:
+    """int rows, up to `most` of 0 to `count` - 1, evenly spaced."""
     return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
-def png(pixels):
+def png(pixels: np.ndarray) -> bytes:
     """uint8 [h, w, 3] -> the bytes of a PNG file."""
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, format="png")
     return file.getvalue()
 
 
-def label_text(images, row):
-    """The label of one of some `data.Images` by its name, several with commas; "" without any."""
+def label_text(images: Images, row: int) -> str:
+    """The names of an image's labels with commas; "" without labels."""
     if images.labels is None:
         return ""
     label = images.labels[row]

@@ -1,7 +1,7 @@
 """Which files of a folder are images: decided before the first step, once for a run.
 
 What a step sees follows from the list of images, so a file that cannot be decoded has to be known
-before, and a run that goes on has to leave out the same ones.
+before, and a resumed run has to leave out the same ones.
 """
 
 import contextlib

@@ -20,7 +20,7 @@ def drawn():
 
 
 def colors(batch, size=6):
-    """Random images with black, white, grey and pure colours among their pixels."""
+    """Random images with black, white, gray and pure colors among their pixels."""
     images = np.random.default_rng(0).random((batch, size, size, 3), np.float32)
     images[:, 0, :5] = [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 1]]
     return images
@@ -35,11 +35,11 @@ def jitter(images, order, factors):
 
 def jitter_by_definition(image, order, factors):
     for operation in order:
-        grey = (image @ LUMA)[..., None]
+        gray = (image @ LUMA)[..., None]
         if operation == augment.HUE_SHIFT:
             image = np.apply_along_axis(turned_hue, -1, image, factors[3])
         elif operation != augment.NOTHING:
-            fades_to = [0.0, grey.mean(), grey][operation]
+            fades_to = [0.0, gray.mean(), gray][operation]
             factor = factors[operation]
             image = np.clip(factor * image + (1 - factor) * fades_to, 0, 1)
     return image
@@ -95,9 +95,9 @@ def test_draw_is_the_same_in_a_pipeline(drawn):
 
 def test_chances(drawn):
     jittered = drawn.order[:, 0] != augment.NOTHING
-    for share, chance in ((drawn.flip, 0.5), (jittered, 0.8), (drawn.grey, 0.2)):
+    for share, chance in ((drawn.flip, 0.5), (jittered, 0.8), (drawn.gray, 0.2)):
         assert share.mean() == pytest.approx(chance, abs=0.012)
-    together = drawn.flip & jittered & drawn.grey
+    together = drawn.flip & jittered & drawn.gray
     assert together.mean() == pytest.approx(0.5 * 0.8 * 0.2, abs=0.008)
 
 
@@ -121,7 +121,7 @@ def test_factors_and_sigma_are_uniform(drawn):
 def test_nothing_depends_on_another_draw(drawn):
     jittered = drawn.order[:, 0] != augment.NOTHING
     places = np.argsort(drawn.order, axis=1)
-    single = np.stack([jittered, drawn.flip, drawn.grey, drawn.sigma], 1)
+    single = np.stack([jittered, drawn.flip, drawn.gray, drawn.sigma], 1)
     columns = np.concatenate([single, drawn.factors, drawn.crop], 1)
     assert np.abs(np.corrcoef(columns.T) - np.eye(30)).max() < 0.04
     both = np.concatenate([places, columns[:, 1:]], 1)[jittered]
@@ -175,7 +175,7 @@ def test_first_of_ten_tries_that_fits_counts(fitting):
 @pytest.mark.parametrize(
     "height, width, box", [(11, 300, (0, 142, 11, 15)), (200, 10, (93, 0, 13, 10))]
 )
-def test_box_of_a_strip_is_centred(drawn, height, width, box):
+def test_box_of_a_strip_is_centered(drawn, height, width, box):
     boxes = as_arrays(augment.crop_boxes(drawn.crop[:500], height, width))
     np.testing.assert_array_equal(np.stack(boxes, 1), [box] * 500)
 
@@ -262,7 +262,7 @@ def test_nothing_leaves_images_untouched():
     np.testing.assert_array_equal(jitter(images, [[augment.NOTHING] * 4] * 7, factors), images)
 
 
-def test_grey_where_chosen():
+def test_gray_where_chosen():
     images = colors(3)
     result = augment.grayscale(tf.unstack(images, axis=-1), tf.constant([True, False, True]))
     for channel, plane in enumerate(result):
@@ -295,13 +295,13 @@ def test_blur_leaves_an_even_image():
     np.testing.assert_allclose(blurred(even, [0.1, 2.0]), even, atol=1e-6)
 
 
-def test_recolor_is_jitter_then_grey_then_blur(drawn):
+def test_recolor_is_jitter_then_gray_then_blur(drawn):
     images = colors(32)
     few = augment.Draw(*(x[:32] for x in drawn))
     result = augment.recolor(images, augment.Draw(*map(tf.constant, few)))
     for row in range(32):
         wanted = jitter_by_definition(images[row], few.order[row], few.factors[row])
-        if few.grey[row]:
+        if few.gray[row]:
             wanted = np.repeat((wanted @ LUMA)[..., None], 3, -1)
         wanted = blur_by_definition(wanted, few.sigma[row])
         np.testing.assert_allclose(result[row], wanted, atol=4e-6)
@@ -352,7 +352,7 @@ def test_views_of_real_images(fashion_mnist_dir):
     few = augment.draw(SEED, 300)
     crops = augment.crop(images, augment.crop_boxes(few.crop, 28, 28), few.flip, 28)
     views = augment.recolor(crops, few).numpy()
-    assert np.ptp(views, axis=-1).max() < 1e-5  # a grey image stays grey
+    assert np.ptp(views, axis=-1).max() < 1e-5  # a gray image stays gray
     assert views.mean() == pytest.approx(np.mean(crops), rel=0.05)
     plain = jitter(crops, few.order, few.factors)
     rough, smooth = (np.abs(np.diff(x, axis=1)).mean((1, 2, 3)) for x in (plain, views))
@@ -373,7 +373,7 @@ def test_plain_view_of_equal_size_is_the_image(dtype):
     np.testing.assert_allclose(view, pixels / 255, atol=1e-6)
 
 
-def test_plain_view_cuts_the_centre():
+def test_plain_view_cuts_the_center():
     pixels = np.random.default_rng(5).integers(0, 256, (14, 12, 3), np.uint8)
     np.testing.assert_allclose(
         augment.plain_view(pixels, 12, 8), pixels[3:11, 2:10] / 255, atol=1e-6

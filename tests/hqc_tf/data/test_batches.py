@@ -46,13 +46,13 @@ def source(request, tmp_path):
 
 
 @pytest.fixture
-def uncoloured(monkeypatch):
-    """Views without what follows the crop: an image of one colour keeps it."""
+def uncolored(monkeypatch):
+    """Views without what follows the crop: an image of one color keeps it."""
     monkeypatch.setattr(augment, "recolor", lambda crops, drawn: crops)
 
 
 def numbered(count):
-    """Images of one colour each, by which a crop of them tells its row."""
+    """Images of one color each, by which a crop of them tells its row."""
     rows = np.arange(count, dtype=np.uint8)
     return np.broadcast_to(rows[:, None, None, None], [count, 12, 10, 3])
 
@@ -107,7 +107,7 @@ def test_another_seed_gives_other_views(small_config):
     assert np.abs(one - other).max() > 0.1
 
 
-def test_an_epoch_sees_each_image_at_most_once(small_config, uncoloured, source):
+def test_an_epoch_sees_each_image_at_most_once(small_config, uncolored, source):
     rows = rows_of(views(source(numbered(15)), small_config(), 0, 9))
     np.testing.assert_array_equal(rows[:, 0], rows[:, 1])
     epochs = rows[:, 0].reshape(3, 12)
@@ -118,14 +118,14 @@ def test_an_epoch_sees_each_image_at_most_once(small_config, uncoloured, source)
         assert (one != other).sum() > 6
 
 
-def test_every_image_has_its_turn(small_config, uncoloured):
+def test_every_image_has_its_turn(small_config, uncolored):
     rows = rows_of(views(in_memory(numbered(7)), small_config(), 0, 60))[:, 0]
     seen = np.bincount(rows.ravel(), minlength=7)
     assert seen.sum() == 240
     assert seen.min() > 20  # 34 on average
 
 
-def test_order_follows_the_seed(small_config, uncoloured):
+def test_order_follows_the_seed(small_config, uncolored):
     images = in_memory(numbered(40))
     orders = [rows_of(views(images, small_config(seed=s), 0, 10))[:, 0] for s in (1, 1, 2)]
     np.testing.assert_array_equal(orders[0], orders[1])
@@ -157,7 +157,7 @@ def test_steps_per_epoch_are_whole_batches(small_config):
 
 def test_fewer_images_than_a_batch_are_refused(small_config, source):
     images = source(random_pixels(3))
-    message = "--batch_size=4: there are only 3 images to learn from; lower it or add images"
+    message = "--batch_size=4: there are only 3 images to train on; lower it or add images"
     with pytest.raises(UserError, match=message):
         training_views(images, small_config(), 0, 1)
 
@@ -176,7 +176,7 @@ def test_plain_batches_are_the_images_in_order(source):
     np.testing.assert_allclose(np.concatenate(batches), pixels / 255, atol=1e-6)
 
 
-def test_plain_batches_are_centre_squares(source):
+def test_plain_batches_are_center_squares(source):
     pixels = random_pixels(2, 12, 8)
     (batch,) = plain_batches(source(pixels), 8, 6, 2)
     np.testing.assert_allclose(batch, pixels[:, 3:9, 1:7] / 255, atol=1e-6)
@@ -208,7 +208,7 @@ def test_images_of_a_batch_meet_again_by_chance():
     assert met / by_chance == pytest.approx(1, abs=0.03)
 
 
-def test_changed_views_are_all_images_in_order(small_config, uncoloured, source):
+def test_changed_views_are_all_images_in_order(small_config, uncolored, source):
     images = source(numbered(10))
     batches = list(changed_views(images, small_config()).as_numpy_iterator())
     assert [len(batch) for batch in batches] == [4, 4, 4]

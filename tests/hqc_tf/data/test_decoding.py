@@ -79,7 +79,7 @@ def test_png_equals_pillow(photo, mode):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_png_of_few_bits_has_all_of_its_greys(depth):
+def test_png_of_few_bits_has_all_of_its_grays(depth):
     values = np.arange(8, dtype=np.uint8) % 2**depth
     packed = np.packbits(np.unpackbits(values[:, None], axis=1)[:, -depth:].ravel()).tobytes()
     decoded = decoding.decode_image(tf.constant(png(8, 1, depth, 0, b"\0" + packed)))
@@ -174,9 +174,9 @@ def test_images_of_all_kinds_are_decoded(mode, kind):
 @pytest.mark.parametrize("mode", ["P", "1", "LA", "I;16"])
 def test_rarer_pngs_are_decoded(mode):
     pixels = np.repeat(np.arange(0, 256, 16, dtype=np.uint8)[None], 16, 0)
-    grey = PIL.Image.fromarray(pixels)
+    gray = PIL.Image.fromarray(pixels)
     image = PIL.Image.fromarray(pixels.astype(np.uint16) * 257)
-    image = image if mode == "I;16" else grey.convert(mode)
+    image = image if mode == "I;16" else gray.convert(mode)
     decoded = decoding.decode_known(encoded(image, "PNG"))
-    expected = grey if mode == "I;16" else image.convert("RGB").convert("L")
+    expected = gray if mode == "I;16" else image.convert("RGB").convert("L")
     np.testing.assert_array_equal(decoded, np.stack([np.asarray(expected)] * 3, -1))

@@ -40,7 +40,7 @@ def test_a_gif_whose_blocks_are_not_full(photo):
 
 
 def test_first_frame_of_a_gif_counts():
-    frames = [PIL.Image.new("RGB", [6, 5], colour) for colour in ("red", "blue")]
+    frames = [PIL.Image.new("RGB", [6, 5], color) for color in ("red", "blue")]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     decoded = decoding.decode_known(buffer.getvalue())
