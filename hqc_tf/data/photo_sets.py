@@ -185,7 +185,7 @@ def _check_columns(path, of, rows):
     found = f"{len(row)} columns, not {of.names + of.labels}"
     if len(row) == of.labels and set(row) <= {"0", "1"}:
         found = "the name is empty"
-    raise UserError(f"{path} line {wrong[0] + 1}: {found}; mend it: {of.form}")
+    raise UserError(f"{path} line {wrong[0] + 1}: {found}; fix it: {of.form}")
 
 
 def _no_digit(path, of, rows):
@@ -195,7 +195,7 @@ def _no_digit(path, of, rows):
         for column, value in enumerate(row[of.names :], start=of.names + 1)
         if value not in ("0", "1")
     )
-    return UserError(f"{path} line {line}: column {column} is {value}, not 0 or 1; mend it")
+    return UserError(f"{path} line {line}: column {column} is {value}, not 0 or 1; fix it")
 
 
 def _check_length(folder, of, found):

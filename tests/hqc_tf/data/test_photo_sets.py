@@ -184,13 +184,13 @@ def test_other_ends_of_lines_and_blanks_say_the_same(small_nuswide):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"a/1.jpg {ZEROS_AND_ONE} 0", "23 columns, not 22; mend it: a name without blanks and"),
-        (f"a/1.jpg {ZEROS_AND_ONE[2:]}", "21 columns, not 22; mend it"),
-        (f"a/1.jpg {ZEROS_AND_ONE[:-1]}2", "column 22 is 2, not 0 or 1; mend it"),
-        (f"a/1.jpg {ZEROS_AND_ONE[:-1]}10", "column 22 is 10, not 0 or 1; mend it"),
-        (f"a/1.jpg x{ZEROS_AND_ONE[1:]}", "column 2 is x, not 0 or 1; mend it"),
-        (f" {ZEROS_AND_ONE}", "the name is empty; mend it"),
-        ("", "0 columns, not 22; mend it"),
+        (f"a/1.jpg {ZEROS_AND_ONE} 0", "23 columns, not 22; fix it: a name without blanks and"),
+        (f"a/1.jpg {ZEROS_AND_ONE[2:]}", "21 columns, not 22; fix it"),
+        (f"a/1.jpg {ZEROS_AND_ONE[:-1]}2", "column 22 is 2, not 0 or 1; fix it"),
+        (f"a/1.jpg {ZEROS_AND_ONE[:-1]}10", "column 22 is 10, not 0 or 1; fix it"),
+        (f"a/1.jpg x{ZEROS_AND_ONE[1:]}", "column 2 is x, not 0 or 1; fix it"),
+        (f" {ZEROS_AND_ONE}", "the name is empty; fix it"),
+        ("", "0 columns, not 22; fix it"),
     ],
 )
 def test_bad_line_is_named_by_its_number(small_nuswide, text, said):
@@ -202,10 +202,10 @@ def test_bad_line_is_named_by_its_number(small_nuswide, text, said):
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("img.txt", "", "the name is empty; mend it: a name without blanks"),
-        ("img.txt", "my photo.jpg", "2 columns, not 1; mend it: a name without blanks"),
-        ("targets.txt", "0 1 0", "3 columns, not 24; mend it: 24 columns of 0 or 1"),
-        ("targets.txt", " ".join("0" * 23 + "?"), "column 24 is ?, not 0 or 1; mend it"),
+        ("img.txt", "", "the name is empty; fix it: a name without blanks"),
+        ("img.txt", "my photo.jpg", "2 columns, not 1; fix it: a name without blanks"),
+        ("targets.txt", "0 1 0", "3 columns, not 24; fix it: 24 columns of 0 or 1"),
+        ("targets.txt", " ".join("0" * 23 + "?"), "column 24 is ?, not 0 or 1; fix it"),
     ],
 )
 def test_bad_line_of_flickr25k_is_named(tmp_path, file, text, said):
