@@ -1,10 +1,11 @@
 """Both clients against the protocol: a stand-in in this process, and the server itself where it is.
 
 The stand-in (tests/support/stand_in.py) is not TensorFlow Serving; tests that need no say over
-server's behaviour run against `tensorflow_model_server` as well, where PATH has one.
+the server's behavior run against `tensorflow_model_server` as well, where PATH has one.
 """
 
 import contextlib
+import http.server
 import json
 import pathlib
 import re
@@ -194,13 +195,13 @@ def test_many_files_go_in_batches_by_count_and_by_bytes(patient, stand_in, files
     assert joined(client.encode_files(served, files))[0] == files
     assert [count for _, _, count in stand_in.asked] == [4, 4, 3]
     stand_in.asked.clear()
-    monkeypatch.setattr(client, "BATCH_BYTES", 1 + pathlib.Path(files[0]).stat().st_size)
+    monkeypatch.setattr("hqc_tf.data.folder.BATCH_BYTES", 1 + pathlib.Path(files[0]).stat().st_size)
     assert joined(client.encode_files(served, files[:4]))[0] == files[:4]
     assert [count for _, _, count in stand_in.asked] == [2, 2]
     assert [*client.encode_files(served, [])] == []
 
 
-def test_an_unavailable_server_is_asked_again(patient, stand_in, files):
+def test_an_unavailable_server_is_tried_again(patient, stand_in, files):
     stand_in.refuse = client.TRIES - 1
     assert joined(client.encode_files(client.connect(patient, "hqc"), files))[0] == files
     assert len(stand_in.asked) == client.TRIES
@@ -208,13 +209,13 @@ def test_an_unavailable_server_is_asked_again(patient, stand_in, files):
 
 def test_in_the_end_it_is_given_up(patient, stand_in, files):
     stand_in.refuse = 10
-    rule = f"{files[0]} and 10 more: {patient}: not available, asked 5 times .*queue is full"
+    rule = f"{files[0]} and 10 more: {patient}: not available after 5 tries .*queue is full"
     with pytest.raises(UserError, match=rule):
         [*client.encode_files(client.connect(patient, "hqc"), files)]
     assert len(stand_in.asked) == client.TRIES
 
 
-def test_other_errors_are_not_asked_again(patient, stand_in, files):
+def test_other_errors_are_not_tried_again(patient, stand_in, files):
     with pytest.raises(UserError, match="number of images, but is"):
         [*client.search_files(client.connect(patient, "searcher"), files, 61)]
     assert len(stand_in.asked) == 1
@@ -222,18 +223,17 @@ def test_other_errors_are_not_asked_again(patient, stand_in, files):
 
 def test_where_nothing_listens_it_is_given_up(patient, files):
     address = re.sub(r"\d+$", str(_free_port()), patient)
-    with pytest.raises(UserError, match="not available, asked 5 times .*start it, wait for it"):
+    with pytest.raises(UserError, match="not available after 5 tries .*start it, wait for it"):
         [*client.encode_files(client.connect(address, "hqc"), files)]
 
 
 @pytest.mark.parametrize("kind", ["gRPC", "REST"])
-def test_a_server_that_comes_later_is_waited_for(models, files, kind, monkeypatch):
+def test_a_server_that_comes_later_is_waited_for(models, files, kind):
     port = _free_port()
-    monkeypatch.setattr(client, "TRIES", 1000)
     served = client.connect(f"{'http://' if kind == 'REST' else ''}localhost:{port}", "hqc", 60)
     ports = {"grpc_port": port} if kind == "gRPC" else {"rest_port": port}
     later = []
-    start = threading.Timer(1, lambda: later.append(StandIn({"hqc": models["hqc"]}, **ports)))
+    start = threading.Timer(0.5, lambda: later.append(StandIn({"hqc": models["hqc"]}, **ports)))
     start.start()
     try:
         assert joined(client.encode_files(served, files))[0] == files
@@ -250,13 +250,34 @@ def test_the_deadline_ends_tries_and_slow_answers(patient, stand_in, files, monk
     assert time.monotonic() - start < 2.5
     stand_in.delay, stand_in.refuse = 0, 10
     monkeypatch.setattr(client, "FIRST_PAUSE", 1)
-    with pytest.raises(UserError, match="not available, asked 1 times"):
+    with pytest.raises(UserError, match="gives no answer: none within 0.9 seconds"):
         [*client.encode_files(client.connect(patient, "hqc", deadline=0.9), files)]
+
+
+def test_a_dripping_answer_ends_at_the_deadline_and_an_endless_one_at_its_bytes(monkeypatch, files):
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802 - the base class's name for it
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"[" * (2**16 if self.path.count("fast") else 1))
+                    time.sleep(0 if self.path.count("fast") else 0.05)
+
+    with http.server.ThreadingHTTPServer(("localhost", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://localhost:{server.server_port}"
+        with pytest.raises(UserError, match="gives no answer: none within 0.5 seconds"):
+            [*client.encode_files(client.connect(address, "slow", deadline=0.5), files)]
+        monkeypatch.setattr(client, "ANSWER_BYTES", 2**20)
+        with pytest.raises(UserError, match="model fast gives no answer: "):
+            [*client.encode_files(client.connect(address, "fast"), files)]
+        server.shutdown()
 
 
 @pytest.mark.parametrize("server", ["localhost", "http://", "localhost:http", "a b:8500", ""])
 def test_a_server_of_no_known_form_is_refused(server):
-    with pytest.raises(UserError, match=f"^{re.escape(server)}: no server; name host:port of gRPC"):
+    with pytest.raises(UserError, match=f"^{re.escape(server)}: not a server; name host:port of gRPC"):
         client.connect(server, "hqc")
 
 
