@@ -231,19 +231,22 @@ class RestModel(_Model):
         try:
             response = self._pool.request("POST", self._url, json=body, preload_content=False)
             text = response.read(ANSWER_BYTES)
-            if response.status != 200:
-                said = f"{response.status}, {text.decode('utf-8', 'replace')}"
-                (self._give_up if response.status == 503 else self._fail)(said)
-            outputs = json.loads(text)["outputs"]
         except urllib3.exceptions.MaxRetryError as error:
             self._give_up(error.reason)
-        except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError) as error:
+        except urllib3.exceptions.HTTPError as error:
+            self._fail(error)
+        if response.status != 200:
+            said = f"{response.status}, {text.decode('utf-8', 'replace')}"
+            (self._give_up if response.status == 503 else self._fail)(said)
+        try:
+            outputs = json.loads(text)["outputs"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._fail(error)
         return {name: np.array(column) for name, column in outputs.items()}
 
 
 def _in_time(call: Callable[[], Any], seconds: float) -> Any:
-    """What `call` returns; TimeoutError after so many seconds, whatever a server drips meanwhile."""
+    """What `call` returns; TimeoutError after so many seconds, whatever drips in meanwhile."""
     answers = queue.SimpleQueue()
 
     def run():

@@ -277,7 +277,9 @@ def test_a_dripping_answer_ends_at_the_deadline_and_an_endless_one_at_its_bytes(
 
 @pytest.mark.parametrize("server", ["localhost", "http://", "localhost:http", "a b:8500", ""])
 def test_a_server_of_no_known_form_is_refused(server):
-    with pytest.raises(UserError, match=f"^{re.escape(server)}: not a server; name host:port of gRPC"):
+    with pytest.raises(
+        UserError, match=f"^{re.escape(server)}: not a server; name host:port of gRPC"
+    ):
         client.connect(server, "hqc")
 
 
