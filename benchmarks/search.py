@@ -24,7 +24,7 @@ from absl import flags
 
 from benchmarks import machine, made_codes
 from export.codes import read_shards
-from export.index import collection, load_index, partitions, write_collection
+from export.index import collection, load_index, scann, write_collection
 from export.index.neighbors import MIN_CANDIDATES
 from hqc_tf import commands, retrieval
 
@@ -156,7 +156,7 @@ def _leaves_of(index):
     tokens = np.load(index.path / "datapoint_to_token.npy")
     of_images = np.empty(index.num_images, np.int32)
     of_images[index.grouped_rows] = np.repeat(tokens, np.diff(index.group_starts))
-    return partitions.centers_of(serialized), of_images
+    return scann.centers_of(serialized), of_images
 
 
 def _rates(ask, queries, calls):

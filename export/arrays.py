@@ -5,6 +5,7 @@ surrogates.
 """
 
 import mmap
+import pathlib
 import tokenize
 from collections.abc import Iterable
 from os import PathLike
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike, DTypeLike
 
 from hqc_tf.errors import naming_damage
 
@@ -105,6 +107,17 @@ def _check_columns(batch):
     # No id begins within a character, so that each is UTF-8 by itself.
     if (text[starts[starts < len(text)]] & 0xC0 == 0x80).any():
         raise ValueError("an id is not UTF-8")
+
+
+def write_array(
+    file: pathlib.Path, shape: list[int], dtype: DTypeLike, chunks: Iterable[ArrayLike]
+) -> None:
+    """Writes a .npy file of the given shape, of which only a chunk is in memory."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
+    with file.open("wb") as opened:
+        np.lib.format.write_array_header_1_0(opened, header)
+        for chunk in chunks:
+            opened.write(np.ascontiguousarray(chunk, dtype).data)
 
 
 def map_array(file: str | PathLike, name: str = "", fix: str = "write it again") -> np.ndarray:

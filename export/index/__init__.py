@@ -1,8 +1,8 @@
 """The searchable index of a set of images: `python -m export.index --codes=codes/ --output=index/`
 
-A folder of the learned codes and codebooks as they are, in ScaNN's files, with the images' ids and
-a manifest. Nothing is trained a second time but the centers of leaves, where some are asked for.
-Equal codes are stored once, each with the rows of its images.
+A folder of the learned codes and codebooks as they are, with the images' ids and a manifest.
+Nothing is trained a second time but the centers of leaves, where `--num_leaves` wants some. Equal
+codes are stored once, each with the rows of its images.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from export.arrays import pack_ids
 from export.codes import Shard
 from export.index import collection, store
 from export.index.neighbors import Index
-from export.index.scann import SCANN_WORDS
+from export.index.scann import NUM_WORDS
 from hqc_tf.errors import UserError
 
-# One leaf in so many is searched where nothing is said.
+# One leaf in so many is searched by a query that does not say.
 LEAVES_PER_SEARCHED = 20
 
 
@@ -29,8 +29,8 @@ def load_index(path: str | os.PathLike) -> Index:
     """Loads an index, wherever the folder has been moved since, and checks every byte of it.
 
     Raises:
-        UserError: there is no such folder, it is no index or of another format version, or a file
-            of it, which is named, is damaged.
+        UserError: there is no such folder, it is not an index or of another format version, or a
+            file of it is damaged; the file is named.
     """
     path = pathlib.Path(path)
     while True:
@@ -38,9 +38,9 @@ def load_index(path: str | os.PathLike) -> Index:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise UserError(
-                f"{path} is no folder: write an index with python -m export.index."
+                f"{path} is not a folder: write an index with python -m export.index."
             ) from error
-        # A newer index may take the place of this one meanwhile, and this one be removed.
+        # A newer index may replace this one meanwhile, and this one be removed.
         try:
             return store.read_files(path, pathlib.Path(f"/proc/self/fd/{descriptor}"))
         except UserError:
@@ -58,8 +58,9 @@ def write_index(
     encoder: dict[str, Any],
     num_leaves: int = 0,
     leaves_to_search: int | None = None,
+    kind: str = "",
 ) -> None:
-    """Writes an index, whole or not at all; one that stands at `path` is replaced at the end.
+    """Writes an index atomically; one that exists at `path` is replaced at the end.
 
     Args:
         path: folder to make; it is missing, empty or an index.
@@ -68,7 +69,8 @@ def write_index(
         ids: N strings, any and not necessarily different.
         encoder: goes into the manifest; has "fingerprint" and "path", and JSON can hold it.
         num_leaves: of ScaNN's tree, 0 for none; at most the number of distinct codes.
-        leaves_to_search: how many a query asks where it does not say; None: a twentieth.
+        leaves_to_search: by a query that does not say; None: a twentieth.
+        kind: "scann", "scan" (exact tables over all codes), or empty: scann for books of 16 words.
 
     Raises:
         ValueError: the arguments do not fit each other, or `path` holds something else.
@@ -81,7 +83,7 @@ def write_index(
             "pass what these codebooks encoded."
         )
     images = collection.of_shards([Shard(codes, pack_ids(ids))])
-    write_collection(path, codebooks, images, encoder, num_leaves, leaves_to_search)
+    write_collection(path, codebooks, images, encoder, num_leaves, leaves_to_search, kind)
 
 
 def write_collection(
@@ -91,15 +93,17 @@ def write_collection(
     encoder: dict[str, Any],
     num_leaves: int = 0,
     leaves_to_search: int | None = None,
+    kind: str = "",
 ) -> None:
     """As `write_index`, of a `Collection`, which is read part by part."""
     path = pathlib.Path(path).resolve()
     _check_contents(codebooks, images, encoder)
-    _check_leaves(codebooks, num_leaves, leaves_to_search)
+    kind = _checked_kind(kind, codebooks.shape[1], num_leaves, leaves_to_search)
     check_replaceable(path)
     leaves_to_search = leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
     with folders.new_folder(path) as folder:
-        store.write_files(folder, path, codebooks, images, encoder, num_leaves, leaves_to_search)
+        leaves = num_leaves, leaves_to_search
+        store.write_files(folder, path, codebooks, images, encoder, kind, *leaves)
 
 
 def check_replaceable(path: pathlib.Path) -> None:
@@ -128,15 +132,22 @@ def _check_contents(codebooks, images, encoder) -> None:
         raise ValueError(f"encoder is {encoder}, but must have fingerprint and path: add them.")
 
 
-def _check_leaves(codebooks, num_leaves, leaves_to_search) -> None:
-    num_words = codebooks.shape[1]
-    if num_leaves and num_words != SCANN_WORDS:
+def _checked_kind(kind, num_words, num_leaves, leaves_to_search) -> str:
+    """The kind of index to write; UserError where it does not fit the codebooks or the leaves."""
+    kind = kind or ("scann" if num_words == NUM_WORDS else "scan")
+    if kind == "scann" and num_words != NUM_WORDS:
         raise UserError(
-            f"--num_leaves={num_leaves}: needs codebooks of {SCANN_WORDS} words, which ScaNN "
-            f"searches, and these have {num_words}; leave it out"
+            f"--kind=scann: ScaNN searches books of {NUM_WORDS} words, and these have {num_words}; "
+            "take scan, or train with --num_words=16"
+        )
+    if num_leaves and kind != "scann":
+        raise UserError(
+            f"--num_leaves={num_leaves}: needs ScaNN and codebooks of {NUM_WORDS} words, and these "
+            f"have {num_words}; leave it out"
         )
     if leaves_to_search is not None and not 1 <= leaves_to_search <= num_leaves:
         raise UserError(
-            f"--leaves_to_search={leaves_to_search}: must lie in 1 to --num_leaves, {num_leaves}; "
+            f"--leaves_to_search={leaves_to_search}: must be 1 to --num_leaves, {num_leaves}; "
             "change one of them"
         )
+    return kind

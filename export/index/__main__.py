@@ -1,4 +1,4 @@
-"""Writes the searchable index of a set of images, or changes it:
+"""Writes the searchable index of a set of images, or changes it.
 
 `python -m export.index --codes=codes/ --output=index/`
 """
@@ -12,34 +12,33 @@ from export.arrays import pack_ids
 from export.codes import Shard, read_shards
 from export.encoder import encode_images, load_encoder
 from export.index import check_replaceable, collection, load_index, store, write_collection
-from export.index.scann import SCANN_WORDS
 from hqc_tf import commands
 from hqc_tf.data import catalog
 from hqc_tf.errors import UserError
 
 
-def _asked(values):
-    """(codebooks, `Collection`, encoder, num_leaves, leaves_to_search) of the command's flags."""
-    changes = values.append or values.remove
-    old = load_index(values.output) if changes else None
-    images = collection.of_index(old) if changes else None
+def _contents(values):
+    """Arguments of `write_collection`, but for the path, that the command's flags stand for."""
+    old = load_index(values.output) if values.append or values.remove else None
+    images = old and collection.of_index(old)
     if values.remove:
         images = images.without(collection.read_ids(values.remove))
     if values.codes or values.dataset:
         codebooks, added, encoder = _added(values, old)
-        images = images + added if changes else added
+        images = images + added if old else added
     else:
         codebooks, encoder = old.codebooks, old.manifest["encoder"]
     leaves, to_search = values.num_leaves, values.leaves_to_search
+    kind = values.kind or (old.manifest["kind"] if old else "")
     if leaves is None:
-        leaves = old.manifest["num_leaves"] if changes else 0
-        if changes and to_search is None:
+        leaves = old.manifest["num_leaves"] if old else 0
+        if old and to_search is None:
             to_search = old.manifest["leaves_to_search"] or None
-    return codebooks, images, encoder, leaves, to_search
+    return codebooks, images, encoder, leaves, to_search, kind
 
 
 def _added(values, old):
-    """(codebooks, `Collection`, encoder) of --codes or --dataset, to go to index `old`, if any."""
+    """Codebooks, `Collection` and encoder of --codes or --dataset; checked against index `old`."""
     if values.codes:
         shards = read_shards(values.codes)
         if old:
@@ -71,17 +70,17 @@ def main(_):
     values = flags.FLAGS
     _check_flags(values)
     check_replaceable(pathlib.Path(values.output))
-    write_collection(values.output, *_asked(values))
+    write_collection(values.output, *_contents(values))
     manifest = store.found_manifest(values.output, values.output)
     leaves = f", {manifest['num_leaves']} leaves" if manifest["num_leaves"] else ""
     print(
         f"{values.output}: {manifest['num_images']} images at {manifest['bits']} bits, "
         f"{manifest['num_distinct_codes']} distinct codes{leaves}"
     )
-    if manifest["num_words"] != SCANN_WORDS:
+    if manifest["kind"] == "scan":
         print(
             f"codebooks of {manifest['num_words']} words: exact tables scan all codes; ScaNN's "
-            f"fast search needs --num_words={SCANN_WORDS}",
+            "faster search needs --num_words=16",
             file=sys.stderr,
         )
 
@@ -106,6 +105,9 @@ if __name__ == "__main__":
         "num_leaves", None, "parts that ScaNN divides the codes into, for millions; 0: none", 0
     )
     flags.DEFINE_integer(
-        "leaves_to_search", None, "of them a query asks; a twentieth, if not given", lower_bound=1
+        "leaves_to_search", None, "leaves that a query searches; default: a twentieth", 1
+    )
+    flags.DEFINE_enum(
+        "kind", "", ["", *store.KINDS], "how it is searched; empty: scann for books of 16 words"
     )
     commands.run(main)

@@ -1,14 +1,16 @@
-"""What goes into an index: shards of codes and ids, read one at a time, some images left out."""
+"""What an index is made of: shards of codes and ids, read one at a time, some images left out."""
 
+import functools
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from export.arrays import text_of, unpack_id
 from export.codes import Shard
+from export.index.neighbors import Index
 from hqc_tf.errors import UserError
 
 CHUNK = 2**20
@@ -18,38 +20,30 @@ class Collection:
     """The images of an index, in the order of its rows; iterating gives `Shard`s.
 
     Args:
-      shards: sequence of `Shard`; an item is asked for whenever it is needed, and let go.
-      sources: list of {"sha256", "images"}, where the rows come from, in order. The digest is
-        empty where not all images of a source are left.
+        parts: functions that each give a `Shard`, called whenever it is needed.
+        sources: {"sha256", "images"} of each source of rows, in order. The digest is empty where
+            some images of a source are left out.
     """
 
-    def __init__(self, shards, sources):
+    def __init__(self, parts: Sequence[Callable[[], Shard]], sources: list[dict]):
         self.sources = sources
-        self._shards = shards
-        self.num_images = sum(len(shard.codes) for shard in self)
+        self._parts = parts
+        self.num_images = sum(source["images"] for source in sources)
 
-    def __iter__(self):
-        return iter(self._shards)
+    def __iter__(self) -> Iterator[Shard]:
+        return (part() for part in self._parts)
 
-    def __add__(self, other):
-        """This collection and behind it another.
-
-        Raises:
-          UserError: a source of the other is in this one already.
-        """
+    def __add__(self, other: "Collection") -> "Collection":
+        """This collection, then another; UserError where they have a source in common."""
         known = {source["sha256"] for source in self.sources if source["sha256"]}
         if any(source["sha256"] in known for source in other.sources):
             raise UserError(
-                "--append: the index holds these codes already; name others, or leave it out"
+                "--append: the index already has these codes; name others, or leave it out"
             )
-        return Collection(_Joined(self._shards, other._shards), self.sources + other.sources)
+        return Collection([*self._parts, *other._parts], self.sources + other.sources)
 
-    def without(self, ids):
-        """The collection but for every image with one of `ids`; UserError if there is none of one.
-
-        Args:
-          ids: strings.
-        """
+    def without(self, ids: Iterable[str]) -> "Collection":
+        """The collection without the images of `ids`; UserError where an id has no image."""
         wanted = {name.encode("utf-8", "surrogatepass") for name in ids}
         kept, found = [], set()
         for shard in self:
@@ -66,48 +60,31 @@ class Collection:
         rows = np.concatenate(kept)
         if not rows.any():
             raise UserError("--remove: no image would be left; remove the index itself")
-        sources = _left(self.sources, rows)
-        return Collection(_Thinned(self._shards, kept), sources)
+        pairs = zip(self._parts, kept, strict=True)
+        parts = [functools.partial(_thinned, part, mask) for part, mask in pairs]
+        return Collection(parts, _left(self.sources, rows))
 
 
-class _OfIndex(Sequence):
-    """The images of an `Index` as shards of up to `CHUNK` images."""
-
-    def __init__(self, index):
-        self._codes, self._ids = index.codes, index.ids
-
-    def __len__(self):
-        return -(-len(self._codes) // CHUNK)
-
-    def __getitem__(self, number):
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        start = number * CHUNK
-        ids = self._ids.slice(start, CHUNK).combine_chunks()
-        return Shard(self._codes[start : start + CHUNK], ids)
+def of_index(index: Index) -> Collection:
+    """The images of an index."""
+    codes, starts = index.codes, range(0, index.num_images, CHUNK)
+    parts = [functools.partial(_cut, codes, index.ids, start) for start in starts]
+    return Collection(parts, index.manifest["sources"])
 
 
-def of_index(index):
-    """The `Collection` of an `Index`."""
-    return Collection(_OfIndex(index), index.manifest["sources"])
-
-
-def of_shards(shards):
-    """The `Collection` of all images of a sequence of `Shard`, which are one source."""
+def of_shards(shards: Sequence[Shard]) -> Collection:
+    """All images of a sequence of shards, which are one source."""
     digest, count = hashlib.sha256(), 0
     for codes, ids in shards:
         for array in (codes, *text_of(ids)):
             digest.update(np.ascontiguousarray(array).data)
         count += len(codes)
-    return Collection(shards, [{"sha256": digest.hexdigest(), "images": count}])
+    parts = [functools.partial(shards.__getitem__, number) for number in range(len(shards))]
+    return Collection(parts, [{"sha256": digest.hexdigest(), "images": count}])
 
 
-def read_ids(path):
-    """The ids in a file, one a line.
-
-    Raises:
-      UserError: it cannot be read, or is empty.
-    """
+def read_ids(path: str) -> list[str]:
+    """The ids in the file of `--remove`, one a line; UserError where it has none."""
     try:
         lines = pathlib.Path(path).read_bytes().splitlines()
     except OSError as error:
@@ -118,28 +95,13 @@ def read_ids(path):
     return ids
 
 
-class _Joined(Sequence):
-    def __init__(self, first, second):
-        self._first, self._second = first, second
-
-    def __len__(self):
-        return len(self._first) + len(self._second)
-
-    def __getitem__(self, number):
-        start = len(self._first)
-        return self._first[number] if number < start else self._second[number - start]
+def _cut(codes, ids, start):
+    return Shard(codes[start : start + CHUNK], ids.slice(start, CHUNK).combine_chunks())
 
 
-class _Thinned(Sequence):
-    def __init__(self, shards, kept):
-        self._shards, self._kept = shards, kept
-
-    def __len__(self):
-        return len(self._shards)
-
-    def __getitem__(self, number):
-        shard, kept = self._shards[number], self._kept[number]
-        return Shard(shard.codes[kept], shard.ids.filter(pa.array(kept)))
+def _thinned(part, mask):
+    codes, ids = part()
+    return Shard(codes[mask], ids.filter(pa.array(mask)))
 
 
 def _left(sources, kept):

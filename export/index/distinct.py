@@ -5,9 +5,11 @@ part by part; what is held for all N images is 2 bytes for every 16 bits of code
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hqc_tf.errors import UserError
 
@@ -19,41 +21,40 @@ class Distinct(NamedTuple):
     """N codes, sorted.
 
     Attributes:
-      columns: uint16 [C, N], the codes packed; see `pack`.
-      order: int64 [N], the rows by code, book after book, equal ones in rising order.
-      firsts: int64 [U], where in `order` a code occurs first.
+        columns: uint16 [C, N], the codes packed; see `pack`.
+        order: int64 [N], the rows by code, book after book, equal ones in rising order.
+        firsts: int64 [U], where in `order` a code occurs first.
     """
 
     columns: np.ndarray
     order: np.ndarray
     firsts: np.ndarray
 
-    def row_chunks(self, dtype):
+    def row_chunks(self, dtype: DTypeLike) -> Iterator[np.ndarray]:
         """Yields `order` in pieces of unsigned `dtype`."""
         for start in range(0, len(self.order), CHUNK):
             yield self.order[start : start + CHUNK].astype(dtype)
 
-    def code_chunks(self, num_books, num_words):
+    def code_chunks(self, num_books: int, num_words: int) -> Iterator[np.ndarray]:
         """Yields the distinct codes, uint8 [n, M], in rising order."""
         for start in range(0, len(self.firsts), CHUNK):
             rows = self.order[self.firsts[start : start + CHUNK]]
             yield unpack(self.columns[:, rows], num_books, num_words)
 
 
-def find_distinct(parts, num_images, num_books, num_words):
+def find_distinct(
+    parts: Iterable[np.ndarray], num_images: int, num_books: int, num_words: int
+) -> Distinct:
     """Sorts the codes of a collection.
 
     Args:
-      parts: iterable of codes, uint8 [n, M] each, N rows in all.
-      num_images: N.
-      num_books: M.
-      num_words: K, at most 256.
-
-    Returns:
-      `Distinct`.
+        parts: iterable of codes, uint8 [n, M] each, N rows in all.
+        num_images: N.
+        num_books: M.
+        num_words: K, at most 256.
 
     Raises:
-      UserError: a code names a word beyond K.
+        UserError: a code names a word beyond K.
     """
     columns = np.empty([math.ceil(num_books / _books_a_column(num_words)), num_images], np.uint16)
     start = 0
@@ -65,7 +66,7 @@ def find_distinct(parts, num_images, num_books, num_words):
     return Distinct(columns, order, _firsts(columns, order))
 
 
-def pack(codes, num_words):
+def pack(codes: np.ndarray, num_words: int) -> np.ndarray:
     """uint8 [n, M] -> uint16 [C, n], as many books a column as fit; the order of codes stays."""
     per, bits = _books_a_column(num_words), _bits(num_words)
     places = np.arange(codes.shape[1])
@@ -74,7 +75,7 @@ def pack(codes, num_words):
     return (codes.astype(np.uint16) @ weights).T
 
 
-def unpack(columns, num_books, num_words):
+def unpack(columns: np.ndarray, num_books: int, num_words: int) -> np.ndarray:
     """What `pack` packed: uint16 [C, n] -> uint8 [n, M]."""
     per, bits = _books_a_column(num_words), _bits(num_words)
     places = np.arange(num_books)

@@ -1,13 +1,12 @@
-"""The exact search over an index: ScaNN proposes codes, exact tables rank them.
+"""The exact search over an index: its proposer names candidate codes, exact tables rank them.
 
 ScaNN scans the codes with tables rounded down to int8. Its distances are therefore never too large,
 so a query is settled as soon as its exact k-th distance lies below ScaNN's last; the others are
-asked again with more candidates. Thousands of images with the same code would fill any list of
-candidates, which is why ScaNN sees a code only once.
+searched again with more candidates. Thousands of images with the same code would fill any list of
+candidates, which is why a proposer sees a code only once.
 """
 
 import dataclasses
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ from hqc_tf import retrieval
 from hqc_tf.errors import UserError
 
 MIN_CANDIDATES = 100
-# Codes whose distances are held at a time where ScaNN does not scan.
-SCAN_CODES = 2**20
 
 
 class Found(NamedTuple):
@@ -43,7 +40,7 @@ class Index:
         grouped_rows: [N] unsigned, the rows of the first code in rising order, then the second's.
         group_starts: [U+1] unsigned, where each code's rows begin in `grouped_rows`.
         ids: [N] packed ids of the images.
-        searcher: ScaNN's, or None where the number of words asks for a full exact scan.
+        proposer: `scann.Scann` or `scan.Scan`; names candidates by `propose`.
     """
 
     path: pathlib.Path
@@ -53,7 +50,7 @@ class Index:
     grouped_rows: np.ndarray
     group_starts: np.ndarray
     ids: pa.ChunkedArray
-    searcher: Any
+    proposer: Any
 
     @property
     def num_images(self) -> int:
@@ -62,7 +59,7 @@ class Index:
 
     @property
     def codes(self) -> np.ndarray:
-        """[N, M] uint8, the code of every image; put together anew at each access."""
+        """[N, M] uint8, the code of every image; put together at each access."""
         codes = np.empty([self.num_images, self.distinct_codes.shape[1]], np.uint8)
         codes[self.grouped_rows] = np.repeat(
             self.distinct_codes, np.diff(self.group_starts), axis=0
@@ -113,7 +110,7 @@ class Index:
             embeddings: [Q, M*D] float, as the encoder gives them.
             k: 1 to N.
             rerank: how many of ScaNN's candidates are ranked by exact tables, at least k; a query
-                that they do not settle exactly is asked again with more. None: twice k, at least
+                that they do not settle exactly is searched again with more. None: twice k, at least
                 `MIN_CANDIDATES`.
             leaves_to_search: of an index with leaves, 1 to their number; None: as it was built.
 
@@ -165,15 +162,7 @@ class Index:
 
         The leaves searched may have fewer than R codes: distances are then infinite at the end.
         """
-        if self.searcher is None:
-            codes, distances = self._scan(embeddings, count)
-            return codes, distances, distances[:, -1]
-        codes, lower_bounds = self.searcher.search_batched_parallel(
-            embeddings,
-            final_num_neighbors=count,
-            leaves_to_search=leaves or self.manifest["num_leaves"] or None,
-            batch_size=-(-len(embeddings) // len(os.sched_getaffinity(0))),
-        )
+        codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
         missing = np.isnan(lower_bounds)
         codes = np.where(missing, 0, codes)
         distances = self._word_distances(embeddings, codes).sum(axis=0)
@@ -190,20 +179,6 @@ class Index:
         starts = np.arange(num_queries * num_books).reshape(num_queries, 1, num_books) * num_words
         places = starts + self.distinct_codes[codes]
         return tables.ravel()[np.ascontiguousarray(np.moveaxis(places, 2, 0))]
-
-    def _scan(self, embeddings, count):
-        """The `count` nearest of all codes, exact, with memory for a part of them."""
-        held = np.zeros([len(embeddings), 0], np.int64), np.zeros([len(embeddings), 0], np.float32)
-        for start in range(0, len(self.distinct_codes), SCAN_CODES):
-            codes = self.distinct_codes[start : start + SCAN_CODES]
-            found = retrieval.nearest(
-                embeddings, codes, self.codebooks, min(count, len(codes)), "squared"
-            )
-            rows = np.concatenate([held[0], start + found.rows.numpy()], axis=1)
-            distances = np.concatenate([held[1], found.distances.numpy()], axis=1)
-            order = np.argsort(distances, axis=1, kind="stable")[:, :count]
-            held = tuple(np.take_along_axis(x, order, axis=1) for x in (rows, distances))
-        return held
 
     def _expand(self, codes: np.ndarray, distances: np.ndarray, k: int) -> Found:
         """Puts the rows of [Q, R] codes in order of (distance, row) and keeps k of each query."""
@@ -234,7 +209,7 @@ class Index:
         if leaves is None:
             leaves = self.manifest["leaves_to_search"]
         elif not 1 <= leaves <= count:
-            rule = f"must lie in 1 to {count}" if count else "the index has no leaves"
+            rule = f"must be 1 to {count}" if count else "the index has no leaves"
             raise UserError(
                 f"leaves_to_search is {leaves}, but {rule}: leave it out, or rebuild the index "
                 "with --num_leaves."
@@ -244,8 +219,8 @@ class Index:
     def _checked_embeddings(self, embeddings, k) -> np.ndarray:
         if not 1 <= k <= self.num_images:
             raise UserError(
-                f"k is {k}, but must lie in 1 to {self.num_images}, the number of images in "
-                f"{self.path}: ask for fewer or index more."
+                f"k is {k}, but must be 1 to {self.num_images}, the number of images in "
+                f"{self.path}: lower it or index more."
             )
         with np.errstate(over="ignore"):
             embeddings = np.ascontiguousarray(embeddings, np.float32)
@@ -260,6 +235,6 @@ class Index:
         if not np.isfinite(lengths).all():
             raise UserError(
                 "embeddings hold NaN or infinity, or numbers whose squares are, but must be "
-                "finite: mend the input."
+                "finite: fix the input."
             )
         return embeddings

@@ -1,52 +1,159 @@
-"""ScaNN's own files, written with the learned codebooks and codes in place of trained ones.
+"""The fast index type: ScaNN's files with the learned codebooks and codes in place of trained ones.
 
-A folder holds the centers of its hashes (our words), its configuration, the list of its files, and
-with leaves the tree and the leaf of every code. The codes themselves are hashed_dataset.npy.
+A folder has the centers of ScaNN's hashes (the codewords), its configuration, the list of its
+files, and with leaves its tree and the leaf of every code. A code belongs to the leaf of the
+nearest center, and a query searches a few leaves. ScaNN trains the centers on a sample of decoded
+codes; the codes stay those of the learned codebooks, and are hashed_dataset.npy.
 """
 
 import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
+import tensorflow as tf
+
+from export.arrays import write_array
 from export.index.neighbors import MIN_CANDIDATES
+from hqc_tf.errors import UserError
 
-SCANN_WORDS = 16  # ScaNN's fast tables have four bits
+NUM_WORDS = 16  # ScaNN's fast tables have four bits
+# Codes that the centers are trained on, for each leaf and at least.
+SAMPLE_PER_LEAF, MIN_SAMPLE = 64, 100_000
+# Distances of codes to centers in memory at a time.
+CHUNK_ELEMENTS = 2**25
 _FLAT = {"AH_CENTERS": "ah_codebook.pb", "AH_DATASET_NPY": "hashed_dataset.npy"}
 _LEAVES = {"PARTITIONER": "serialized_partitioner.pb", "TOKENIZATION_NPY": "datapoint_to_token.npy"}
 
 
-def write_scann_files(folder, final_path, codebooks, leaves=None):
+class Scann(NamedTuple):
+    """Proposes the codes that ScaNN finds.
+
+    Attributes:
+        searcher: ScaNN's own.
+        num_leaves: of its tree; 0: none.
+    """
+
+    searcher: Any
+    num_leaves: int
+
+    def propose(
+        self, embeddings: np.ndarray, count: int, leaves: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes near each query, by tables rounded down to int8.
+
+        Args:
+            embeddings: [Q, M*D] float32.
+            count: R, of codes.
+            leaves: to search; None: all.
+
+        Returns:
+            codes: [Q, R] rows of the distinct codes.
+            bounds: [Q, R] float32, never above the codes' squared distances, in rising order; NaN
+                where the leaves have fewer codes.
+        """
+        return self.searcher.search_batched_parallel(
+            embeddings,
+            final_num_neighbors=count,
+            leaves_to_search=leaves or self.num_leaves or None,
+            batch_size=-(-len(embeddings) // len(os.sched_getaffinity(0))),
+        )
+
+
+def write(
+    folder: pathlib.Path, final_path: pathlib.Path, codebooks: np.ndarray, codes: np.ndarray,
+    num_leaves: int, leaves_to_search: int,
+) -> None:  # fmt: skip
     """Writes what ScaNN's training would have left.
 
     Args:
-      folder: where.
-      final_path: where the folder will stand; ScaNN's list of files is of absolute paths.
-      codebooks: float32 [M, 16, D].
-      leaves: `partitions.Leaves`, or None for a search through all codes.
+        folder: where.
+        final_path: where the folder will be; ScaNN's list of files has absolute paths.
+        codebooks: [M, 16, D] float32.
+        codes: [U, M] uint8, distinct.
+        num_leaves: 0 for a search through all codes.
+        leaves_to_search: by a query that does not say.
+
+    Raises:
+        UserError: there are more leaves than codes.
     """
-    files = _files(leaves is not None)
+    if num_leaves > len(codes):
+        raise UserError(
+            f"--num_leaves={num_leaves}: there are only {len(codes)} distinct codes; lower it"
+        )
+    if num_leaves:
+        tree = train_tree(codebooks, codes, num_leaves)
+        (folder / _LEAVES["PARTITIONER"]).write_bytes(tree)
+        leaves = leaf_chunks(centers_of(tree), codebooks, codes)
+        write_array(folder / _LEAVES["TOKENIZATION_NPY"], [len(codes)], np.int32, leaves)
+    config = _config(codebooks, num_leaves, leaves_to_search)
     (folder / "ah_codebook.pb").write_bytes(_centers(codebooks).SerializeToString())
-    (folder / "scann_config.pb").write_bytes(_config(codebooks, leaves).SerializeToString())
-    if leaves is not None:
-        (folder / _LEAVES["PARTITIONER"]).write_bytes(leaves.serialized)
-    (folder / "scann_assets.pbtxt").write_text(_assets(final_path, files), encoding="utf-8")
+    (folder / "scann_config.pb").write_bytes(config.SerializeToString())
+    assets = _assets(final_path, num_leaves)
+    (folder / "scann_assets.pbtxt").write_text(assets, encoding="utf-8")
 
 
-def load_searcher(folder, has_leaves):
-    """ScaNN's searcher over the folder at absolute path `folder`, wherever it was written."""
+def load(
+    folder: pathlib.Path, manifest: dict[str, Any], codebooks: np.ndarray, codes: np.ndarray
+) -> Scann:
+    """The proposer of an index in `folder`, an absolute path, wherever it was written."""
     from scann.scann_ops.py import scann_ops_pybind
 
+    num_leaves = manifest["num_leaves"]
     # Not its load_searcher: it takes absolute paths from scann_assets.pbtxt, which a move makes
     # wrong.
-    assets = _assets(folder, _files(has_leaves))
-    return scann_ops_pybind.ScannSearcher(
-        scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), assets)
-    )
+    searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(folder, num_leaves))
+    return Scann(scann_ops_pybind.ScannSearcher(searcher), num_leaves)
 
 
-def _files(has_leaves):
-    return _FLAT | _LEAVES if has_leaves else _FLAT
+def train_tree(codebooks: np.ndarray, codes: np.ndarray, num_leaves: int) -> bytes:
+    """ScaNN's message of a tree of one level, by k-means over a sample of [U, M] uint8 codes."""
+    from scann.scann_ops.py import scann_ops_pybind
+
+    count = min(len(codes), max(MIN_SAMPLE, SAMPLE_PER_LEAF * num_leaves))
+    rows = np.sort(np.random.default_rng(0).choice(len(codes), count, replace=False))
+    builder = scann_ops_pybind.builder(_decode(codebooks, codes[rows]), 1, "squared_l2")
+    tree = builder.tree(num_leaves, 1, training_sample_size=count, min_partition_size=1)
+    with tempfile.TemporaryDirectory() as folder:
+        tree.score_brute_force().build().serialize(folder)
+        return pathlib.Path(folder, _LEAVES["PARTITIONER"]).read_bytes()
 
 
-def _assets(path, files):
+def centers_of(tree: bytes) -> np.ndarray:
+    """The centers in ScaNN's message of a tree of one level: [L, M*D] float32, leaf by leaf."""
+    from scann.partitioning import partitioner_pb2
+
+    root = partitioner_pb2.SerializedPartitioner.FromString(tree).kmeans.kmeans_tree.root
+    order = np.argsort([child.leaf_id for child in root.children])
+    return np.float32([center.dimension for center in root.centers])[order]
+
+
+def leaf_chunks(
+    centers: np.ndarray, codebooks: np.ndarray, codes: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yields the leaf of each of [U, M] codes, [n] int32, one run after the other."""
+    step = max(1, CHUNK_ELEMENTS // len(centers))
+    halved = tf.reduce_sum(tf.square(centers), axis=1) / 2
+
+    @tf.function(input_signature=[tf.TensorSpec([None, centers.shape[1]])])
+    def nearest(vectors):
+        products = tf.matmul(vectors, centers, transpose_b=True)
+        return tf.argmin(halved - products, axis=1, output_type=tf.int32)
+
+    for start in range(0, len(codes), step):
+        yield nearest(_decode(codebooks, codes[start : start + step])).numpy()
+
+
+def _decode(codebooks, codes):
+    """The vectors that codes stand for: [n, M] uint8 -> [n, M*D] float32."""
+    return codebooks[np.arange(len(codebooks)), codes].reshape(len(codes), -1)
+
+
+def _assets(path, num_leaves):
+    files = _FLAT | _LEAVES if num_leaves else _FLAT
     return "".join(
         f"assets {{\n  asset_type: {kind}\n"
         f"  asset_path: {json.dumps(f'{path}/{name}', ensure_ascii=False)}\n}}\n"
@@ -65,12 +172,12 @@ def _centers(codebooks):
     return centers
 
 
-def _config(codebooks, leaves):
+def _config(codebooks, num_leaves, leaves_to_search):
     from google.protobuf import text_format
     from scann.proto import scann_pb2
 
     num_books, num_words, word_dim = codebooks.shape
-    partitioning = "" if leaves is None else _partitioning(leaves)
+    partitioning = _partitioning(num_leaves, leaves_to_search) if num_leaves else ""
     # Rounding down is what makes ScaNN's distances lower bounds.
     return text_format.Parse(
         f"""
@@ -94,14 +201,14 @@ def _config(codebooks, leaves):
     )
 
 
-def _partitioning(leaves):
+def _partitioning(num_leaves, leaves_to_search):
     return f"""
         partitioning {{
-          num_children: {len(leaves.centers)}
+          num_children: {num_leaves}
           partitioning_distance {{ distance_measure: "SquaredL2Distance" }}
           query_spilling {{
             spilling_type: FIXED_NUMBER_OF_CENTERS
-            max_spill_centers: {leaves.to_search}
+            max_spill_centers: {leaves_to_search}
           }}
           query_tokenization_distance_override {{ distance_measure: "SquaredL2Distance" }}
           partitioning_type: GENERIC

@@ -68,7 +68,7 @@ def test_append_and_remove_equal_an_index_built_anew(tmp_path):
 def test_the_same_codes_are_not_appended_twice(tmp_path):
     first = collection.of_shards(shards(170, 0, "a"))
     old = collection.of_index(written(tmp_path / "index", first))
-    with pytest.raises(ValueError, match="--append: the index holds these codes already"):
+    with pytest.raises(ValueError, match="--append: the index already has these codes"):
         _ = old + collection.of_shards(shards(170, 0, "a"))
     thinned = old.without(["a/7\u00e4\udcff"])
     assert thinned.sources == [{"sha256": "", "images": 169}]

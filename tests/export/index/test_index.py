@@ -13,7 +13,7 @@ import pytest
 from export import folders
 from export.arrays import pack_ids
 from export.codes import Shard, start, write_shard
-from export.index import load_index, neighbors, store, write_index
+from export.index import load_index, neighbors, scann, store, write_index
 from hqc_tf.retrieval import asymmetric_distances
 
 ENCODER = {"fingerprint": "abc", "path": "serving/hqc/1"}
@@ -64,7 +64,7 @@ def test_top_k_equals_full_scan(tmp_path, num_books, num_images, k):
 def test_other_numbers_of_words_are_scanned_in_full(tmp_path, num_words):
     codebooks, codes, queries = random_set(4, 2000, num_words)
     index = write_and_load(tmp_path / "index", codebooks, codes)
-    assert index.searcher is None
+    assert index.manifest["kind"] == "scan"
     assert_equals_full_scan(index, codebooks, codes, queries, 10)
 
 
@@ -109,7 +109,7 @@ def test_scann_distances_are_never_too_large(tmp_path, num_books, word_dim):
     codebooks, codes, queries = random_set(num_books, 1000, word_dim=word_dim)
     index = write_and_load(tmp_path / "index", codebooks, codes)
     count = len(index.distinct_codes)
-    found, bounds = index.searcher.search_batched(queries, final_num_neighbors=count)
+    found, bounds = index.proposer.searcher.search_batched(queries, final_num_neighbors=count)
     exact = asymmetric_distances(queries, index.distinct_codes, codebooks, "squared").numpy()
     exact = np.take_along_axis(exact, found.astype(int), axis=1)
     assert (bounds <= exact * (1 + 1e-6) + 1e-5).all()
@@ -178,7 +178,7 @@ def test_failed_write_leaves_the_old_index(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(store, "write_scann_files", fail)
+    monkeypatch.setattr(scann, "write", fail)
     with pytest.raises(OSError, match="No space"):
         write_index(tmp_path / "index", codebooks, codes[::-1], names(300), ENCODER)
     after = load_index(tmp_path / "index").rows(queries, 5)
@@ -216,9 +216,9 @@ def test_foreign_folder_is_left_alone(tmp_path, manifest):
     (tmp_path / "photo.jpg").write_bytes(b"precious")
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(ValueError, match=f"{tmp_path} is no index"):
+    with pytest.raises(ValueError, match=f"{tmp_path} is not an index"):
         write_index(tmp_path, codebooks, codes, names(5), ENCODER)
-    with pytest.raises(ValueError, match=f"{tmp_path} is no index"):
+    with pytest.raises(ValueError, match=f"{tmp_path} is not an index"):
         load_index(tmp_path)
     assert (tmp_path / "photo.jpg").read_bytes() == b"precious"
 
@@ -256,7 +256,7 @@ def test_contents_that_do_not_fit_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("embeddings", "k", "message"),
     [
-        (np.zeros([1, 8]), 6, "k is 6, but must lie in 1 to 5"),
+        (np.zeros([1, 8]), 6, "k is 6, but must be 1 to 5"),
         (np.zeros([1, 8]), 0, "k is 0"),
         (np.zeros([1, 9]), 1, r"shape \(1, 9\), but index .* needs \[Q, 8\]"),
         (np.zeros([8]), 1, r"shape \(8,\)"),
@@ -273,7 +273,7 @@ def test_queries_that_do_not_fit_are_refused(tmp_path, embeddings, k, message):
 
 def test_load_refuses_another_format(tmp_path):
     path = tmp_path / "index"
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load_index(path)
     codebooks, codes, _ = random_set(2, 300)
     write_index(path, codebooks, codes, names(300), ENCODER)
@@ -392,5 +392,5 @@ def test_as_a_command(tmp_path):
     found = index.search(queries, 10, leaves_to_search=5)[0]
     assert found == [[f"{kept[row]}.jpg" for row in rows] for rows in expected]
     assert command(added, output, "--append", status=2) == (
-        "error: --append: the index holds these codes already; name others, or leave it out"
+        "error: --append: the index already has these codes; name others, or leave it out"
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.index import load_index, partitions, write_index
+from export.index import load_index, scann, write_index
 from tests.export.index.test_index import (
     ENCODER,
     assert_equals_full_scan,
@@ -35,13 +35,12 @@ def clustered(tmp_path_factory):
 
 def test_codes_lie_with_the_nearest_center(monkeypatch):
     codebooks, codes, _ = random_set(4, 3000)
-    leaves = partitions.train_leaves(codebooks, codes, 30, 5)
-    assert leaves.centers.shape == (30, 16)
-    assert leaves.to_search == 5
+    centers = scann.centers_of(scann.train_tree(codebooks, codes, 30))
+    assert centers.shape == (30, 16)
     vectors = codebooks[np.arange(4), codes].reshape(len(codes), 16)
-    expected = np.square(vectors[:, None] - leaves.centers).sum(axis=-1).argmin(axis=1)
-    monkeypatch.setattr(partitions, "CHUNK_ELEMENTS", 1000 * 30)
-    chunks = [*partitions.leaf_chunks(leaves, codebooks, codes)]
+    expected = np.square(vectors[:, None] - centers).sum(axis=-1).argmin(axis=1)
+    monkeypatch.setattr(scann, "CHUNK_ELEMENTS", 1000 * 30)
+    chunks = [*scann.leaf_chunks(centers, codebooks, codes)]
     assert [len(chunk) for chunk in chunks] == [1000] * 3
     found = np.concatenate(chunks)
     assert found.dtype == np.int32
@@ -89,8 +88,8 @@ def test_stock_scann_loads_the_leaves(clustered):
     ("given", "message"),
     [
         ({"num_leaves": 10**6}, "--num_leaves=1000000: there are only .* distinct codes; lower it"),
-        ({"leaves_to_search": 3}, r"--leaves_to_search=3: must lie in 1 to --num_leaves, 0"),
-        ({"num_leaves": 4, "leaves_to_search": 5}, "--leaves_to_search=5: must lie in 1 to"),
+        ({"leaves_to_search": 3}, r"--leaves_to_search=3: must be 1 to --num_leaves, 0"),
+        ({"num_leaves": 4, "leaves_to_search": 5}, "--leaves_to_search=5: must be 1 to"),
     ],
 )
 def test_impossible_leaves_are_refused(tmp_path, given, message):
@@ -102,7 +101,7 @@ def test_impossible_leaves_are_refused(tmp_path, given, message):
 
 def test_other_numbers_of_words_have_no_leaves(tmp_path):
     codebooks, codes, queries = random_set(4, 300, num_words=8)
-    with pytest.raises(ValueError, match="--num_leaves=4: needs codebooks of 16 words"):
+    with pytest.raises(ValueError, match="--num_leaves=4: needs ScaNN and codebooks of 16 words"):
         write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER, num_leaves=4)
     write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
     index = load_index(tmp_path / "index")
