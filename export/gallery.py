@@ -1,9 +1,11 @@
 """A picture of some queries and their nearest images, right and wrong ones marked.
 
-`python -m export.gallery --index=index/ --dataset=fashion_mnist --output=neighbours.png`
+`python -m export.gallery --index=index/ --dataset=fashion_mnist --output=neighbors.png`
 """
 
+import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -13,21 +15,22 @@ from export.index import load_index
 from hqc_tf import commands, files, metrics
 from hqc_tf.data import catalog, pictures
 from hqc_tf.data.batches import read_pixels
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 RIGHT, WRONG, UNKNOWN = "#2a8f3c", "#c8342b", "#888888"
 
 
-def draw_gallery(queries, neighbors, path):
-    """Writes a PNG with a row per query: the query, then its neighbours, nearest first.
+def draw_gallery(queries: Images, neighbors: Sequence[Images], path: str | os.PathLike) -> None:
+    """Writes a PNG with a row per query: the query, then its neighbors, nearest first.
 
-    A frame is green with a tick where the query's label, or one of several, is the image's too, red
-    with a cross where none is, grey where there are no labels.
+    A frame is green with a tick where the image has a label of the query, red with a cross where it
+    has not, gray where there are no labels.
 
     Args:
-      queries: `data.Images`, Q of them.
-      neighbors: Q `data.Images` of k images each.
-      path: file to write; it appears whole.
+        queries: Q images.
+        neighbors: k images for each query.
+        path: file to write, atomically.
     """
     # Matplotlib is slow to import, and only this command draws.
     import matplotlib
@@ -63,7 +66,7 @@ def _verdict(query, found, place):
 
 def _show(axis, images, row, color, title, width=2.0):
     axis.imshow(read_pixels(images, row))
-    # A label's name is no formula, though it hold "$".
+    # A label's name is not a formula, even where it has "$".
     axis.set_title(title, fontsize=6, color=color, pad=3.5, parse_math=False)
     axis.set_xticks([])
     axis.set_yticks([])
@@ -82,11 +85,11 @@ def main(_):
             f"--dataset={values.dataset}: {len(images)} images, but --index={values.index} holds "
             f"{index.num_images}; name the images that were indexed"
         )
-    asked = catalog.load_split(values.dataset, "query", values.data_dir) or images
+    candidates = catalog.load_split(values.dataset, "query", values.data_dir) or images
     rows = np.random.default_rng(values.seed).choice(
-        len(asked), min(values.queries, len(asked)), replace=False
+        len(candidates), min(values.queries, len(candidates)), replace=False
     )
-    queries = asked.take(rows)
+    queries = candidates.take(rows)
     found = index.rows(encode_images(encoder, queries).embeddings, values.k).rows
     draw_gallery(queries, [images.take(row) for row in found], values.output)
     print(values.output)
@@ -95,10 +98,10 @@ def main(_):
 if __name__ == "__main__":
     flags.DEFINE_string("index", None, "folder that export.index wrote", required=True)
     flags.DEFINE_string("dataset", None, "the images that were indexed", required=True)
-    flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
-    flags.DEFINE_string("output", "neighbours.png", "picture to write")
-    flags.DEFINE_string("saved_model", "", "the index's encoder, if it lies elsewhere by now")
+    flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data; empty: TFDS's own")
+    flags.DEFINE_string("output", "neighbors.png", "picture to write")
+    flags.DEFINE_string("saved_model", "", "the index's encoder, if it has moved since")
     flags.DEFINE_integer("queries", 8, "how many queries to draw", lower_bound=1)
-    flags.DEFINE_integer("k", 10, "neighbours per query", lower_bound=1)
+    flags.DEFINE_integer("k", 10, "neighbors per query", lower_bound=1)
     flags.DEFINE_integer("seed", 1, "which queries are drawn")
     commands.run(main)

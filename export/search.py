@@ -1,70 +1,80 @@
-"""Answers queries with their nearest images: `python -m export.search --index=... a.jpg b.png`.
+"""Finds the nearest images of queries: `python -m export.search --index=... a.jpg b.png`.
 
-Queries are image files, a data set (`--dataset`) or embeddings in a .npy file (`--embeddings`). One
-line of JSON per query: {"query": name, "ids": [...], "distances": [...]}, nearest first, the
-distances squared asymmetric ones; `--output` takes the lines, or the same as a Parquet table. With
+Queries are image files, a data set (`--dataset`) or embeddings in a .npy file (`--embeddings`). The
+answer to each is a line of JSON: {"query": name, "ids": [...], "distances": [...]}, nearest first,
+with squared asymmetric distances; `--output` takes the lines, or the same as a Parquet table. With
 `--server` the index's encoder runs there, not here.
 """
 
+import contextlib
+import itertools
+import json
+import os
 import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import pyarrow
 from absl import flags
+from pyarrow import parquet
 
-from export.answers import write_answers
 from export.arrays import map_array
-from export.encoder import encode_images, load_encoder
-from export.index import load_index
-from hqc_tf import commands
+from export.encoder import Encoder, encode_images, load_encoder
+from export.index import Index, load_index
+from hqc_tf import commands, files
 from hqc_tf.data import catalog
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
+# Queries that are searched, and answers that are written, together.
 BATCH = 1024
+# An answer: "query", "ids", "distances" and, to explain them, "books".
+Answer = dict[str, Any]
 
 
-def search_files(index, encoder, paths, k, **options):
-    """The k nearest images of each file.
+def search_files(
+    index: Index, encoder: Encoder, paths: list[str], k: int, **options
+) -> Iterator[Answer]:
+    """The k nearest images of each image file.
 
     Args:
-      index: `Index`.
-      encoder: `Encoder` that the index belongs to.
-      paths: image files.
-      k: 1 to the number of images.
-      **options: of `answers`.
+        index: what is searched.
+        encoder: the one that the index belongs to.
+        paths: image files.
+        k: 1 to the number of images.
+        **options: of `answers`.
 
     Yields:
-      dict of "query", "ids" and "distances" per file, in order.
+        dict of "query", "ids" and "distances" per file, in order.
 
     Raises:
-      UserError: the index is of another encoder, or a file is no image.
+        UserError: the index is of another encoder, or a file is not an image.
     """
     return search_images(index, encoder, Images.of_files(paths), k, **options)
 
 
-def search_images(index, encoder, images, k, **options):
-    """As `search_files`, of `data.Images`."""
+def search_images(
+    index: Index, encoder: Encoder, images: Images, k: int, **options
+) -> Iterator[Answer]:
+    """As `search_files`, of a set of images."""
     index.check_encoder(encoder.manifest["fingerprint"])
     return answers(index, _embedded(encoder, images), k, **options)
 
 
-def search_with_server(index, served, paths, k, **options):
+def search_with_server(
+    index: Index, served: Any, paths: list[str], k: int, **options
+) -> Iterator[Answer]:
     """As `search_files`, with the embeddings made by a server.
 
     Args:
-      index: `Index`.
-      served: the index's encoder, as `export.client.connect` gives it.
-      paths: image files.
-      k: 1 to the number of images.
-      **options: of `answers`.
-
-    Yields:
-      dict of "query", "ids" and "distances" per file, in order.
+        served: the index's encoder, as `export.client.connect` gives it.
 
     Raises:
-      UserError: the server has another encoder or gives no answer, or a file is no image.
+        UserError: the server has another encoder or gives no answer, or a file is not an image.
     """
-    # It takes gRPC, which nothing else here needs.
+    # It needs gRPC, which nothing else here does.
     from export import client
 
     fingerprint = index.manifest["encoder"]["fingerprint"]
@@ -72,11 +82,11 @@ def search_with_server(index, served, paths, k, **options):
     return answers(index, ((names, batch.embeddings) for names, batch in encoded), k, **options)
 
 
-def search_embeddings(index, path, k, **options):
-    """As `search_files`, of the rows of a .npy file, float [Q, M*D]; they are called path:row.
+def search_embeddings(index: Index, path: str | os.PathLike, k: int, **options) -> Iterator[Answer]:
+    """As `search_files`, of the rows of a .npy file, [Q, M*D] float; row r has the name path:r.
 
     Raises:
-      UserError: the file is no such array.
+        UserError: the file is not such an array.
     """
     embeddings = map_array(path, f"--embeddings={path}", "name a .npy file of floats")
     width = index.codebooks.shape[0] * index.codebooks.shape[2]
@@ -85,28 +95,32 @@ def search_embeddings(index, path, k, **options):
             f"--embeddings={path}: holds {embeddings.dtype} {embeddings.shape}, but index "
             f"{index.path} needs floats [Q, {width}]; embed the queries with its encoder"
         )
-    starts = range(0, len(embeddings), BATCH)
-    batches = (np.asarray(embeddings[start : start + BATCH]) for start in starts)
-    named = (
-        ([f"{path}:{start + row}" for row in range(len(batch))], batch)
-        for start, batch in zip(starts, batches, strict=True)
+    batches = (
+        ([f"{path}:{row}" for row in rows], np.asarray(embeddings[rows.start : rows.stop]))
+        for rows in _batches(len(embeddings))
     )
-    return answers(index, named, k, **options)
+    return answers(index, batches, k, **options)
 
 
-def answers(index, batches, k, rerank=None, leaves_to_search=None, explain=False):
+def answers(
+    index: Index,
+    batches: Iterable[tuple[list[str], np.ndarray]],
+    k: int,
+    rerank: int | None = None,
+    leaves_to_search: int | None = None,
+    explain: bool = False,
+) -> Iterator[Answer]:
     """The k nearest images of each query.
 
     Args:
-      index: `Index`.
-      batches: iterable of (names, float [Q, M*D] embeddings).
-      k: 1 to the number of images.
-      rerank: as in `Index.rows`.
-      leaves_to_search: as in `Index.rows`.
-      explain: also say what each book adds to a distance.
+        index: what is searched.
+        batches: names and [Q, M*D] float embeddings of queries.
+        k: 1 to the number of images.
+        rerank, leaves_to_search: as in `Index.rows`.
+        explain: whether to say what each book adds to a distance.
 
     Yields:
-      dict of "query", "ids", "distances" and, to explain them, "books", k lists of M distances.
+        dict of "query", "ids", "distances" and, to explain them, "books", k lists of M distances.
     """
     for names, embeddings in batches:
         found = index.rows(embeddings, k, rerank, leaves_to_search)
@@ -119,9 +133,53 @@ def answers(index, batches, k, rerank=None, leaves_to_search=None, explain=False
             yield dict(zip(keys, row, strict=True))
 
 
+def write_answers(found: Iterable[Answer], output: str | os.PathLike) -> None:
+    """Writes answers to stdout where `output` is empty, else to that file, atomically.
+
+    A file that ends in .parquet becomes a table, any other has lines of JSON.
+    """
+    lines = (json.dumps(answer) + "\n" for answer in found)
+    if not output:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.writelines(lines)
+            sys.stdout.flush()
+    elif pathlib.Path(output).suffix == ".parquet":
+        files.write_atomically(pathlib.Path(output), lambda file: _write_table(found, file))
+    else:
+        encoded = (line.encode() for line in lines)
+        files.write_atomically(pathlib.Path(output), lambda file: file.writelines(encoded))
+
+
+def _write_table(found, file):
+    floats = pyarrow.list_(pyarrow.float32())
+    kinds = {
+        "query": pyarrow.string(),
+        "ids": pyarrow.list_(pyarrow.string()),
+        "distances": floats,
+        "books": pyarrow.list_(floats),
+    }
+    rows = map(_in_unicode, found)
+    held = list(itertools.islice(rows, BATCH))
+    schema = pyarrow.schema([(key, kinds[key]) for key in next(iter(held), kinds)])
+    with parquet.ParquetWriter(file, schema) as writer:
+        while held:
+            writer.write_table(pyarrow.Table.from_pylist(held, schema))
+            held = list(itertools.islice(rows, BATCH))
+
+
+def _in_unicode(answer):
+    """File names that are not UTF-8 have their bytes spelled out: a table's text must be."""
+    spell = lambda name: name.encode("utf-8", "backslashreplace").decode()  # noqa: E731
+    return answer | {"query": spell(answer["query"]), "ids": [*map(spell, answer["ids"])]}
+
+
+def _batches(count):
+    return (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+
+
 def _embedded(encoder, images):
-    for start in range(0, len(images), BATCH):
-        part = images.take(range(start, min(start + BATCH, len(images))))
+    for rows in _batches(len(images)):
+        part = images.take(rows)
         yield part.ids, encode_images(encoder, part).embeddings
 
 
@@ -171,23 +229,21 @@ if __name__ == "__main__":
     flags.DEFINE_string("index", None, "folder that export.index wrote", required=True)
     flags.DEFINE_integer("k", 10, "results per query", lower_bound=1)
     flags.DEFINE_string(
-        "dataset", "", "queries: folder:PATH, name or name/split, instead of image files"
+        "dataset", "", "queries, instead of image files: a data set, as in hqc_tf.train"
     )
-    flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
+    flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data; empty: TFDS's own")
     flags.DEFINE_string("embeddings", "", "queries: .npy file of float [Q, M*D], instead of images")
     flags.DEFINE_string(
         "output", "", "file for the answers, lines of JSON or by .parquet a table; empty: stdout"
     )
     flags.DEFINE_bool("explain", False, "also give what each book adds to each distance")
     flags.DEFINE_integer(
-        "rerank", None, "candidates ranked by exact tables; 100 or twice k, if not given", 1
+        "rerank", None, "candidates ranked by exact tables; default: 100 or twice k", 1
     )
     flags.DEFINE_integer(
-        "leaves_to_search", None, "leaves a query asks; as the index was built, if not given", 1
+        "leaves_to_search", None, "leaves that a query searches; default: as the index was built", 1
     )
-    flags.DEFINE_string(
-        "saved_model", "", "the index's encoder, if it lies elsewhere than when it was indexed"
-    )
+    flags.DEFINE_string("saved_model", "", "the index's encoder, if it has moved since")
     flags.DEFINE_string(
         "server",
         "",

@@ -2,7 +2,7 @@
 
 `python -m export.searcher --saved_model=serving/hqc --index=index/ --output=serving/searcher`
 writes serving/searcher/<version>/. A product-quantized search is table look-ups and a top-k, which
-every server has: no op of ScaNN is inside. The codes are scanned in full, so it is for collections
+every server has: no op of ScaNN is inside. The codes are scanned in full, so it suits collections
 of up to a few million images.
 """
 
@@ -19,7 +19,7 @@ from hqc_tf import _keras2, commands, retrieval
 
 FORMAT = "hqc-searcher"
 FORMAT_VERSION = 1
-# Codes scanned at a time, at least; more where few queries leave room.
+# Fewest codes scanned at a time; more where few queries leave room.
 MIN_CHUNK = 1024
 K = tf.TensorSpec([], tf.int32, "k")
 
@@ -29,7 +29,7 @@ class Searcher(tf.Module):
 
     Both signatures give `ids` string [B, k] and `distances` float32 [B, k], nearest first: squared
     asymmetric distances, ties to the image indexed first, as `export.index` ranks them. They fail
-    unless k lies in 1 to N.
+    unless k is 1 to N.
     """
 
     def __init__(self, encoder, index):
@@ -49,7 +49,7 @@ class Searcher(tf.Module):
     def search_bytes(self, image_bytes, k):
         """string [B], the contents of image files, and k int32.
 
-        Gives `valid` bool [B] as well; what is no image has ids "" at distance infinity.
+        Also gives `valid` bool [B]; a file that is not an image has ids "" at distance infinity.
         """
         encoded = self._encoder.signatures["encode_bytes"](image_bytes=image_bytes)
         found, valid = self._search(encoded["embedding"], k), encoded["valid"]
@@ -67,18 +67,20 @@ class Searcher(tf.Module):
         return {"ids": tf.gather(self._ids, rows), "distances": distances}
 
 
-def nearest(embeddings, codes, codebooks, k):
+def nearest(
+    embeddings: tf.Tensor, codes: tf.Tensor | tf.Variable, codebooks: np.ndarray, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The k nearest codes of each query, in a graph whose memory does not grow with N.
 
     Args:
-      embeddings: float32 [Q, M*D].
-      codes: uint8 [N, M], a tensor or a variable.
-      codebooks: float32 [M, K, D].
-      k: int32 scalar, 1 to N.
+        embeddings: [Q, M*D] float32.
+        codes: [N, M] uint8.
+        codebooks: [M, K, D] float32.
+        k: int32 scalar, 1 to N.
 
     Returns:
-      (rows, distances): int32 and float32 [Q, k], nearest first, ties to the lower row; squared
-      asymmetric distances.
+        rows: [Q, k] int32, nearest first, ties to the lower row.
+        distances: [Q, k] float32, squared asymmetric ones.
     """
     tables = retrieval.distance_tables(embeddings, codebooks, "squared")
     by_book = tf.transpose(tables, [1, 2, 0])
@@ -107,21 +109,20 @@ def nearest(embeddings, codes, codebooks, k):
     return rows, distances
 
 
-def export_searcher(encoder_path, index_path, output, version=None):
-    """Writes encoder and index as a version under `output`, whole or not at all.
+def export_searcher(
+    encoder_path: str, index_path: str, output: str, version: int | None = None
+) -> pathlib.Path:
+    """Writes encoder and index as a version under `output`, atomically; returns its path.
 
     Args:
-      encoder_path: what `export.saved_model` wrote; its newest version, or one of them.
-      index_path: what `export.index` wrote with that encoder.
-      output: folder of versions.
-      version: number of the version; None: the next.
-
-    Returns:
-      Path of the version written.
+        encoder_path: what `export.saved_model` wrote; its newest version, or one of them.
+        index_path: what `export.index` wrote with that encoder.
+        output: folder of versions.
+        version: number of the version; None: the next.
 
     Raises:
-      UserError: the version stands already, there is no encoder or no index, or the index is of
-        another encoder.
+        UserError: the version exists already, there is no encoder or no index, or the index is of
+            another encoder.
     """
     version = versions.free_version(output, version)
     index = load_index(index_path)

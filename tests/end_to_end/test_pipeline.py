@@ -156,10 +156,10 @@ def test_gallery_draws_a_picture(folder, index):
         "export.gallery",
         f"--index={index}",
         f"--dataset=folder:{folder}/photos",
-        f"--output={folder}/neighbours.png",
+        f"--output={folder}/neighbors.png",
         "--queries=3",
     )
-    with PIL.Image.open(folder / "neighbours.png") as picture:
+    with PIL.Image.open(folder / "neighbors.png") as picture:
         assert picture.width > picture.height > 100
 
 

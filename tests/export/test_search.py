@@ -1,4 +1,4 @@
-"""Queries of every kind find what the index finds, and answers are written whole."""
+"""Queries of every kind find what the index finds, and answers are written atomically."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from export import answers, search
+from export import search
 from export.encoder import encode_images
 from hqc_tf.data import catalog
 
@@ -55,15 +55,15 @@ def test_books_explain_the_distance(index, embeddings):
 
 
 def test_lines_and_table_hold_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(answers, "BATCH", 2)
+    monkeypatch.setattr(search, "BATCH", 2)
     found = [
         {"query": f"q{row}", "ids": ["a\u00e4", f"{row}\n"], "distances": [0.5, float(row)],
          "books": [[0.25, 0.25], [float(row), 0.0]]}
         for row in range(5)
     ]  # fmt: skip
-    answers.write_answers(found, tmp_path / "found.jsonl")
-    answers.write_answers(found, tmp_path / "found.parquet")
-    answers.write_answers(found, "")
+    search.write_answers(found, tmp_path / "found.jsonl")
+    search.write_answers(found, tmp_path / "found.parquet")
+    search.write_answers(found, "")
     lines = (tmp_path / "found.jsonl").read_text()
     assert lines == capsys.readouterr().out
     assert [json.loads(line) for line in lines.splitlines()] == found
@@ -72,7 +72,7 @@ def test_lines_and_table_hold_the_same(tmp_path, monkeypatch, capsys):
 
 def test_a_table_spells_out_names_that_are_no_text(tmp_path):
     found = [{"query": "\udcff.jpg", "ids": ["b\udc80"], "distances": [1.0]}]
-    answers.write_answers(found, tmp_path / "found.parquet")
+    search.write_answers(found, tmp_path / "found.parquet")
     row = parquet.read_table(tmp_path / "found.parquet").to_pylist()[0]
     assert (row["query"], row["ids"]) == ("\\udcff.jpg", ["b\\udc80"])
 
@@ -86,7 +86,7 @@ def test_failure_leaves_an_older_file(tmp_path, name):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        answers.write_answers(failing(), tmp_path / name)
+        search.write_answers(failing(), tmp_path / name)
     assert (tmp_path / name).read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

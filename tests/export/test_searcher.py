@@ -173,7 +173,7 @@ def test_an_index_of_another_encoder_is_refused(encoder, index, tmp_path):
 
 def test_it_is_written_as_a_free_version_or_not_at_all(encoder, index, exported, monkeypatch):
     output = exported.parent
-    with pytest.raises(UserError, match="--version=1: stands in .* already"):
+    with pytest.raises(UserError, match="--version=1: exists in .*, and a server"):
         searcher.export_searcher(encoder.path, index.path, output, version=1)
     monkeypatch.setattr(versions, "write_warmup", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
