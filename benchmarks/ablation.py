@@ -180,8 +180,7 @@ def check_labels(datasets):
     """Raises a UserError where a data set has no labels to judge by."""
     for dataset in datasets:
         # Other data sets all have labels.
-        is_files = catalog.parse(dataset).kind not in ("name", "tfds")
-        if is_files and catalog.load_split(dataset, "query") is None:
+        if catalog.parse(dataset).is_files and catalog.load_split(dataset, "query") is None:
             raise UserError(f"--dataset={dataset}: no labels to judge by; make a folder per label")
 
 

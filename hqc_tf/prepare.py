@@ -95,7 +95,7 @@ def prepare(dataset, data_dir, debian_dir=DEBIAN_DIR, manual_dir=""):
         data_dir: folder of the prepared data sets.
         debian_dir: folder with the files of Debian's package dataset-fashion-mnist, if there.
         manual_dir: folder with what the user has to place, for data sets that TFDS does not fetch;
-            `hqc_tf.tfds_photos` says what that is for flickr25k and nuswide.
+            `hqc_tf.data.photo_builders` says what that is for flickr25k and nuswide.
 
     Returns:
         (folder, new): the data set's folder, and whether this call made it.
@@ -123,7 +123,7 @@ def _builder(dataset, data_dir):
     # Imported late: a data set already prepared need not wait for TFDS and TensorFlow.
     import tensorflow_datasets as tfds
 
-    from hqc_tf.data import tfds_builders  # noqa: F401  (TFDS then knows the photo sets)
+    from hqc_tf.data import photo_builders  # noqa: F401  (TFDS then knows the photo sets)
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()

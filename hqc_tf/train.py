@@ -100,7 +100,7 @@ def _read(settings, workdir):
 
 
 def _keep_rejects(rejects, settings, workdir):
-    if catalog.parse(settings.dataset).kind not in ("name", "tfds"):
+    if catalog.parse(settings.dataset).is_files:
         write_rejects(workdir, rejects)
     if rejects:
         _report(f"{len(rejects)} files cannot be decoded and are left out: {workdir / REJECTS}")

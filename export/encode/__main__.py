@@ -124,8 +124,8 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "input",
         None,
-        "images: a pattern of files in quotes ('photos/**/*.jpg'), folder:PATH, tfds:NAME/SPLIT or "
-        "tfrecord:PATTERN",
+        "images: a data set's name, a pattern of files in quotes ('photos/**/*.jpg'), folder:PATH, "
+        "tfds:NAME/SPLIT or tfrecord:PATTERN",
         required=True,
     )
     flags.DEFINE_string("output", None, "folder of shards; the same command resumes", required=True)
@@ -139,7 +139,11 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "on_bad_image", "skip", ["skip", "stop"], "skip and list undecodable images, or stop at one"
     )
-    flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data; empty: TFDS's default")
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "folder of prepared TFDS data or of photo lists",
+    )
     flags.DEFINE_string("image_feature", "image/encoded", "with tfrecord: the image's feature")
     flags.DEFINE_string(
         "id_feature", "", "with tfrecord: the id's feature; empty: file name and record number"

@@ -10,6 +10,7 @@ the images under the same paths.
 
 import pathlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from os import PathLike
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ import pyarrow as pa
 
 from export.arrays import pack_ids, unpack_id
 from export.codes import is_begun, read_names
-from hqc_tf.data import catalog, records, tfds
-from hqc_tf.data.folder import SUFFIXES, Item, match, pattern_root, read_items
+from hqc_tf.data import catalog, pictures, records, tfds
+from hqc_tf.data.folder import SUFFIXES, Item, read_items
 from hqc_tf.errors import UserError
 
 # Images per shard where the number of shards is not given.
@@ -34,12 +35,24 @@ class Files(NamedTuple):
     last: int
 
 
+class Rows(NamedTuple):
+    """A shard: rows `first` to `last`, exclusive, of a data set with fixed roles."""
+
+    dataset: str  # as `catalog.load_images` takes it
+    data_dir: str  # absolute path; empty: TFDS's default
+    first: int
+    last: int
+
+
+Part = Files | Rows | records.Records
+
+
 class Plan(NamedTuple):
     """What is to be encoded."""
 
     job: dict[str, str]  # identifies it
     names: pa.LargeBinaryArray | None  # of files, kept with the codes; None where there are none
-    shards: list[Files | records.Records]  # as `read` takes them
+    shards: list[Part]  # as `read` takes them
 
 
 def make_plan(
@@ -53,59 +66,69 @@ def make_plan(
     """The plan for `--input`; a folder of codes that has begun keeps its list of files.
 
     Args:
-        source: pattern of files, folder:PATH, tfds:NAME/SPLIT or tfrecord:PATTERN.
+        source: every form of `catalog.parse`.
         codes: folder that `codes.start` has begun or will begin.
         num_shards: None: one per 50,000 images, or per TFRecord file.
-        data_dir: folder of prepared TFDS data; empty: TFDS's default.
+        data_dir: folder of prepared TFDS data, empty: TFDS's default; or of lists and photos.
         image_feature: as in `records.Records`, with tfrecord.
         id_feature: as in `records.Records`, with tfrecord.
 
     Raises:
         UserError: the input is missing or empty, or there are more shards than images or files.
     """
-    kind, name, split = parsed = catalog.parse(source)
-    if kind == "name" and catalog.DATA_SETS[name].default != "train":
-        raise UserError(f"--input={source}: is not encoded in shards; give {catalog.FORMS}")
-    if kind in ("name", "tfds"):
-        return _plan_tfds(name, split or "train", data_dir, num_shards)
-    if kind == "tfrecord":
-        return _plan_tfrecords(name, codes, num_shards, image_feature, id_feature)
-    return _plan_listed(source, parsed, codes, num_shards)
+    parsed = catalog.parse(source)
+    if parsed.kind == "name":
+        return _plan_rows(source, data_dir, num_shards)
+    if parsed.kind == "tfds":
+        return _plan_tfds(parsed.name, parsed.split or "train", data_dir, num_shards)
+    if parsed.kind == "tfrecord":
+        return _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature)
+    return _plan_files(source, parsed, codes, num_shards)
 
 
-def read(part: Files | records.Records) -> Iterator[Item]:
+def read(part: Part) -> Iterator[Item]:
     """Yields each image of a shard of a `Plan`, read lazily."""
     if isinstance(part, records.Records):
         return records.read_records(part)
+    if isinstance(part, Rows):
+        images = _load(part.dataset, part.data_dir)
+        return pictures.as_files(images.take(range(part.first, part.last)))
     names = read_names(part.codes)
     rows = names.slice(part.first, part.last - part.first)
     return read_items(part.root, (unpack_id(name.as_py()) for name in rows))
 
 
-def count_images(parts: Sequence[Files | records.Records]) -> int | None:
+def count_images(parts: Sequence[Part]) -> int | None:
     """The number of images in shards of a `Plan`; None where only reading tells."""
     counts = [
-        part.last - part.first
-        if isinstance(part, Files)
-        else sum(piece.take for piece in part.pieces)
+        sum(piece.take for piece in part.pieces)
+        if isinstance(part, records.Records)
+        else part.last - part.first
         for part in parts
     ]
     return None if min(counts, default=0) < 0 else sum(counts)
 
 
-def _plan_listed(source, parsed, codes, num_shards):
-    try:
-        root, found = catalog.files_of(parsed)
-    except UserError as error:
-        raise UserError(f"--input={error}") from error
-    root = root.absolute()
+# The shards of a process share the images, or their list.
+@lru_cache(maxsize=1)
+def _load(dataset, data_dir):
+    return catalog.load_images(dataset, data_dir)
+
+
+def _plan_rows(dataset, data_dir, num_shards):
+    data_dir = data_dir and str(pathlib.Path(data_dir).absolute())
+    count = len(_load(dataset, data_dir))
+    parts = [
+        Rows(dataset, data_dir, *bounds) for bounds in _bounds(count, num_shards, IMAGES, "images")
+    ]
+    return Plan({"dataset": dataset, "data_dir": data_dir}, None, parts)
+
+
+def _plan_files(source, parsed, codes, num_shards):
+    root = parsed.root.absolute()
     own = {"pattern": parsed.name, "root": str(root)}
     job = {"folder": str(root)} if parsed.kind == "folder" else own
-    names = _keep_names(source, codes, job, found)
-    return _plan_files(job, names, root, codes, num_shards)
-
-
-def _plan_files(job, names, root, codes, num_shards):
+    names = _keep_names(source, parsed, codes, job)
     parts = [
         Files(str(pathlib.Path(codes).absolute()), str(root), *bounds)
         for bounds in _bounds(len(names), num_shards, IMAGES, "images")
@@ -127,11 +150,11 @@ def _plan_tfds(name, split, data_dir, num_shards):
     return Plan({"tfds": f"{name}/{split}", "version": str(builder.version)}, None, parts)
 
 
-def _plan_tfrecords(pattern, codes, num_shards, image_feature, id_feature):
-    root = pattern_root(pattern).absolute()
+def _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature):
+    root = parsed.root.absolute()
     features = {"image_feature": image_feature, "id_feature": id_feature}
-    job = {"tfrecords": pattern, "root": str(root)} | features
-    names = _keep_names(f"tfrecord:{pattern}", codes, job, match(pattern))
+    job = {"tfrecords": parsed.name, "root": str(root)} | features
+    names = _keep_names(f"tfrecord:{parsed.name}", parsed, codes, job)
     pieces = [records.whole_file(str(root / unpack_id(name))) for name in names.to_pylist()]
     parts = [
         records.Records(pieces[first:last], **features)
@@ -141,12 +164,15 @@ def _plan_tfrecords(pattern, codes, num_shards, image_feature, id_feature):
     return Plan(job, names, parts)
 
 
-def _keep_names(source, codes, job, found):
-    names = read_names(codes) if is_begun(codes, job) else pack_ids(found)
+def _keep_names(source, parsed, codes, job):
+    try:
+        names = read_names(codes) if is_begun(codes, job) else pack_ids(parsed.files())
+    except UserError as error:
+        raise UserError(f"--input={error}") from error
     if not len(names):
         raise UserError(
-            f"--input={source}: no file of this name; give a pattern of files in quotes, "
-            f"folder:PATH with {', '.join(SUFFIXES)} files below, tfds:NAME/SPLIT or "
+            f"--input={source}: no file of this name; give a data set's name, a pattern of files "
+            f"in quotes, folder:PATH with {', '.join(SUFFIXES)} files below, tfds:NAME/SPLIT or "
             "tfrecord:PATTERN"
         )
     return names

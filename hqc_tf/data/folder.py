@@ -1,6 +1,7 @@
-"""Folders of images as people have them: the names of what looks like images, and what is in them.
+"""Folders and patterns of image files: their names, contents, labels and roles.
 
-Whatever stands under a name is an item: what cannot be read has its reason, and nothing hangs.
+Every name that looks like an image is an item: one that cannot be read has its reason, and no pipe
+or device makes the reader wait.
 """
 
 import collections
@@ -10,7 +11,7 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,21 +20,23 @@ from hqc_tf.data.decoding import SUFFIXES
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
-# A file may have: more than any image within `decoding.MAX_PIXELS`.
-MAX_BYTES = 2**29
-# Of a batch: no more files once they have so many.
+# More than any image within `decoding.MAX_PIXELS` takes.
+MAX_FILE_BYTES = 2**29
+# A batch takes no further file once it has so many bytes.
 BATCH_BYTES = 64 * 2**20
 # Files that are read at once.
 READERS = 8
+# One in so many images of a labeled folder, in the order of names, is a query.
+QUERY_EVERY = 10
 
 
 class Item(NamedTuple):
     """An image, or why there is none.
 
     Attributes:
-      id: its name.
-      contents: of its file, bytes; empty where they could not be read.
-      reason: why not; else empty.
+        id: its name.
+        contents: of its file; empty where they could not be read.
+        reason: why not; else empty.
     """
 
     id: str
@@ -41,10 +44,10 @@ class Item(NamedTuple):
     reason: str = ""
 
 
-def walk(root, below=""):
+def walk(root: str | os.PathLike, below: str = "") -> Iterator[str]:
     """Yields the names of images under `root`, relative to it and in order.
 
-    Links, folders and all else of such a name are among them, and folders that cannot be read.
+    Includes links and folders with such a name, and folders that cannot be read.
     """
     try:
         with os.scandir(pathlib.Path(root, below)) as found:
@@ -60,15 +63,19 @@ def walk(root, below=""):
             yield from walk(root, f"{name}/")
 
 
-def read_items(root, names):
+def match(pattern: str) -> Iterator[str]:
+    """Yields the names that match a pattern, in order."""
+    # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
+    yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+
+
+def read_items(root: str | os.PathLike, names: Iterable[str]) -> Iterator[Item]:
     """Yields the `Item` of each of `names` under `root`, in order; the next ones are read ahead."""
-    return overlapped(lambda name: read_item(root, name), names, READERS)
+    return overlapped(lambda name: _read_item(root, name), names, READERS)
 
 
-def read_item(root, name):
-    """The `Item` of a file."""
-
-    # A pipe would be waited for, so it is opened in a way that does not.
+def _read_item(root, name):
+    # Opening a pipe must not wait for a writer.
     def opener(path, flags):
         return os.open(path, flags | os.O_NONBLOCK)
 
@@ -77,14 +84,14 @@ def read_item(root, name):
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 return Item(name, b"", "no regular file")
-            if status.st_size > MAX_BYTES:
-                return Item(name, b"", f"{status.st_size} bytes, over {MAX_BYTES}")
+            if status.st_size > MAX_FILE_BYTES:
+                return Item(name, b"", f"{status.st_size} bytes, over {MAX_FILE_BYTES}")
             return Item(name, file.read())
     except OSError as error:
         return Item(name, b"", error.strerror)
 
 
-def in_batches(items, batch_size):
+def in_batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
     """Yields lists of up to `batch_size` items, fewer where they have over `BATCH_BYTES`."""
     batch, size = [], 0
     for item in items:
@@ -97,10 +104,10 @@ def in_batches(items, batch_size):
         yield batch
 
 
-def overlapped(function, values, workers):
+def overlapped(function: Callable, values: Iterable, workers: int) -> Iterator:
     """`map(function, values)` in order, at most `workers` calls at once, each in a thread.
 
-    `values` is asked for the next ones while the calls run, and no faster than results are taken.
+    `values` are consumed while the calls run, and no faster than results are taken.
     """
     pending = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -110,21 +117,6 @@ def overlapped(function, values, workers):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-# One in so many images of a labelled folder, in the order of names, is a query.
-FOLDER_QUERY_EVERY = 10
-
-
-def pattern_root(pattern: str) -> pathlib.Path:
-    """The folder that the matches of a pattern are relative to."""
-    return pathlib.Path("/" if pathlib.Path(pattern).is_absolute() else "")
-
-
-def match(pattern: str) -> Iterator[str]:
-    """Yields the names that match a pattern, in order."""
-    # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
-    yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207
 
 
 def read_files(
@@ -141,7 +133,7 @@ def read_files(
     Args:
         source: folder or pattern, as given.
         root: folder that the names are relative to.
-        names: of the files, in order; what is no file is left out.
+        names: of the files, in order; anything that is not a file is left out.
         is_folder: whether `source` is a folder.
         rejected: names that are left out.
 
@@ -159,16 +151,16 @@ def read_files(
         )
     paths = [str(root / name) for name in ids]
     fixed = 0 if is_folder else re.split(r"[*?\[]", source)[0].rfind("/") + 1
-    inside = [name[fixed:] for name in ids]
-    tops = [name.partition("/")[0] for name in inside]
-    if any("/" not in name for name in inside) or len(set(tops)) < 2:
+    inside = [name[fixed:].partition("/") for name in ids]
+    if not all(slash for _, slash, _ in inside) or len({top for top, _, _ in inside}) < 2:
         return Images.of_files(paths, ids)
-    label_names, labels = np.unique(tops, return_inverse=True)
+    label_names, labels = np.unique([top for top, _, _ in inside], return_inverse=True)
     return Images.of_files(paths, ids, labels, label_names.tolist())
 
 
-def folder_split(images, role):
-    if images.labels is None or len(images) < FOLDER_QUERY_EVERY:
+def divide(images: Images, role: str) -> Images | None:
+    """The images of a role; without labels, or of very few images, none is a query."""
+    if images.labels is None or len(images) < QUERY_EVERY:
         return None if role == "query" else images
-    asks = np.arange(len(images)) % FOLDER_QUERY_EVERY == FOLDER_QUERY_EVERY - 1
-    return images.take(np.flatnonzero(asks if role == "query" else ~asks))
+    is_query = np.arange(len(images)) % QUERY_EVERY == QUERY_EVERY - 1
+    return images.take(np.flatnonzero(is_query if role == "query" else ~is_query))

@@ -1,11 +1,13 @@
 """Images as a person sees them: small pictures, and their labels as text that shows anywhere."""
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import PIL.Image
 
 from hqc_tf.data.batches import read_pixels
+from hqc_tf.data.folder import Item, read_items
 from hqc_tf.data.images import Images
 from hqc_tf.errors import printable
 
@@ -57,6 +59,16 @@ def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, format="png")
     return file.getvalue()
+
+
+def as_files(images: Images) -> Iterator[Item]:
+    """Yields each image as the contents of a file, read lazily; pixels become PNG."""
+    if images.paths is not None:
+        for name, item in zip(images.ids, read_items("", images.paths), strict=True):
+            yield item._replace(id=name)
+    else:
+        contents = images.contents if images.pixels is None else map(png, images.pixels)
+        yield from map(Item, images.ids, contents)
 
 
 def label_text(images: Images, row: int) -> str:

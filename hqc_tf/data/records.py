@@ -3,13 +3,13 @@
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from hqc_tf.data.folder import Item, match, pattern_root
+from hqc_tf.data.folder import Item
 from hqc_tf.errors import UserError
 
 # Bytes of a record beside its contents: the length, and checks of both.
@@ -68,13 +68,12 @@ def pieces_of(name: str, split: str, instructions: list) -> list[Piece]:
     return pieces
 
 
-def read_pattern(pattern: str, image_feature: str = "image/encoded") -> Iterator[Item]:
-    """Yields an `Item` for each record of the TFRecord files that match a pattern."""
-    root = pattern_root(pattern)
-    pieces = [whole_file(str(root / name)) for name in match(pattern)]
+def read_files(root: pathlib.Path, names: Iterable[str]) -> Iterator[Item]:
+    """Yields an `Item` for each record of some TFRecord files; none where there is no file."""
+    pieces = [whole_file(str(root / name)) for name in names]
     if not pieces:
-        raise UserError(f"tfrecord:{pattern}: no file of this name; name TFRecord files of images")
-    part = Records(pieces, image_feature)
+        return iter(())
+    part = Records(pieces, "image/encoded")
     check_features(part)
     return read_records(part)
 

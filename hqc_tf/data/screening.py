@@ -6,7 +6,6 @@ before, and a resumed run has to leave out the same ones.
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
@@ -58,12 +57,12 @@ def find_rejects(dataset: str, on_bad_image: str) -> list[Reject]:
     Raises:
         UserError: `on_bad_image` is "stop", and there is one; it is named.
     """
-    rejects = []
-    for reject in screen(catalog.items_of(dataset) or ()):
+    source, rejects = catalog.parse(dataset), []
+    for reject in screen(source.items()) if source.is_files else ():
         if on_bad_image == "stop":
-            path = pathlib.Path(catalog.root_of(dataset), reject.id)
             raise UserError(
-                f"{path}: {reject.reason}; fix or remove it, or take --on_bad_image=skip"
+                f"{source.root / reject.id}: {reject.reason}; fix or remove it, or take "
+                "--on_bad_image=skip"
             )
         rejects.append(reject)
     return rejects

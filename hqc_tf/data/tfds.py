@@ -26,7 +26,7 @@ def open_tfds(name, split, data_dir=""):
     # TFDS takes seconds to import, and a folder of files does not need it.
     import tensorflow_datasets as tfds
 
-    from hqc_tf.data import tfds_builders  # noqa: F401 - TFDS then knows these data sets too
+    from hqc_tf.data import photo_builders  # noqa: F401 - TFDS then knows these data sets too
 
     where = data_dir or "TFDS's own place"
     fix = (

@@ -97,7 +97,7 @@ def test_a_killed_training_goes_on_and_finishes(folder, killed_and_resumed):
     results = [json.loads(line) for line in (folder / "run/metrics.jsonl").open()]
     assert [(r["weights"], r["distance"]) for r in results] == [("last", "l2"), ("best", "l2")]
     assert results[0]["step"] == 21 >= results[1]["step"]
-    assert results[0]["protocol"] == "folder, 1 in 10 asks"
+    assert results[0]["protocol"] == "folder, 1 in 10 is a query"
     assert (folder / "run/flags.txt").exists() and any((folder / "run/tensorboard").iterdir())
 
 

@@ -38,7 +38,7 @@ def test_results_are_appended_one_line_each(workdir, tmp_path):
 def test_the_line_for_a_person_names_protocol_distance_and_budget(workdir):
     line = evaluate.describe(evaluate.evaluate(load(workdir), 7))
     assert "step 7" in line and "mAP@10 " in line and "(l2, 4 bits; chance " in line
-    assert "[folder, 1 in 10 asks: 6 queries, 54 images]" in line
+    assert "[folder, 1 in 10 is a query: 6 queries, 54 images]" in line
 
 
 def test_encoding_does_not_depend_on_the_batch(workdir, photos, monkeypatch):

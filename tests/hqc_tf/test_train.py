@@ -132,7 +132,7 @@ def cifar10_dir():
     return str(folder)
 
 
-@pytest.mark.parametrize("dataset", catalog.DATA_SETS)
+@pytest.mark.parametrize("dataset", [*catalog.TFDS_NAMES, *catalog.DATA_SETS])
 def test_every_data_set_trains_a_step_and_is_judged(
     dataset, quick_config, tmp_path, monkeypatch, request
 ):

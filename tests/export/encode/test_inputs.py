@@ -13,8 +13,11 @@ from export.codes import start
 from export.encode import inputs
 from export.encode.inputs import make_plan, read
 from hqc_tf.data import catalog, decoding
+from hqc_tf.data.batches import read_pixels
 from hqc_tf.data.folder import READERS, overlapped
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
+from tests.support.pixels import random_pixels
 
 
 def begin(plan, folder):
@@ -104,7 +107,7 @@ def test_what_cannot_be_read_has_its_reason(tmp_path, monkeypatch):
     os.mkfifo(photos / "pipe.jpg")
     (photos / "zero.jpg").symlink_to("/dev/zero")
     (photos / "large.jpg").write_bytes(bytes(11))
-    monkeypatch.setattr("hqc_tf.data.folder.MAX_BYTES", 10)
+    monkeypatch.setattr("hqc_tf.data.folder.MAX_FILE_BYTES", 10)
     items = read_all(f"folder:{photos}", tmp_path / "codes")
     assert {item.id: item.reason for item in items} == {
         "dangling.jpg": "No such file or directory",
@@ -167,6 +170,37 @@ def test_tfds_has_the_ids_and_the_pixels_of_the_dataset(fashion_mnist_dir, tmp_p
     assert [item.id for item in items] == images.ids
     for item, pixels in zip(items, images.pixels, strict=True):
         np.testing.assert_array_equal(decoding.decode_known(item.contents), pixels)
+
+
+@pytest.mark.parametrize("name", ["cifar10_protocol2/query", "flickr25k/query", "nuswide"])
+def test_a_data_set_with_fixed_roles_is_encoded_as_it_is_loaded(
+    photos, tmp_path, monkeypatch, name
+):
+    files = catalog.load_images(f"folder:{photos}")
+    images = Images.of_pixels(random_pixels(60, 4, 5)) if "cifar10" in name else files
+
+    def read(role, data_dir):
+        assert (role, data_dir) == (name.partition("/")[2] or "database", str(tmp_path / "data"))
+        return images
+
+    row = catalog.DataSet(read, "a protocol")
+    monkeypatch.setitem(catalog.DATA_SETS, name.partition("/")[0], row)
+    monkeypatch.chdir(tmp_path)
+    inputs._load.cache_clear()
+    items = read_all(name, "codes", num_shards=7, data_dir="data")
+    inputs._load.cache_clear()
+    assert [item.id for item in items] == images.ids
+    for row, item in enumerate(items):
+        found = decoding.decode_image(item.contents).numpy()
+        np.testing.assert_array_equal(found, read_pixels(images, row))
+
+
+def test_a_name_without_a_prefix_is_the_same_job(fashion_mnist_dir, tmp_path):
+    source = "fashion_mnist/test[:60]"
+    one, other = (
+        make_plan(prefix + source, tmp_path, 4, fashion_mnist_dir) for prefix in ("", "tfds:")
+    )
+    assert one == other
 
 
 def test_tfrecords_go_in_the_order_of_names_and_records(tmp_path):
@@ -286,7 +320,7 @@ def test_the_number_of_shards_follows_the_images(photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("none/*.jpg", r"--input=none/\*.jpg: no file of this name; give a pattern of files in"),
+        ("none/*.jpg", r"--input=none/\*.jpg: no file of this name; give a data set's name, a"),
         ("", "--input=: no file of this name"),
         ("folder:none", "--input=folder:none: no such folder; name one that holds images"),
         (
@@ -296,6 +330,8 @@ def test_the_number_of_shards_follows_the_images(photos, tmp_path, monkeypatch):
         ("empty", "--input=empty: a folder; write folder:empty, or a pattern of files"),
         ("tfrecord:none*", r"--input=tfrecord:none\*: no file of this name"),
         ("tfds:no_such_set/train", "dataset no_such_set: TFDS knows none of this name; take"),
+        ("cifar10_protocol1/test", "cifar10_protocol1/test: no such role; take one of train, data"),
+        ("flickr25k", "--data_dir=empty: no such|empty/img.txt: no such list; put it there"),
         ("tfds:mnist/train", "dataset mnist: not prepared in empty; "),
         (
             "tfrecord:*.tfrecord",

@@ -13,7 +13,7 @@ from tests.support.pixels import encode, random_pixels, write_images
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        ("cifar10", ("name", "cifar10", "")),
+        ("cifar10", ("tfds", "cifar10", "")),
         ("cifar10_protocol1/query", ("name", "cifar10_protocol1", "query")),
         ("cifar10/test[:500]", ("tfds", "cifar10", "test[:500]")),
         ("tfds:mnist", ("tfds", "mnist", "")),
@@ -43,6 +43,21 @@ def test_a_pattern_is_labeled_and_divided_as_a_folder(tmp_path, monkeypatch):
         np.testing.assert_array_equal(by_pattern.labels, by_folder.labels)
     with pytest.raises(UserError, match="--dataset=none.*: no image matches; give a pattern"):
         catalog.load_images("none/*.png")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "protocol"),
+    [
+        ("cifar10", "cifar10 official"),
+        ("cifar10_protocol1", "cifar10 protocol I"),
+        ("tfds:mnist/train[:5]", "mnist/train[:5]"),
+        ("folder:photos", "folder, 1 in 10 is a query"),
+        ("photos/*/*.jpg", "pattern, 1 in 10 is a query"),
+        ("tfrecord:a-*", "TFRecord files without labels"),
+    ],
+)
+def test_each_form_names_its_protocol(dataset, protocol):
+    assert catalog.protocol(dataset) == protocol
 
 
 @pytest.fixture

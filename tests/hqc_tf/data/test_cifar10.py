@@ -46,7 +46,7 @@ def test_both_protocols_ask_the_same_and_a_role_is_a_split(small_cifar10):
     first, second = (catalog.load_split(f"cifar10_protocol{n}", "query").ids for n in (1, 2))
     assert first == second == catalog.load_images("cifar10_protocol1/query").ids
     assert len(catalog.load_images("cifar10_protocol2")) == 60
-    with pytest.raises(UserError, match="split test of cifar10_protocol1: unknown; take one of"):
+    with pytest.raises(UserError, match="cifar10_protocol1/test: no such role; take one of"):
         catalog.load_images("cifar10_protocol1/test")
 
 

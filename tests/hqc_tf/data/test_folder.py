@@ -47,7 +47,7 @@ def test_every_tenth_of_a_labelled_folder_asks(tmp_path):
     assert database.ids == train.ids
     np.testing.assert_array_equal(query.labels, [0, 1])
     assert len(train.labels) == len(train.paths) == 23
-    assert catalog.protocol(folder) == "folder, 1 in 10 asks"
+    assert catalog.protocol(folder) == "folder, 1 in 10 is a query"
 
 
 @pytest.mark.parametrize("counts", [{".": 12}, {"cat": 4, "dog": 5}])

@@ -1,4 +1,4 @@
-"""hqc_tf.tfds_photos: `tfds.load` of both data sets, from lists and photos a user has placed."""
+"""`tfds.load` of FLICKR25K and NUS-WIDE, from lists and photos a user has placed."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from hqc_tf.data import photo_sets, tfds_builders
+from hqc_tf.data import photo_builders, photo_sets
 from hqc_tf.errors import UserError
 from tests.support.photo_folders import copy_published, write_flickr25k_lists, write_photos
 
@@ -57,8 +57,8 @@ def check_examples(examples, photos):
 
 
 def test_both_are_known_to_tfds():
-    assert tfds.builder_cls("flickr25k") is tfds_builders.Flickr25k
-    assert tfds.builder_cls("nuswide") is tfds_builders.Nuswide
+    assert tfds.builder_cls("flickr25k") is photo_builders.Flickr25k
+    assert tfds.builder_cls("nuswide") is photo_builders.Nuswide
 
 
 def test_flickr25k_is_loaded_as_listed(flickr25k, tmp_path):
