@@ -36,9 +36,7 @@ $(INSTALLED): $(LOCK)
 
 data: $(FASHION_MNIST) ## prepare Fashion-MNIST in data/tfds
 
-# Where Debian's package cannot be had, TFDS downloads.
 $(FASHION_MNIST): | $(INSTALLED)
-	@[ -d $(DEBIAN_DIR) ] || benchmarks/fetch_fashion_mnist.sh $(DEBIAN_DIR)
 	$(VENV_PYTHON) -m hqc_tf.prepare --dataset=fashion_mnist --data_dir=$(DATA_DIR) \
 		--debian_dir=$(DEBIAN_DIR)
 

@@ -1,14 +1,17 @@
 """Makes a data set in TFDS form, once: `python -m hqc_tf.prepare --dataset=fashion_mnist`.
 
-Fashion-MNIST comes from Debian's package dataset-fashion-mnist where its files are at hand, so
-that a machine that reaches a package mirror but not the data set's own host has real images too.
+Fashion-MNIST comes from Debian's package dataset-fashion-mnist, from `--debian_dir` or, without
+root, from a package mirror: that serves a machine that does not reach the data set's own host.
 FLICKR25K and NUS-WIDE are made from the lists and photos in `--manual_dir`. Everything else, and
 Fashion-MNIST without the package, is TFDS's own download.
 """
 
 import json
+import os
 import pathlib
+import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -19,6 +22,7 @@ from hqc_tf import commands
 from hqc_tf.errors import UserError
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
 # Debian's package keeps the original deflate streams and drops name and time from the gzip headers
 # (`gzip -n`). These are the times of the files that Zalando published: with them and the names put
@@ -35,16 +39,17 @@ _GZIP_HEADER_BYTES = 10
 _GZIP_DEFLATE = b"\x1f\x8b\x08"
 _GZIP_HAS_NAME = 0x08  # FNAME
 _CONNECT_SECONDS = 10
+_APT_GET = ["apt-get", "-qq", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
 
 
-def restore_gzip_header(content, name, mtime):
-    """Returns a gzip file with the original name and time in its header, its data untouched.
+def restore_gzip_header(content: bytes, name: str, mtime: int) -> bytes:
+    """A gzip file with the original name and time in its header; the data is unchanged.
 
     Args:
-        content: bytes of a gzip file. Where its header has a name it is returned as it is, so
-            that the files as first published serve as well.
+        content: a gzip file. It is returned as it is where its header has a name, so that the
+            files as first published serve as well.
         name: the original file's name, without .gz.
-        mtime: the original file's time of change, in seconds since 1970.
+        mtime: when the original file was changed, in seconds since 1970.
 
     Raises:
         ValueError: content is no gzip file, or its header has other optional fields.
@@ -60,16 +65,55 @@ def restore_gzip_header(content, name, mtime):
     return header + name.encode("latin-1") + b"\0" + content[_GZIP_HEADER_BYTES:]
 
 
-def has_debian_files(debian_dir):
-    """Says whether all four files of Debian's package dataset-fashion-mnist lie in debian_dir."""
+def has_debian_files(debian_dir: str | os.PathLike) -> bool:
+    """Whether all four files of Debian's package are in `debian_dir`."""
     return all((pathlib.Path(debian_dir) / name).is_file() for name in FASHION_MNIST_MTIMES)
 
 
-def restore_debian_files(debian_dir, output_dir):
-    """Writes the four files of Debian's package to output_dir as they were first published.
+def fetch_debian_files(debian_dir: str | os.PathLike) -> str:
+    """Unpacks Debian's package into `debian_dir`, without root, where apt-get and dpkg-deb exist.
+
+    The folder appears complete or not at all.
+
+    Returns:
+        Why it could not be fetched; empty where it was, or where these programs are missing.
+    """
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        return ""
+    target = pathlib.Path(debian_dir).absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".debian-") as aside:
+            _download_package(aside)
+            (package,) = pathlib.Path(aside).glob(f"{DEBIAN_PACKAGE}_*.deb")
+            _run(["dpkg-deb", "-x", package.name, "."], aside)
+            pathlib.Path(aside + DEBIAN_DIR).rename(target)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        return " ".join((getattr(error, "stderr", "") or str(error)).split())
+    return ""
+
+
+def _download_package(folder):
+    download = [*_APT_GET, "download", DEBIAN_PACKAGE]
+    try:
+        _run(download, folder)
+    except subprocess.CalledProcessError:
+        # A new container has no lists of packages; only root may fetch them.
+        if os.getuid():
+            raise
+        _run([*_APT_GET, "update"], folder)
+        _run(download, folder)
+
+
+def _run(command, folder):
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+
+
+def restore_debian_files(debian_dir: str | os.PathLike, output_dir: str | os.PathLike) -> None:
+    """Writes the four files of Debian's package to `output_dir` as they were first published.
 
     Raises:
-        ValueError: a file is none that `restore_gzip_header` can restore.
+        ValueError: `restore_gzip_header` cannot restore a file.
     """
     for name, mtime in FASHION_MNIST_MTIMES.items():
         content = (pathlib.Path(debian_dir) / name).read_bytes()
@@ -77,39 +121,43 @@ def restore_debian_files(debian_dir, output_dir):
         (pathlib.Path(output_dir) / name).write_bytes(restored)
 
 
-def find_prepared(dataset, data_dir):
-    """Returns the folder of the prepared data set, or None.
+def find_prepared(dataset: str, data_dir: str | os.PathLike) -> pathlib.Path | None:
+    """The folder of the prepared data set, or None.
 
     TFDS writes to `incomplete.*` beside the version's folder and renames at the end, so a version's
-    folder with a dataset_info.json is whole.
+    folder with a dataset_info.json is complete.
     """
     found = pathlib.Path(data_dir, dataset).glob("[0-9]*.*.*/dataset_info.json")
     return max((path.parent for path in found), default=None)
 
 
-def prepare(dataset, data_dir, debian_dir=DEBIAN_DIR, manual_dir=""):
+def prepare(
+    dataset: str,
+    data_dir: str | os.PathLike,
+    debian_dir: str | os.PathLike = DEBIAN_DIR,
+    manual_dir: str = "",
+) -> tuple[pathlib.Path, bool]:
     """Makes `tfds.load(dataset, data_dir=data_dir, download=False)` work.
 
     Args:
         dataset: a data set's name in TFDS, such as fashion_mnist or cifar10.
         data_dir: folder of the prepared data sets.
-        debian_dir: folder with the files of Debian's package dataset-fashion-mnist, if there.
-        manual_dir: folder with what the user has to place, for data sets that TFDS does not fetch;
-            `hqc_tf.data.photo_builders` says what that is for flickr25k and nuswide.
+        debian_dir: folder of the files of Debian's package, put there if they are missing.
+        manual_dir: folder with the lists and photos that `data.photo_sets` describes.
 
     Returns:
         (folder, new): the data set's folder, and whether this call made it.
 
     Raises:
         UserError: TFDS does not know the data set, its files are not the registered ones,
-            or they can neither be found nor downloaded; lists or photos are not as they should be.
+            or they can neither be found nor downloaded; lists or photos are not as published.
         OSError: data_dir cannot be written to, or a download broke off.
     """
     folder = find_prepared(dataset, data_dir)
     if folder:
         return folder, False
     builder = _builder(dataset, data_dir)
-    if dataset == "fashion_mnist" and has_debian_files(debian_dir):
+    if dataset == "fashion_mnist" and _get_debian_files(debian_dir):
         _prepare_from_debian(builder, debian_dir)
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         _prepare_from_manual(builder, manual_dir)
@@ -117,6 +165,14 @@ def prepare(dataset, data_dir, debian_dir=DEBIAN_DIR, manual_dir=""):
         _check_connection(builder, debian_dir)
         builder.download_and_prepare()
     return pathlib.Path(builder.data_dir), True
+
+
+def _get_debian_files(debian_dir):
+    if not has_debian_files(debian_dir):
+        failure = fetch_debian_files(debian_dir)
+        if failure:
+            print(f"{DEBIAN_PACKAGE} not fetched: {failure}; trying TFDS", file=sys.stderr)
+    return has_debian_files(debian_dir)
 
 
 def _builder(dataset, data_dir):
@@ -138,82 +194,85 @@ def _builder(dataset, data_dir):
 def _prepare_from_debian(builder, debian_dir):
     import tensorflow_datasets as tfds
 
-    # All that TFDS writes besides the data set itself goes where it is deleted afterwards.
+    # Everything that TFDS writes beside the data set itself is deleted afterwards.
     with tempfile.TemporaryDirectory() as scratch:
-        download = tfds.download.DownloadConfig(manual_dir=scratch)
         try:
             restore_debian_files(debian_dir, scratch)
         except ValueError as error:
             raise _unregistered_files(debian_dir, error) from error
         try:
-            builder.download_and_prepare(download_dir=scratch, download_config=download)
+            _download_and_prepare(builder, scratch, scratch)
         except tfds.core.download.download_manager.NonMatchingChecksumError as error:
             raise _unregistered_files(debian_dir, "their SHA-256 sums differ") from error
 
 
-def _prepare_from_manual(builder, manual_dir):
-    import tensorflow_datasets as tfds
+def _unregistered_files(debian_dir, reason):
+    return UserError(
+        f"debian_dir={debian_dir}: not the files that TFDS has registered ({reason}); install "
+        f"Debian's package {DEBIAN_PACKAGE} afresh, or name another folder as --debian_dir"
+    )
 
+
+def _prepare_from_manual(builder, manual_dir):
     folder = pathlib.Path(manual_dir)
     if not manual_dir or not folder.is_dir() or not any(folder.iterdir()):
         placed = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise UserError(
             f"manual_dir={manual_dir}: no folder, or an empty one; name another. {placed}"
         )
-    download = tfds.download.DownloadConfig(manual_dir=manual_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        builder.download_and_prepare(download_dir=scratch, download_config=download)
+        _download_and_prepare(builder, scratch, manual_dir)
 
 
-def _unregistered_files(debian_dir, reason):
-    return UserError(
-        f"debian_dir={debian_dir}: not the files that TFDS has registered ({reason}); install "
-        "Debian's package dataset-fashion-mnist afresh, or name another folder as --debian_dir"
-    )
+def _download_and_prepare(builder, scratch, manual_dir):
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    builder.download_and_prepare(download_dir=scratch, download_config=config)
 
 
 def _check_connection(builder, debian_dir):
-    """Asks the download's host for a sign of life, as TFDS itself tries for minutes."""
+    """Raises UserError where the download's host does not answer; TFDS itself tries for minutes."""
     for url in list(builder.url_infos or ())[:1]:
         try:
             urllib.request.urlopen(url, timeout=_CONNECT_SECONDS).close()
         except OSError as error:
+            fix = f"place the prepared data set in {pathlib.Path(builder.data_dir).parent}"
+            if builder.name == "fashion_mnist":
+                fix = (
+                    f"the files of Debian's package {DEBIAN_PACKAGE} are not in {debian_dir}: "
+                    "install it, or give the folder of its four .gz files (or the ones that "
+                    "Zalando published) as --debian_dir"
+                )
             reason = getattr(error, "reason", error)
-            raise UserError(_no_source(builder, url, reason, debian_dir)) from error
+            raise UserError(
+                f"dataset={builder.name}: {url} cannot be reached ({reason}); {fix}"
+            ) from error
 
 
-def _no_source(builder, url, reason, debian_dir):
-    if builder.name == "fashion_mnist":
-        mend = (
-            f"the files of Debian's package dataset-fashion-mnist are not in {debian_dir}: "
-            "install it, or give the folder of its four .gz files (or the ones that Zalando "
-            "published) as --debian_dir"
-        )
-    else:
-        mend = f"place the prepared data set in {pathlib.Path(builder.data_dir).parent}"
-    return f"dataset={builder.name}: {url} cannot be reached ({reason}); {mend}"
-
-
-def define_flags():
+def define_flags() -> None:
     """Defines this command's flags; by a call, as `hqc_tf.config` has flags of the same names."""
     flags.DEFINE_string("dataset", "fashion_mnist", "The data set's name in TFDS.")
     flags.DEFINE_string("data_dir", "data/tfds", "Folder of the prepared data sets.")
     flags.DEFINE_string(
-        "debian_dir", DEBIAN_DIR, "Folder with the files of Debian's package dataset-fashion-mnist."
+        "debian_dir",
+        DEBIAN_DIR,
+        "Folder of the files of Debian's package dataset-fashion-mnist; put there if missing.",
     )
     flags.DEFINE_string(
         "manual_dir", "", "Folder with the lists and photos of flickr25k or nuswide."
     )
 
 
-def main(rest):
+def main(rest: list[str]) -> None:
+    """Prepares the data set that the flags name, and prints its folder and splits."""
     values = flags.FLAGS
     if rest:
         raise UserError(f"{' '.join(rest)}: no flag; this command takes only flags")
     try:
         folder, new = prepare(values.dataset, values.data_dir, values.debian_dir, values.manual_dir)
     except OSError as error:
-        raise UserError(f"{error}; try again, or see to {values.data_dir}") from error
+        raise UserError(f"{error}; make {values.data_dir} writable, or try again") from error
     print(f"{values.dataset} {'prepared' if new else 'already prepared'} in {folder}")
     if new:
         splits = json.loads((folder / "dataset_info.json").read_text())["splits"]

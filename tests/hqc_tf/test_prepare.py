@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -18,7 +19,8 @@ DEBIAN_DIRS = [prepare.DEBIAN_DIR, ROOT / "data/debian"]  # the second is `make 
 
 @pytest.fixture
 def unreachable_host(monkeypatch):
-    """Stands for the download's host on a machine without a network."""
+    """A machine without a network and without apt-get."""
+    monkeypatch.setenv("PATH", "")
 
     def refuse(url, timeout):
         raise OSError(f"no way to {url} in {timeout} s")
@@ -95,6 +97,83 @@ def test_debian_files_count_only_together(tmp_path):
     assert not prepare.has_debian_files(tmp_path)
     (tmp_path / last).touch()
     assert prepare.has_debian_files(tmp_path)
+
+
+APT_GET = """
+echo "$@" >> calls-of-apt-get; cp calls-of-apt-get "$0.calls"
+case "$*" in *update) touch "$0.updated"; exit;; esac
+[ -e "$0.updated" ] || { echo "E: Unable to locate" "package" >&2; exit 100; }
+touch dataset-fashion-mnist_0.0~git_all.deb
+"""
+DPKG_DEB = """
+[ "$*" = "-x dataset-fashion-mnist_0.0~git_all.deb ." ] || exit 9
+mkdir -p ./usr/share/datasets/fashion-mnist; cd ./usr/share/datasets/fashion-mnist
+for name in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do
+    echo $name > $name-ubyte.gz
+done
+"""
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Folder of an apt-get and a dpkg-deb that come first on PATH; the package is not known."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in {"apt-get": APT_GET, "dpkg-deb": DPKG_DEB}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    return folder
+
+
+def test_debian_package_is_fetched_into_its_folder(tmp_path, programs):
+    (programs / "apt-get.updated").touch()
+    assert prepare.fetch_debian_files(tmp_path / "data/debian") == ""
+    assert prepare.has_debian_files(tmp_path / "data/debian")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["debian"]
+    assert "download dataset-fashion-mnist" in (programs / "apt-get.calls").read_text()
+
+
+def test_only_root_updates_the_lists_of_packages(tmp_path, programs, monkeypatch):
+    assert prepare.fetch_debian_files(tmp_path / "debian") == "E: Unable to locate package"
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert prepare.fetch_debian_files(tmp_path / "debian") == ""
+    calls = (programs / "apt-get.calls").read_text().splitlines()
+    assert [line.split()[-2:] for line in calls] == [
+        ["download", "dataset-fashion-mnist"],
+        ["Acquire::http::Timeout=20", "update"],
+        ["download", "dataset-fashion-mnist"],
+    ]
+    assert prepare.has_debian_files(tmp_path / "debian")
+
+
+@pytest.mark.parametrize("script", ["exit 1", "true", "mkdir -p usr/share/datasets"])
+def test_package_that_does_not_unpack_leaves_nothing(tmp_path, programs, script):
+    (programs / "apt-get.updated").touch()
+    (programs / "dpkg-deb").write_text(f"#!/bin/sh\n{script}\n")
+    assert prepare.fetch_debian_files(tmp_path / "debian")
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_folder_that_cannot_be_written_says_why(tmp_path, programs):
+    (programs / "apt-get.updated").touch()
+    (tmp_path / "file").touch()
+    assert "file" in prepare.fetch_debian_files(tmp_path / "file/debian")
+
+
+def test_without_apt_get_nothing_is_fetched(tmp_path, unreachable_host):
+    assert prepare.fetch_debian_files(tmp_path / "debian") == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_fetch_falls_back_to_the_download(tmp_path, programs, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "_check_connection", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare.prepare("fashion_mnist", tmp_path / "tfds", debian_dir=tmp_path / "debian")
+    said = "dataset-fashion-mnist not fetched: E: Unable to locate package; trying TFDS\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_prepared_data_set_is_found_without_tensorflow(tmp_path):
