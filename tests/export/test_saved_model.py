@@ -1,8 +1,6 @@
 import io
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -93,10 +91,10 @@ def test_both_signatures_agree_on_one_image(exported, photos, kind):
 
 
 def test_random_and_mutated_files_crash_nothing(trained, exported, files, tmp_path):
-    """10,000 byte strings among real images: each is refused, or has the code of its pixels."""
+    """2,000 byte strings among real images: each is refused, or has the code of its pixels."""
     rng = np.random.default_rng(0)
     seeds = [*serving.encode_everyhow(files[0]), *serving.encode_everyhow(files[1])]
-    strings = [serving.mutate(rng, seeds) for _ in range(10_000)]
+    strings = [serving.mutate(rng, seeds) for _ in range(2_000)]
     batches = [strings[start : start + 250] for start in range(0, len(strings), 250)]
     requests = [
         ("encode_bytes", {"image_bytes": np.array([*batch, *files[:6]], object)})
@@ -110,7 +108,7 @@ def test_random_and_mutated_files_crash_nothing(trained, exported, files, tmp_pa
         codes = as_model(trained, views)[1] * valid[:, None]
         np.testing.assert_array_equal(answer["codes"], codes)
         decodable += valid[:250].sum()
-    assert 1000 < decodable < 9000
+    assert 200 < decodable < 1800
 
 
 @pytest.mark.parametrize("size", [(20, 31), (97, 33), (1, 1), (1, 100)])
@@ -136,25 +134,17 @@ def test_the_graph_holds_no_python_function_and_no_foreign_op(exported):
 
 
 def test_saved_model_cli_shows_and_runs_it(exported, tmp_path):
-    command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli"]
     folder = ["--dir", exported, "--tag_set", "serve"]
-    shown = subprocess.run(
-        [*command, "show", *folder, "--signature_def", "encode_bytes"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    shown = serving.run_cli("show", *folder, "--signature_def", "encode_bytes")
     assert re.search(r"inputs\['image_bytes'\].*\n.*DT_STRING\n.*shape: \(-1\)", shown)
     assert re.search(r"outputs\['codes'\].*\n.*DT_UINT8\n.*shape: \(-1, 2\)", shown)
     assert re.search(r"outputs\['valid'\].*\n.*DT_BOOL\n.*shape: \(-1\)", shown)
     pixels = np.random.default_rng(0).integers(0, 256, [2, 9, 13, 3], np.uint8)
     np.save(tmp_path / "images.npy", pixels)
-    subprocess.run(
-        [*command, "run", *folder, "--signature_def", "serving_default"]
-        + ["--inputs", f"images={tmp_path}/images.npy", "--outdir", tmp_path],
-        check=True,
-        capture_output=True,
-    )
+    serving.run_cli(
+        "run", *folder, "--signature_def", "serving_default",
+        "--inputs", f"images={tmp_path}/images.npy", "--outdir", tmp_path,
+    )  # fmt: skip
     answer = load_encoder(exported).signatures["serving_default"](images=tf.constant(pixels))
     np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), answer["codes"])
 

@@ -1,8 +1,6 @@
 """Queries of every kind find what the index finds, and answers are written atomically."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from pyarrow import parquet
 from export import search
 from export.encoder import encode_images
 from hqc_tf.data import catalog
+from tests.support import commands
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +112,8 @@ def test_rerank_below_k_is_refused(index, embeddings):
 
 
 def command(*arguments, status=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "export.search", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
+    done = commands.run("export.search", *arguments)
+    assert done.status == status, done.stdout + done.stderr
     return done.stdout, done.stderr
 
 

@@ -1,8 +1,5 @@
 """The served search finds what `export.index` finds, in the same order."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -139,13 +136,10 @@ def test_warm_up_requests_are_real_and_run(exported, tmp_path):
 def test_saved_model_cli_runs_it(exported, index, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros([2, 9, 13, 3], np.uint8))
     np.save(tmp_path / "k.npy", np.int32(4))
-    subprocess.run(
-        [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run"]
-        + ["--dir", exported, "--tag_set", "serve", "--signature_def", "search"]
-        + ["--inputs", f"images={tmp_path}/images.npy;k={tmp_path}/k.npy", "--outdir", tmp_path],
-        check=True,
-        capture_output=True,
-    )
+    serving.run_cli(
+        "run", "--dir", exported, "--tag_set", "serve", "--signature_def", "search",
+        "--inputs", f"images={tmp_path}/images.npy;k={tmp_path}/k.npy", "--outdir", tmp_path,
+    )  # fmt: skip
     assert np.load(tmp_path / "distances.npy").shape == (2, 4)
 
 

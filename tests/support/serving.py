@@ -18,6 +18,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from export import index, versions
 from export.encoder import encode_images
 from hqc_tf.data import augment, catalog, decoding
+from tests.support import commands
 
 C_API = pathlib.Path(__file__).with_name("c_api.py")
 LIBRARY = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
@@ -99,6 +100,13 @@ def _unpack(array):
         return np.array(texts, object).reshape(array["shape"])
     content = base64.b64decode(array["data"])
     return np.frombuffer(content, array["dtype"]).reshape(array["shape"])
+
+
+def run_cli(*arguments):
+    """What TensorFlow's `saved_model_cli` prints."""
+    done = commands.run("tensorflow.python.tools.saved_model_cli", *arguments)
+    assert done.status == 0, done.stderr
+    return done.stdout
 
 
 def read_warmup(folder):

@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import re
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,6 +13,7 @@ from export.arrays import pack_ids
 from export.codes import Shard, start, write_shard
 from export.index import load_index, neighbors, scann, store, write_index
 from hqc_tf.retrieval import asymmetric_distances
+from tests.support import commands
 
 ENCODER = {"fingerprint": "abc", "path": "serving/hqc/1"}
 
@@ -365,10 +364,8 @@ def test_an_index_replaced_while_it_is_loaded_is_loaded_anew(tmp_path, monkeypat
 
 
 def command(*arguments, status=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "export.index", *map(str, arguments)], capture_output=True, text=True
-    )
-    assert done.returncode == status, done.stdout + done.stderr
+    done = commands.run("export.index", *arguments)
+    assert done.status == status, done.stdout + done.stderr
     return (done.stderr if status else done.stdout).strip()
 
 
