@@ -42,7 +42,7 @@ $(FASHION_MNIST): | $(INSTALLED)
 
 test: $(INSTALLED) ## run the tests, or those of TESTS="tests/..."
 	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
+	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(INSTALLED) ## check style and form with ruff
 	$(VENV)/bin/ruff check

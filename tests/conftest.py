@@ -22,6 +22,18 @@ from hqc_tf.workdir import save_weights
 from tests.support.networks import TWO_CONVOLUTIONS
 
 
+# Minutes each. They start first, so that no process of pytest-xdist is left with one at the end.
+LONG = (
+    "test_train", "test_distribute", "test_pipeline", "test_docs", "test_state", "test_model",
+    "test_stacks", "test_saved_model", "test_screening", "test_encode", "test_fuzz", "test_wheel",
+    "test_ablation",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     tf.keras.utils.set_random_seed(1)
