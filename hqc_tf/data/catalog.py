@@ -36,7 +36,7 @@ DATA_SETS = {
     "cifar10_protocol1": DataSet(partial(cifar10.read_protocol, 1), "cifar10 protocol I"),
     "cifar10_protocol2": DataSet(partial(cifar10.read_protocol, 2), "cifar10 protocol II"),
 } | {
-    name: DataSet(partial(photo_sets.read_images, name), photo_sets.protocol(name))
+    name: DataSet(partial(photo_sets.read_photos, name), photo_sets.protocol(name))
     for name in photo_sets.PHOTO_SETS
 }
 
@@ -79,7 +79,7 @@ class Source(NamedTuple):
     def items(self) -> Iterator[Item]:
         """The images of files, before they are decoded."""
         if self.kind == "tfrecord":
-            return records.read_files(self.root, self.files())
+            return records.read_files(self.files())
         return read_items(self.root, self.files())
 
 

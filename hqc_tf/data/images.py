@@ -1,9 +1,12 @@
 """A set of images, in memory or as files, and which of them are held out from training."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+
+Names = Sequence[str] | None
+Labels = np.ndarray | None
 
 
 class Images(NamedTuple):
@@ -30,46 +33,33 @@ class Images(NamedTuple):
 
     @classmethod
     def of_files(
-        cls,
-        paths: Sequence,
-        ids: Sequence[str] | None = None,
-        labels: np.ndarray | None = None,
-        label_names: list[str] | None = None,
-    ) -> "Images":
+        cls, paths: Sequence, ids: Names = None, labels: Labels = None, label_names: Names = None
+    ) -> Self:
         """The images in files; without `ids`, their paths are their ids."""
         paths = [str(path) for path in paths]
-        ids = paths if ids is None else list(ids)
-        return cls(None, paths, None, ids, labels, label_names)
+        return cls(None, paths, None, list(ids or paths), labels, label_names)
 
     @classmethod
     def of_pixels(
-        cls,
-        pixels: np.ndarray,
-        ids: Sequence[str] | None = None,
-        labels: np.ndarray | None = None,
-        label_names: list[str] | None = None,
-    ) -> "Images":
+        cls, pixels: np.ndarray, ids: Names = None, labels: Labels = None, label_names: Names = None
+    ) -> Self:
         """The images uint8 [N, H, W, 3]; without `ids`, their rows "0", "1", ... are their ids."""
-        ids = [str(row) for row in range(len(pixels))] if ids is None else list(ids)
+        ids = list(ids or map(str, range(len(pixels))))
         return cls(pixels, None, None, ids, labels, label_names)
 
     @classmethod
     def of_contents(
-        cls,
-        contents: Sequence[bytes],
-        ids: Sequence[str],
-        labels: np.ndarray | None = None,
-        label_names: list[str] | None = None,
-    ) -> "Images":
+        cls, files: Sequence[bytes], ids: Names, labels: Labels = None, label_names: Names = None
+    ) -> Self:
         """The images in the contents of files, which stay encoded in memory."""
-        held = np.empty(len(contents), object)
-        held[:] = contents
-        return cls(None, None, held, list(ids), labels, label_names)
+        contents = np.empty(len(files), object)
+        contents[:] = files
+        return cls(None, None, contents, list(ids), labels, label_names)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> "Images":
+    def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """The images at int [n] `rows`."""
         return Images(
             pixels=None if self.pixels is None else self.pixels[rows],

@@ -3,20 +3,22 @@
     config = tfds.download.DownloadConfig(manual_dir="photos")
     tfds.load("flickr25k", download_and_prepare_kwargs={"download_config": config})
 
-Nothing is downloaded: lists and photos lie where `photo_sets.read_list` finds them. `hqc_tf.train`
-reads them there itself and needs none of this.
+Nothing is downloaded: `photo_sets.read_photos` says where lists and photos belong. `hqc_tf.train`
+reads them there itself and does not need this module.
 """
 
 import inspect
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
 from hqc_tf.data import photo_sets
+from hqc_tf.data.images import Images
 
 
-def _instructions(name, lists):
+def _instructions(name: str, lists: Iterable[photo_sets.PhotoList]) -> str:
     files = ", ".join(of.file for of in lists)
     photos = " or ".join(f"{folder}/" for folder in photo_sets.PHOTO_FOLDERS[name] if folder)
     return (
@@ -26,7 +28,7 @@ def _instructions(name, lists):
 
 
 class _PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What both have: `image` as the file has it, `file_name` as the list, multi-hot `labels`."""
+    """Features of both: the file as `image`, its name in the list, multi-hot `labels`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -44,7 +46,7 @@ class _PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             citation=self.CITATION,
         )
 
-    def _generate_examples(self, photos):
+    def _generate_examples(self, photos: Images) -> Iterator[tuple[int, dict]]:
         for row, (path, name) in enumerate(zip(photos.paths, photos.ids, strict=True)):
             # By row, as a list may name a photo twice.
             yield row, {"image": path, "file_name": name, "labels": photos.labels[row]}
@@ -60,19 +62,20 @@ class Flickr25k(_PhotoBuilder):
     )
 
     def _split_generators(self, dl_manager):
+        roles = {"train": "train", "test": "query"}
         return {
             split: self._generate_examples(
-                photo_sets.read_list("flickr25k", role, str(dl_manager.manual_dir))
+                photo_sets.read_photos("flickr25k", role, dl_manager.manual_dir)
             )
-            for split, role in {"train": "train", "test": "query"}.items()
+            for split, role in roles.items()
         }
 
 
 class Nuswide(_PhotoBuilder):
     """NUS-WIDE with 21 labels: `test` has the queries, `database` what they search.
 
-    Learned from is `database` or `train_10500`, photos of it. A split whose list is missing is left
-    out, and a warning names it.
+    Models are trained on `database` or on `train_10500`, photos of it. A split whose list is
+    missing is left out, and a warning names it.
     """
 
     HOMEPAGE = "https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.html"
@@ -83,8 +86,7 @@ class Nuswide(_PhotoBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = _instructions("nuswide", photo_sets.NUSWIDE_LISTS.values())
 
     def _split_generators(self, dl_manager):
-        splits = photo_sets.nuswide_splits(str(dl_manager.manual_dir))
-        for name in photo_sets.NUSWIDE_LISTS:
-            if name not in splits:
-                logging.warning("nuswide has no split %s: its list is missing", name)
+        splits = photo_sets.nuswide_splits(dl_manager.manual_dir)
+        for name in photo_sets.NUSWIDE_LISTS.keys() - splits.keys():
+            logging.warning("nuswide has no split %s: its list is missing", name)
         return {name: self._generate_examples(photos) for name, photos in splits.items()}

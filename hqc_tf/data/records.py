@@ -1,4 +1,4 @@
-"""Images in TFRecord files, those of a user and those that TFDS has prepared."""
+"""Images in TFRecord files, those of a user and those that TFDS has prepared, one by one."""
 
 import os
 import pathlib
@@ -36,18 +36,18 @@ class Records(NamedTuple):
     Without an `id_feature` ids are as `Piece` says.
     """
 
-    pieces: list
+    pieces: list[Piece]
     image_feature: str
     id_feature: str = ""
 
 
-def whole_file(file):
-    """The `Piece` of all records of a file; ids are as name.tfrecord:0."""
+def whole_file(file: str) -> Piece:
+    """All records of a file; ids are name.tfrecord:0 and so on."""
     return Piece(file, 0, -1, f"{pathlib.PurePath(file).name}:", 0, 1)
 
 
-def cut(pieces, first, last):
-    """Of pieces whose `take` is known, those of the records `first` up to `last`."""
+def cut(pieces: list[Piece], first: int, last: int) -> list[Piece]:
+    """The records `first` up to `last` of pieces whose `take` is known."""
     begin, kept = 0, []
     for piece in pieces:
         end = begin + piece.take
@@ -68,23 +68,22 @@ def pieces_of(name: str, split: str, instructions: list) -> list[Piece]:
     return pieces
 
 
-def read_files(root: pathlib.Path, names: Iterable[str]) -> Iterator[Item]:
-    """Yields an `Item` for each record of some TFRecord files; none where there is no file."""
-    pieces = [whole_file(str(root / name)) for name in names]
-    if not pieces:
-        return iter(())
+def read_files(files: Iterable[str]) -> Iterator[Item]:
+    """Yields an `Item` for each record of some TFRecord files."""
+    pieces = [whole_file(file) for file in files]
     part = Records(pieces, "image/encoded")
-    check_features(part)
+    if pieces:
+        check_features(part)
     return read_records(part)
 
 
-def check_features(part):
+def check_features(part: Records) -> None:
     """Raises UserError where the first record of a `Records` lacks the features named in it."""
     first = part.pieces[0]._replace(take=1)
     try:
         features = next(map(_parse, _open(first)))
     except (tf.errors.OpError, DecodeError, StopIteration):
-        return  # who reads it is told
+        return  # reading it gives the reason
     for flag in ("image_feature", "id_feature"):
         name = getattr(part, flag)
         if name and name not in features:
@@ -94,10 +93,10 @@ def check_features(part):
             )
 
 
-def read_records(part):
+def read_records(part: Records) -> Iterator[Item]:
     """Yields an `Item` for each record of a `Records`, in order.
 
-    A file that breaks off gives its records before, then one item of its own name.
+    A truncated or damaged file gives the records before, then one item with the file's name.
     """
     for piece in part.pieces:
         count = size = 0
@@ -114,7 +113,7 @@ def read_records(part):
 
 
 def _ends_early(piece, count, size):
-    """Whether a file has less than it should; TensorFlow takes part of a length for no more."""
+    """Whether a file is truncated; TensorFlow takes part of a length field for the end."""
     if piece.take >= 0:
         return count < piece.take
     return size < pathlib.Path(piece.file).stat().st_size
@@ -142,7 +141,7 @@ def _item(record, name, part):
 
 
 def _only(features, name, *kinds):
-    """The value of a feature that has one; ValueError where it has none of `kinds`, or several."""
+    """The only value of a feature; ValueError where it has no value of `kinds`, or several."""
     lists = [getattr(features[name], kind).value for kind in kinds if name in features]
     values = [value for each in lists for value in each]
     if len(values) != 1:

@@ -1,7 +1,7 @@
-"""Which files of a folder are images: decided before the first step, once for a run.
+"""Which files cannot be decoded: found before the first step, once for a run.
 
-What a step sees follows from the list of images, so a file that cannot be decoded has to be known
-before, and a resumed run has to leave out the same ones.
+The images of a step follow from the list of images, so a resumed run has to leave out the same
+files.
 """
 
 import contextlib
@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 import tensorflow as tf
 from tqdm import tqdm
 
-from hqc_tf.data import catalog, decoding
-from hqc_tf.data.folder import Item, in_batches, read_items
+from hqc_tf.data import catalog, decoding, pictures
+from hqc_tf.data.folder import Item, in_batches
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 _BATCH = 256
-# What reading or decoding a file ends with; others are not a file's fault.
+# Errors of reading or decoding a file; others are not the file's fault.
 _OF_A_FILE = (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
@@ -39,15 +40,16 @@ def screen(
     """Yields a `Reject` for each item that training cannot read.
 
     Args:
-        items: `Item`s, read while they are checked.
-        count: how many there are, where known.
-        label: what a line on the terminal begins with.
+        items: read while they are checked.
+        count: number of items, if known.
+        label: of the progress bar.
     """
     with tqdm(total=count, desc=label, unit="image", disable=None) as progress:
         for batch in in_batches(items, _BATCH):
             fits = decoding.decodable([item.contents for item in batch]).numpy()
-            for item in (item for item, fit in zip(batch, fits, strict=True) if not fit):
-                yield Reject(item.id, item.reason or decoding.why_refused(item.contents))
+            for item, fit in zip(batch, fits, strict=True):
+                if not fit:
+                    yield Reject(item.id, item.reason or decoding.why_refused(item.contents))
             progress.update(len(batch))
 
 
@@ -69,21 +71,14 @@ def find_rejects(dataset: str, on_bad_image: str) -> list[Reject]:
 
 
 @contextlib.contextmanager
-def naming_a_bad_file(images):
-    """Turns the error of a file that cannot be decoded, as it is read, into a `UserError`.
-
-    Args:
-      images: the `data.Images` that are read.
-    """
+def naming_a_bad_file(images: Images) -> Iterator[None]:
+    """Turns the error of a file of `images` that breaks while they are read into a `UserError`."""
     try:
         yield
     except _OF_A_FILE as error:
-        if images.paths is not None:
-            items = read_items("", images.paths)
-        elif images.contents is not None:
-            items = map(Item, images.ids, images.contents)
-        else:
+        if images.pixels is not None:
             raise
+        items = pictures.as_files(images._replace(ids=images.paths or images.ids))
         bad = next(screen(items, len(images), "looking for the bad file"), None)
         if not bad:
             raise

@@ -14,31 +14,27 @@ _READ_BATCH = 250
 _DECODED_PIXELS = 64 * 64
 
 
-def open_tfds(name, split, data_dir=""):
-    """The builder of a prepared data set of TFDS, and the pieces of its files that `split` is.
-
-    Returns:
-      (builder, list of TFDS's FileInstruction); a split has its images in the order of the pieces.
+def open_tfds(name: str, split: str, data_dir: str = "") -> tuple:
+    """The builder of a prepared TFDS data set, and the list of FileInstructions of a split.
 
     Raises:
-      UserError: TFDS knows none of this name, it is not prepared, or has no such split.
+        UserError: TFDS knows no such data set, it is not prepared, or it has no such split.
     """
     # TFDS takes seconds to import, and a folder of files does not need it.
     import tensorflow_datasets as tfds
 
     from hqc_tf.data import photo_builders  # noqa: F401 - TFDS then knows these data sets too
 
-    where = data_dir or "TFDS's own place"
-    fix = (
-        f"`python -m hqc_tf.prepare --dataset={name} --data_dir=DIR` makes it, or --data_dir "
-        "names where it is"
-    )
     try:
         builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise UserError(f"dataset {name}: TFDS knows none of this name; take another") from error
+        raise UserError(f"dataset {name}: TFDS has no such data set; take another") from error
     if not builder.is_prepared():
-        raise UserError(f"dataset {name}: not prepared in {where}; {fix}")
+        raise UserError(
+            f"dataset {name}: not prepared in {data_dir or 'the default folder of TFDS'}; `python "
+            f"-m hqc_tf.prepare --dataset={name} --data_dir=DIR` makes it, or --data_dir names "
+            "where it is"
+        )
     try:
         return builder, builder.info.splits[split].file_instructions
     except ValueError as error:
@@ -81,7 +77,7 @@ def read_tfds(name: str, split: str, data_dir: str) -> Images:
     """
     builder, pieces = open_tfds(name, split, data_dir)
     image, label = image_feature(builder), _label_feature(builder)
-    sides = builder.info.features[image].shape[:2]
+    sides = builder.info.features[image].shape[:2]  # None where images differ
     decode = None not in sides and sides[0] * sides[1] <= _DECODED_PIXELS
     read = [_read_records(piece, image, label, decode) for piece in pieces]
     if not read:

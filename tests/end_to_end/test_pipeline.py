@@ -177,7 +177,7 @@ def test_an_index_of_another_encoder_is_refused(folder, index, served):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset=imagenet"], "imagenet: TFDS knows none of this name; take another"),
+        (["--dataset=imagenet"], "imagenet: TFDS has no such data set; take another"),
         (["--dataset=cifar10", "--data_dir={folder}"], "cifar10: not prepared in .*prepare"),
         (["--dataset=folder:{folder}/none"], "no such folder; name one that holds images"),
         (["--dataset=folder:{folder}/empty"], "no image in it or below; put .jpg"),

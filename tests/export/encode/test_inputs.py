@@ -329,7 +329,7 @@ def test_the_number_of_shards_follows_the_images(photos, tmp_path, monkeypatch):
         ),
         ("empty", "--input=empty: a folder; write folder:empty, or a pattern of files"),
         ("tfrecord:none*", r"--input=tfrecord:none\*: no file of this name"),
-        ("tfds:no_such_set/train", "dataset no_such_set: TFDS knows none of this name; take"),
+        ("tfds:no_such_set/train", "dataset no_such_set: TFDS has no such data set; take"),
         ("cifar10_protocol1/test", "cifar10_protocol1/test: no such role; take one of train, data"),
         ("flickr25k", "--data_dir=empty: no such|empty/img.txt: no such list; put it there"),
         ("tfds:mnist/train", "dataset mnist: not prepared in empty; "),

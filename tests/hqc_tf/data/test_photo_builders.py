@@ -65,8 +65,8 @@ def test_flickr25k_is_loaded_as_listed(flickr25k, tmp_path):
     as_files = {"image": tfds.decode.SkipDecoding()}
     splits = load("flickr25k", tmp_path / "tfds", flickr25k, decoders=as_files)
     assert {split: len(examples) for split, examples in splits.items()} == {"train": 40, "test": 20}
-    check_examples(splits["train"], photo_sets.read_list("flickr25k", "train", flickr25k))
-    check_examples(splits["test"], photo_sets.read_list("flickr25k", "query", flickr25k))
+    check_examples(splits["train"], photo_sets.read_photos("flickr25k", "train", flickr25k))
+    check_examples(splits["test"], photo_sets.read_photos("flickr25k", "query", flickr25k))
 
 
 def test_photos_are_decoded_to_three_channels(flickr25k, tmp_path):
@@ -79,7 +79,7 @@ def test_published_queries_of_nuswide_without_the_other_lists(nuswide, tmp_path,
     as_files = {"image": tfds.decode.SkipDecoding()}
     splits = load("nuswide", tmp_path / "tfds", nuswide, decoders=as_files)
     assert list(splits) == ["test"]
-    check_examples(splits["test"], photo_sets.read_list("nuswide", "query", nuswide))
+    check_examples(splits["test"], photo_sets.read_photos("nuswide", "query", nuswide))
     first = splits["test"]["grassland/0451_1307521289.jpg"]["labels"]
     assert np.flatnonzero(first).tolist() == [0, 5, 14]
     warnings = [record.getMessage() for record in caplog.records]

@@ -58,7 +58,7 @@ def small_nuswide(tmp_path):
 
 def refused(dataset, role, data_dir):
     with pytest.raises(UserError) as caught:
-        photo_sets.read_list(dataset, role, data_dir)
+        photo_sets.read_photos(dataset, role, data_dir)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -70,7 +70,7 @@ def replace_line(path, line, text):
 
 
 def test_flickr25k_queries_are_the_published_draw(flickr25k):
-    query = photo_sets.read_list("flickr25k", "query", flickr25k)
+    query = photo_sets.read_photos("flickr25k", "query", flickr25k)
     published = np.loadtxt(flickr25k / "flickr25k/targets.txt", dtype=np.uint8)
     numbers = [int(name.removeprefix("im").removesuffix(".jpg")) for name in query.ids]
     assert numbers[:3] == [14712, 21080, 13196]
@@ -81,7 +81,7 @@ def test_flickr25k_queries_are_the_published_draw(flickr25k):
 
 
 def test_flickr25k_learns_from_and_searches_the_rest_in_order(flickr25k):
-    train, database, query = (photo_sets.read_list("flickr25k", r, flickr25k) for r in ROLES)
+    train, database, query = (photo_sets.read_photos("flickr25k", r, flickr25k) for r in ROLES)
     listed = (flickr25k / "flickr25k/img.txt").read_text().split()
     published = np.loadtxt(flickr25k / "flickr25k/targets.txt", dtype=np.uint8)
     asks = set(query.ids)
@@ -105,7 +105,7 @@ def test_flickr25k_learns_from_and_searches_the_rest_in_order(flickr25k):
     ],
 )
 def test_nuswide_roles_are_the_lists_line_by_line(nuswide, dataset, role, file, lines):
-    photos = photo_sets.read_list(dataset, role, nuswide)
+    photos = photo_sets.read_photos(dataset, role, nuswide)
     assert (len(photos.ids), photos.labels.shape) == (lines, (lines, 21))
     assert photos.labels.dtype == np.uint8
     written = map(" ".join, zip(photos.ids, label_lines(photos.labels), strict=True))
@@ -115,16 +115,16 @@ def test_nuswide_roles_are_the_lists_line_by_line(nuswide, dataset, role, file, 
 
 
 def test_published_first_lines_of_nuswide(nuswide):
-    query = photo_sets.read_list("nuswide", "query", nuswide)
+    query = photo_sets.read_photos("nuswide", "query", nuswide)
     assert query.ids[0] == "grassland/0451_1307521289.jpg"
     assert np.flatnonzero(query.labels[0]).tolist() == [0, 5, 14]
-    train = photo_sets.read_list("nuswide_10500", "train", nuswide)
+    train = photo_sets.read_photos("nuswide_10500", "train", nuswide)
     assert train.ids[2] == "valley/0338_1670636239.jpg"
     assert np.flatnonzero(train.labels[2]).tolist() == [3, 5, 7]
 
 
 def test_a_role_needs_its_own_list_only(small_nuswide):
-    assert len(photo_sets.read_list("nuswide_10500", "query", small_nuswide).ids) == 2100
+    assert len(photo_sets.read_photos("nuswide_10500", "query", small_nuswide).ids) == 2100
     message = refused("nuswide_10500", "train", small_nuswide)
     assert message == (
         f"{small_nuswide}/nuswide/train_10500.txt: no such list; put it there: 10500 lines, each "
@@ -153,7 +153,7 @@ def test_protocol_names_what_a_result_rests_on():
 def test_photos_of_flickr25k_lie_in_any_of_three_places(tmp_path, place):
     labels = write_flickr25k_lists(tmp_path / "flickr25k", ["im1.jpg", "im2.jpg"])
     write_photos(tmp_path / place, ["im1.jpg", "im2.jpg"])
-    query = photo_sets.read_list("flickr25k", "query", tmp_path)
+    query = photo_sets.read_photos("flickr25k", "query", tmp_path)
     # Rows 14711 and 21079 of the lists, both odd.
     assert query.paths[:2] == [f"{tmp_path}/{place}/im2.jpg"] * 2
     np.testing.assert_array_equal(query.labels[:2], labels[[14711, 21079]])
@@ -161,22 +161,22 @@ def test_photos_of_flickr25k_lie_in_any_of_three_places(tmp_path, place):
 
 def test_lists_may_lie_in_data_dir_itself(small_nuswide, monkeypatch):
     monkeypatch.chdir(small_nuswide / "nuswide")
-    query = photo_sets.read_list("nuswide", "query", ".")
+    query = photo_sets.read_photos("nuswide", "query", ".")
     assert query.paths[:3] == ["images/a/1.jpg", "images/a/2.jpg", "images/b/1.jpg"]
 
 
 def test_the_first_place_with_the_first_photo_is_taken(small_nuswide):
     write_photos(small_nuswide / "nuswide", ["a/1.jpg", "a/2.jpg", "b/1.jpg"])
-    query = photo_sets.read_list("nuswide", "query", small_nuswide)
+    query = photo_sets.read_photos("nuswide", "query", small_nuswide)
     assert query.paths[0] == f"{small_nuswide}/nuswide/a/1.jpg"
 
 
 def test_other_ends_of_lines_and_blanks_say_the_same(small_nuswide):
     path = small_nuswide / "nuswide/test.txt"
-    before = photo_sets.read_list("nuswide", "query", small_nuswide)
+    before = photo_sets.read_photos("nuswide", "query", small_nuswide)
     changed = path.read_text().replace(" ", "\t").replace("\n", " \r\n")
     path.write_bytes(b"\xef\xbb\xbf" + changed.encode())
-    after = photo_sets.read_list("nuswide", "query", small_nuswide)
+    after = photo_sets.read_photos("nuswide", "query", small_nuswide)
     assert after.ids == before.ids
     np.testing.assert_array_equal(after.labels, before.labels)
 
@@ -270,7 +270,7 @@ def test_links_count_where_they_lead_to_a_photo(small_nuswide):
     photo = small_nuswide / "nuswide/images/a/2.jpg"
     photo.rename(small_nuswide / "elsewhere.jpg")
     photo.symlink_to(small_nuswide / "elsewhere.jpg")
-    assert len(photo_sets.read_list("nuswide", "query", small_nuswide).ids) == 2100
+    assert len(photo_sets.read_photos("nuswide", "query", small_nuswide).ids) == 2100
     (small_nuswide / "elsewhere.jpg").unlink()
     assert "a/2.jpg; 700 of 2100 are missing" in refused("nuswide", "query", small_nuswide)
 

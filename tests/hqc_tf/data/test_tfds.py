@@ -8,7 +8,7 @@ from hqc_tf.errors import UserError
 
 
 def test_unknown_data_set_is_refused(tmp_path):
-    with pytest.raises(UserError, match="dataset fashion_mnits: TFDS knows none of this name"):
+    with pytest.raises(UserError, match="dataset fashion_mnits: TFDS has no such data set"):
         catalog.load_images("fashion_mnits", str(tmp_path))
 
 
