@@ -1,10 +1,9 @@
 """Views of images: the random ones that training compares, and the plain one that is encoded.
 
 Images are float32 [B, H, W, 3] in [0, 1] unless noted; the color operations take the three
-channels as a list. Each operation takes one set of parameters per image, so that a batch is one
-call; `draw` makes the parameters of a batch from a seed alone.
-Definitions follow torchvision's of the same names, which the authors' settings refer to
-(method: RandomResizedCrop, flip, color jitter, gray, Gaussian blur, in this order).
+channels as a list. Each operation takes parameters per image, which `draw` makes from a seed alone.
+Source: torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale and
+GaussianBlur, in this order, with the authors' settings.
 """
 
 from typing import NamedTuple
@@ -21,20 +20,23 @@ GRAY_PROBABILITY = 0.2
 SIGMA = 0.1, 2.0
 LUMA = 0.2989, 0.587, 0.114
 
-# What a slot of the jitter's order holds.
+# Operations in the jitter's order.
 BRIGHTNESS, CONTRAST, SATURATION, HUE_SHIFT, NOTHING = range(5)
+
+
+Channels = list[tf.Tensor]
 
 
 class Draw(NamedTuple):
     """One random view of each of B images.
 
     Attributes:
-      crop: float [B, 2 * CROP_TRIES + 2] in [0, 1), what `crop_boxes` turns into boxes.
-      flip: bool [B], mirrored left to right.
-      order: int32 [B, 4], the jitter's operations in their order; NOTHING in all four: no jitter.
-      factors: float [B, 4], of brightness, contrast, saturation, and the shift of hue in turns.
-      gray: bool [B].
-      sigma: float [B], of the blur, in pixels.
+        crop: float [B, 2 * CROP_TRIES + 2] in [0, 1), for `crop_boxes`.
+        flip: bool [B], mirrored left to right.
+        order: int32 [B, 4], the jitter's operations in their order; NOTHING in all four: no jitter.
+        factors: float [B, 4], of brightness, contrast, saturation, and the shift of hue in turns.
+        gray: bool [B].
+        sigma: float [B], of the blur, in pixels.
     """
 
     crop: tf.Tensor
@@ -86,11 +88,9 @@ def crop_boxes(uniform: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tens
     The first of ten tries that fits is taken; else the largest centered box of a permitted ratio.
 
     Args:
-      uniform: float [B, 2 * CROP_TRIES + 2] in [0, 1), `Draw.crop`.
-      height, width: of the images in pixels, int scalars or [B].
-
-    Returns:
-      `Boxes` of B boxes inside the images.
+        uniform: `Draw.crop`.
+        height: of the images in pixels, int scalar or [B].
+        width: likewise.
     """
     full_h, full_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     tries = uniform[:, : 2 * CROP_TRIES]
@@ -113,18 +113,17 @@ def crop_boxes(uniform: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tens
 def crop(images: tf.Tensor, boxes: Boxes, flip: tf.Tensor, size: int) -> tf.Tensor:
     """Cuts a box out of each image, mirrors it where `flip` is true and resizes it to a square.
 
-    Bilinear with anti-aliasing, pixels outside the box unused: the result of cutting first and
-    `tf.image.resize(antialias=True)` after. Resampling is a matrix per image and axis, so a
-    batch takes two matrix products.
+    Bilinear with anti-aliasing, pixels outside the box unused, as `crop_one`. Resampling is a
+    matrix per image and axis, so a batch takes two matrix products.
 
     Args:
-      images: float [B, H, W, 3].
-      boxes: `Boxes` of B boxes.
-      flip: bool [B].
-      size: side of the square, in pixels.
+        images: float [B, H, W, 3].
+        boxes: one for each image.
+        flip: bool [B].
+        size: side of the square, in pixels.
 
     Returns:
-      float [B, size, size, 3].
+        float [B, size, size, 3].
     """
     rows = _resampling(boxes.top, boxes.height, size, images.shape[1])
     columns = _resampling(boxes.left, boxes.width, size, images.shape[2])
@@ -140,13 +139,13 @@ def crop_one(image: tf.Tensor, box: Boxes, flip: tf.Tensor, size: int) -> tf.Ten
 
 
 def recolor(crops: tf.Tensor, drawn: Draw) -> tf.Tensor:
-    """All that follows the crop: jitter, gray, blur; float [B, H, W, 3], `Draw` -> the same."""
+    """Color jitter, gray and blur of crops, float [B, H, W, 3]; the shape stays."""
     planes = _jitter_and_gray(crops, drawn.order, drawn.factors, drawn.gray)
     return tf.transpose(blur(planes, drawn.sigma), [1, 2, 3, 0])
 
 
 # Compiled, an operation takes one pass over the pixels instead of ten. The blur is compiled apart:
-# fused with what comes before, it would compute the colors anew for each of its nine pixels.
+# fused with these, it would compute the colors anew for each of its nine pixels.
 @tf.function(jit_compile=True, autograph=False)
 def _jitter_and_gray(images, order, factors, gray):
     """[B, H, W, 3] -> [3, B, H, W]."""
@@ -154,16 +153,16 @@ def _jitter_and_gray(images, order, factors, gray):
     return tf.stack(grayscale(channels, gray))
 
 
-def color_jitter(channels: list, order: tf.Tensor, factors: tf.Tensor) -> list:
+def color_jitter(channels: Channels, order: tf.Tensor, factors: tf.Tensor) -> Channels:
     """Brightness, contrast, saturation and hue, in each image's own order.
 
     Brightness f: f x. Contrast f: f x + (1 - f) mean(gray(x)). Saturation f: f x + (1 - f) gray(x).
     Each is clipped to [0, 1]. Hue h: turns the hue by h of a full circle.
 
     Args:
-      channels: red, green and blue, float [B, H, W] each; so is what is returned.
-      order: int [B, 4], `Draw.order`.
-      factors: float [B, 4], `Draw.factors`; hue turns by at most half a circle.
+        channels: red, green and blue, float [B, H, W] each, like the result.
+        order: `Draw.order`.
+        factors: `Draw.factors`; hue turns by at most half a circle.
     """
     for slot in range(4):
         operation = order[:, slot]
@@ -174,7 +173,7 @@ def color_jitter(channels: list, order: tf.Tensor, factors: tf.Tensor) -> list:
     return channels
 
 
-def grayscale(channels: list, chosen: tf.Tensor) -> list:
+def grayscale(channels: Channels, chosen: tf.Tensor) -> Channels:
     """Gray where bool [B] `chosen` is true: 0.2989 R + 0.587 G + 0.114 B in all three channels."""
     gray = _gray(channels)
     return [tf.where(chosen[:, None, None], gray, channel) for channel in channels]
@@ -199,12 +198,12 @@ def plain_view(images: tf.Tensor, resize_size: int, size: int) -> tf.Tensor:
     """The view that is encoded: shorter side to `resize_size`, then the center square.
 
     Args:
-      images: uint8 or float in [0, 255], [H, W, 3] or [B, H, W, 3].
-      resize_size: in pixels, at least `size`.
-      size: side of the square, in pixels.
+        images: uint8 or float in [0, 255], [H, W, 3] or [B, H, W, 3].
+        resize_size: in pixels, at least `size`.
+        size: side of the square, in pixels.
 
     Returns:
-      float32 [size, size, 3] or [B, size, size, 3] in [0, 1].
+        float32 [size, size, 3] or [B, size, size, 3] in [0, 1].
     """
     height, width = tf.unstack(tf.shape(images)[-3:-1])
     shorter = tf.minimum(height, width)
@@ -241,14 +240,14 @@ def _gray(channels):
 
 
 def _blend(channels, operation, factors):
-    """One of the three blends per image: factor * x + (1 - factor) * what it fades to."""
+    """One of the three blends per image: factor * x + (1 - factor) * level."""
     own = tf.gather(factors, tf.minimum(operation, SATURATION), batch_dims=1)
     factor = tf.where(operation <= SATURATION, own, 1.0)[:, None, None]
     operation = operation[:, None, None]
     gray = _gray(channels)
     level = tf.where(operation == CONTRAST, tf.reduce_mean(gray, [1, 2], keepdims=True), 0.0)
-    fades_to = tf.where(operation == SATURATION, gray, level)
-    return [tf.clip_by_value(factor * x + (1 - factor) * fades_to, 0.0, 1.0) for x in channels]
+    level = tf.where(operation == SATURATION, gray, level)
+    return [tf.clip_by_value(factor * x + (1 - factor) * level, 0.0, 1.0) for x in channels]
 
 
 def _turn_hue(channels, turns):

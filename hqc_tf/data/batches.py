@@ -1,7 +1,7 @@
 """Batches of images: the two views of a training step, and the plain view that is encoded.
 
-The images of a step are a function of its number and the seed alone: a resumed run continues
-exactly where it stopped, and nothing has to be replayed.
+The images of a step are a function of its number and the seed alone, so a resumed run continues
+exactly where it stopped without a replay.
 """
 
 import os
@@ -14,10 +14,8 @@ from hqc_tf.data import augment, decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
-# Nothing here branches on tensors, and autograph's reading of the source delays every start.
+# Nothing here branches on tensors, and autograph's parsing of the source delays every start.
 no_autograph = tf.autograph.experimental.do_not_convert
-
-
 # Seeds the views of held-out images; no step has this seed.
 _HELD_OUT_SEED = -1
 
@@ -29,28 +27,25 @@ def training_views(
     last_step: int,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """The batches of steps `first_step` up to `last_step`: a tf.data.Dataset of two views.
+    """The two views of each batch of steps `first_step` up to `last_step`.
 
     Each replica has its rows of a step's batch; the content of a row does not depend on the number
-    of replicas.
-
-    Each epoch takes the images in its own shuffled order and drops those left over after the last
-    full batch.
+    of replicas. Each epoch has its own shuffled order and drops the images after the last full
+    batch.
 
     Args:
-      images: `Images`.
-      config: `Config`; its batch_size, image_size, augment_on and seed are read.
-      first_step, last_step: steps counted from the start of the run, from 0.
-      context: the tf.distribute.InputContext of this process, whose replicas take elements in turn;
-        None: there is one replica.
+        images: the training images.
+        config: batch_size, image_size, augment_on and seed are read.
+        first_step: counted from the start of the run, from 0.
+        last_step: exclusive.
+        context: of this process, whose replicas take elements in turn; None: one replica.
 
     Returns:
-      Dataset of (view_a, view_b), float32 [b, size, size, 3] in [0, 1], b a replica's share of the
-      global batch; with augment_on="device", of ((crop_a, crop_b), (draw_a, draw_b)), which
-      `augment.recolor` makes views of.
+        Dataset of (view_a, view_b), float32 [b, size, size, 3] in [0, 1], b a replica's share of
+        the global batch; with augment_on="device", of the arguments of `recolor_views`.
 
     Raises:
-      UserError: fewer images than a batch takes.
+        UserError: fewer images than a batch takes.
     """
     per_epoch = steps_per_epoch(images, config)
     context = context or tf.distribute.InputContext()
@@ -90,11 +85,10 @@ def shuffled_rows(places: tf.Tensor, count: int, seed: int, epoch: tf.Tensor) ->
 
 
 def changed_views(images: Images, config: Config) -> tf.data.Dataset:
-    """Each of the images as training changes it: a tf.data.Dataset of float32 [b, size, size, 3].
+    """A training view of each image in order: Dataset of float32 [b, size, size, 3].
 
-    In the order of the images, by draws that are the same for every seed and step. All batches have
-    the size of training's, so that what is compiled for it serves here; the last one is
-    filled with the first images.
+    The draws are the same for every seed and step. Batches have training's size, so that its
+    compiled functions serve here; the last one is filled with the first images.
     """
     batch = config.batch_size
 
@@ -114,8 +108,10 @@ def changed_views(images: Images, config: Config) -> tf.data.Dataset:
 
 
 @no_autograph
-def recolor_views(crops, draws):
-    """Crops and draws of two views, as with augment_on="device" -> (view_a, view_b)."""
+def recolor_views(
+    crops: tuple[tf.Tensor, tf.Tensor], draws: tuple[augment.Draw, augment.Draw]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The two views, made of their crops and draws as augment_on="device" has them."""
     return tuple(map(augment.recolor, crops, draws))
 
 
@@ -130,7 +126,7 @@ def steps_per_epoch(images: Images, config: Config) -> int:
 
 
 def plain_batches(images: Images, resize_size: int, size: int, batch_size: int) -> tf.data.Dataset:
-    """The images in order as they are encoded: Dataset of float32 [b, size, size, 3] in [0, 1]."""
+    """The plain views in order: Dataset of float32 [b, size, size, 3] in [0, 1]."""
 
     @no_autograph
     def view(pixels):
@@ -165,7 +161,7 @@ def _decode(contents):
 
 
 def read_pixels(images: Images, row: int) -> np.ndarray:
-    """One of some images, uint8 [H, W, 3]."""
+    """An image of a set, uint8 [H, W, 3]."""
     if images.pixels is not None:
         return images.pixels[row]
     held, read = _encoded(images.take([row]))
@@ -173,7 +169,7 @@ def read_pixels(images: Images, row: int) -> np.ndarray:
 
 
 def _encoded(images):
-    """String [N] of paths or contents, and the function that makes an image of one."""
+    """String [N] of paths or contents, and the function that decodes one of them."""
     if images.contents is not None:
         return tf.constant(images.contents.tolist(), tf.string), _decode
     # Names of files are bytes, not always text.
@@ -181,7 +177,7 @@ def _encoded(images):
 
 
 def _crops(steps, images, batch, size):
-    """(rows, draws of each view) of `batch` images -> (crops of each view, the draws)."""
+    """Dataset of (rows, draws of each view) -> Dataset of (crops of each view, the draws)."""
     cut = _crops_of_files if images.pixels is None else _crops_of_pixels
     return cut(steps, images, batch, size)
 

@@ -78,7 +78,7 @@ def naming_a_bad_file(images: Images) -> Iterator[None]:
     except _OF_A_FILE as error:
         if images.pixels is not None:
             raise
-        items = pictures.as_files(images._replace(ids=images.paths or images.ids))
+        items = pictures.as_files(Images.of_files(images.paths) if images.paths else images)
         bad = next(screen(items, len(images), "looking for the bad file"), None)
         if not bad:
             raise
