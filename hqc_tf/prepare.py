@@ -43,13 +43,9 @@ _APT_GET = ["apt-get", "-qq", "-o", "Acquire::Retries=1", "-o", "Acquire::http::
 
 
 def restore_gzip_header(content: bytes, name: str, mtime: int) -> bytes:
-    """A gzip file with the original name and time in its header; the data is unchanged.
+    """A gzip file with the original name, without .gz, and time in its header.
 
-    Args:
-        content: a gzip file. It is returned as it is where its header has a name, so that the
-            files as first published serve as well.
-        name: the original file's name, without .gz.
-        mtime: when the original file was changed, in seconds since 1970.
+    The data is unchanged. A file whose header has a name is returned as it is: it is as published.
 
     Raises:
         ValueError: content is no gzip file, or its header has other optional fields.
@@ -110,11 +106,7 @@ def _run(command, folder):
 
 
 def restore_debian_files(debian_dir: str | os.PathLike, output_dir: str | os.PathLike) -> None:
-    """Writes the four files of Debian's package to `output_dir` as they were first published.
-
-    Raises:
-        ValueError: `restore_gzip_header` cannot restore a file.
-    """
+    """Writes the files of Debian's package as first published; as `restore_gzip_header` raises."""
     for name, mtime in FASHION_MNIST_MTIMES.items():
         content = (pathlib.Path(debian_dir) / name).read_bytes()
         restored = restore_gzip_header(content, name.removesuffix(".gz"), mtime)
@@ -122,11 +114,8 @@ def restore_debian_files(debian_dir: str | os.PathLike, output_dir: str | os.Pat
 
 
 def find_prepared(dataset: str, data_dir: str | os.PathLike) -> pathlib.Path | None:
-    """The folder of the prepared data set, or None.
-
-    TFDS writes to `incomplete.*` beside the version's folder and renames at the end, so a version's
-    folder with a dataset_info.json is complete.
-    """
+    """The folder of the prepared data set, or None."""
+    # TFDS writes to `incomplete.*` and renames, so a version's folder with this file is complete.
     found = pathlib.Path(data_dir, dataset).glob("[0-9]*.*.*/dataset_info.json")
     return max((path.parent for path in found), default=None)
 
@@ -149,8 +138,8 @@ def prepare(
         (folder, new): the data set's folder, and whether this call made it.
 
     Raises:
-        UserError: TFDS does not know the data set, its files are not the registered ones,
-            or they can neither be found nor downloaded; lists or photos are not as published.
+        UserError: TFDS has no such data set, its files are not the registered ones or cannot be
+            had, or lists or photos are not as published.
         OSError: data_dir cannot be written to, or a download broke off.
     """
     folder = find_prepared(dataset, data_dir)
@@ -251,7 +240,7 @@ def _check_connection(builder, debian_dir):
 
 
 def define_flags() -> None:
-    """Defines this command's flags; by a call, as `hqc_tf.config` has flags of the same names."""
+    """Defines this command's flags; called late, as `hqc_tf.config` has flags of the same names."""
     flags.DEFINE_string("dataset", "fashion_mnist", "The data set's name in TFDS.")
     flags.DEFINE_string("data_dir", "data/tfds", "Folder of the prepared data sets.")
     flags.DEFINE_string(

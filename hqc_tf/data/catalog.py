@@ -86,8 +86,8 @@ class Source(NamedTuple):
 def parse(text: str) -> Source:
     """The `Source` that `--dataset` or `--input` names.
 
-    NAME/SPLIT without a prefix is `tfds:NAME/SPLIT` unless a file of this name exists; whatever has
-    no other meaning is a pattern.
+    NAME and NAME/SPLIT mean a TFDS data set unless a file of this name exists; anything else is a
+    pattern.
     """
     kind, _, rest = text.partition(":")
     if kind in ("folder", "tfrecord"):

@@ -33,7 +33,7 @@ def _first_frame(values):
         lengths = values[place : place + 256 * _STRIDE : 256]
         full = tf.reduce_sum(tf.math.cumprod(tf.cast(lengths == 255, tf.int32)))
         place += tf.where(inside, 256 * full, 0)
-        # Fails beyond the end; a part of an unknown kind leads there as well.
+        # Fails beyond the end, to which a part of an unknown kind leads.
         ahead = tf.cast(values[place : place + 10], tf.int32)
         is_frame = ~inside & (ahead[0] == 0x2C)
         head = tf.where(ahead[0] == 0x21, 2, tf.where(is_frame, 11 + colors(ahead[9]), 2**30))

@@ -62,9 +62,10 @@ def cut(pieces: list[Piece], first: int, last: int) -> list[Piece]:
 def pieces_of(name: str, split: str, instructions: list) -> list[Piece]:
     """The pieces of a split of TFDS, whose ids are those of `catalog.load_images`."""
     pieces, first = [], 0
-    for of in instructions:
-        pieces.append(Piece(str(of.filename), of.skip, of.take, f"{name}/{split}/", first, 5))
-        first += of.take
+    for each in instructions:
+        file = str(each.filename)
+        pieces.append(Piece(file, each.skip, each.take, f"{name}/{split}/", first, 5))
+        first += each.take
     return pieces
 
 

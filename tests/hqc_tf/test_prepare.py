@@ -1,4 +1,4 @@
-"""hqc_tf.prepare: restored gzip headers, data that is there, and what is said when none is."""
+"""hqc_tf.prepare: restored gzip headers, the Debian package, and the messages without data."""
 
 import gzip
 import hashlib

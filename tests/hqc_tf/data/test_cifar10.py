@@ -11,7 +11,7 @@ from tests.support import SHARED
 
 @pytest.fixture
 def small_cifar10(monkeypatch):
-    """CIFAR-10 of 80 images, 8 a class, of which 2 ask and 3 train in the protocols."""
+    """CIFAR-10 of 80 images, 8 a class, of which 2 are queries and 3 are trained on."""
 
     def read(name, split, data_dir):
         count, first = (60, 0) if split == "train" else (20, 60)
@@ -42,7 +42,7 @@ def test_cifar10_protocols_divide_the_pooled_images(small_cifar10, protocol, tra
     np.testing.assert_array_equal(query.labels, query.pixels[:, 0, 0, 0] % 10)
 
 
-def test_both_protocols_ask_the_same_and_a_role_is_a_split(small_cifar10):
+def test_both_protocols_have_the_same_queries_and_a_role_is_a_split(small_cifar10):
     first, second = (catalog.load_split(f"cifar10_protocol{n}", "query").ids for n in (1, 2))
     assert first == second == catalog.load_images("cifar10_protocol1/query").ids
     assert len(catalog.load_images("cifar10_protocol2")) == 60

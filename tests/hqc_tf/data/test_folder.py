@@ -8,7 +8,7 @@ from hqc_tf.errors import UserError
 from tests.support.pixels import random_pixels, write_images
 
 
-def labelled_folder(folder, counts):
+def labeled_folder(folder, counts):
     """Sub-folders named by their keys with so many images each."""
     for name, count in counts.items():
         write_images(folder / name, random_pixels(count, 4, 4))
@@ -27,7 +27,7 @@ def test_folder_without_labels_is_all_one_set(tmp_path):
 
 
 def test_sub_folders_are_labels(tmp_path):
-    folder = labelled_folder(tmp_path, {"dog": 2, "cat": 1, "cow/old": 2})
+    folder = labeled_folder(tmp_path, {"dog": 2, "cat": 1, "cow/old": 2})
     images = catalog.load_images(folder)
     assert images.label_names == ["cat", "cow", "dog"]
     assert images.ids[:2] == ["cat/000.png", "cow/old/000.png"]
@@ -35,11 +35,11 @@ def test_sub_folders_are_labels(tmp_path):
 
 
 def test_a_single_sub_folder_is_no_label(tmp_path):
-    assert catalog.load_images(labelled_folder(tmp_path, {"all": 3})).labels is None
+    assert catalog.load_images(labeled_folder(tmp_path, {"all": 3})).labels is None
 
 
-def test_every_tenth_of_a_labelled_folder_asks(tmp_path):
-    folder = labelled_folder(tmp_path, {"cat": 12, "dog": 13})
+def test_every_tenth_of_a_labeled_folder_is_a_query(tmp_path):
+    folder = labeled_folder(tmp_path, {"cat": 12, "dog": 13})
     everything = catalog.load_images(folder)
     query, train, database = (catalog.load_split(folder, r) for r in ("query", "train", "database"))
     assert query.ids == [everything.ids[9], everything.ids[19]]
@@ -52,7 +52,7 @@ def test_every_tenth_of_a_labelled_folder_asks(tmp_path):
 
 @pytest.mark.parametrize("counts", [{".": 12}, {"cat": 4, "dog": 5}])
 def test_folder_without_labels_or_with_few_images_has_no_query(tmp_path, counts):
-    folder = labelled_folder(tmp_path, counts)
+    folder = labeled_folder(tmp_path, counts)
     assert catalog.load_split(folder, "query") is None
     assert len(catalog.load_split(folder, "train")) == sum(counts.values())
     assert len(catalog.load_split(folder, "database")) == sum(counts.values())

@@ -17,13 +17,13 @@ def test_taken_rows_keep_what_belongs_together():
 
 def test_held_out_images_are_the_same_for_every_run():
     images = Images.of_pixels(random_pixels(50))
-    learned, held = hold_out(images, 4)
-    assert (len(learned), len(held)) == (46, 4)
-    assert sorted(learned.ids + held.ids, key=int) == images.ids
+    trained_on, held = hold_out(images, 4)
+    assert (len(trained_on), len(held)) == (46, 4)
+    assert sorted(trained_on.ids + held.ids, key=int) == images.ids
     assert held_out(images, 4).ids == held.ids
 
 
 @pytest.mark.parametrize(("images", "asked", "held"), [(50, 1000, 5), (50, 0, 0), (9, 1000, 0)])
 def test_at_most_a_tenth_is_held_out(images, asked, held):
-    learned, kept = hold_out(Images.of_pixels(random_pixels(images)), asked)
-    assert (len(learned), len(kept)) == (images - held, held)
+    trained_on, kept = hold_out(Images.of_pixels(random_pixels(images)), asked)
+    assert (len(trained_on), len(kept)) == (images - held, held)

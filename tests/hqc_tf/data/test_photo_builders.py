@@ -15,7 +15,7 @@ NAMES = [f"im{number}.jpg" for number in range(1, 61)]
 
 @pytest.fixture
 def flickr25k(tmp_path, monkeypatch):
-    """manual_dir of FLICKR25K with 60 photos, 20 of which ask: 25,000 take a minute."""
+    """manual_dir of FLICKR25K with 60 photos, 20 of which are queries: 25,000 take a minute."""
     for name in ("FLICKR_NAMES", "FLICKR_LABELS"):
         monkeypatch.setattr(photo_sets, name, getattr(photo_sets, name)._replace(lines=60))
     monkeypatch.setattr(photo_sets, "FLICKR_QUERIES", 20)

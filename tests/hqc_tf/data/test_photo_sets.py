@@ -1,4 +1,4 @@
-"""hqc_tf.photo_sets: roles by the published lists, places of photos, what bad lists are told."""
+"""Roles by the published lists, places of photos, and the messages about bad lists."""
 
 import subprocess
 import sys
@@ -80,12 +80,12 @@ def test_flickr25k_queries_are_the_published_draw(flickr25k):
     assert query.paths[0] == f"{flickr25k}/flickr25k/mirflickr/im14712.jpg"
 
 
-def test_flickr25k_learns_from_and_searches_the_rest_in_order(flickr25k):
+def test_flickr25k_trains_on_and_searches_the_rest_in_order(flickr25k):
     train, database, query = (photo_sets.read_photos("flickr25k", r, flickr25k) for r in ROLES)
     listed = (flickr25k / "flickr25k/img.txt").read_text().split()
     published = np.loadtxt(flickr25k / "flickr25k/targets.txt", dtype=np.uint8)
-    asks = set(query.ids)
-    rest = [row for row, name in enumerate(listed) if name not in asks]
+    queries = set(query.ids)
+    rest = [row for row, name in enumerate(listed) if name not in queries]
     assert database.ids == [listed[row] for row in rest]
     assert len(database.ids) == 23_000
     np.testing.assert_array_equal(database.labels, published[rest])

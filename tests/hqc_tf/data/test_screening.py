@@ -1,4 +1,4 @@
-"""Training on a folder leaves out what cannot be decoded, lists it, and is else as without it."""
+"""Training on a folder leaves out what cannot be decoded, lists it, and is otherwise unchanged."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_what_was_rejected_is_decided_once(odd_photos, quick_config, tmp_path, m
     assert reasons(tmp_path) == dict.fromkeys(bad, "seen before")
 
 
-def test_of_2000_mutated_images_every_good_one_is_learned_from(photos, quick_config, tmp_path):
+def test_of_2000_mutated_images_every_good_one_is_trained_on(photos, quick_config, tmp_path):
     good, bad = odd_images.write_mutated(tmp_path / "photos", photos, 2000)
     assert 200 < len(good) < 1800
     settings = quick_config(dataset=f"folder:{tmp_path}/photos", batch_size=32, epochs=1, top_k=10)

@@ -33,7 +33,7 @@ def test_prepared_data_is_read_in_order(fashion_mnist_dir):
     assert catalog.protocol("fashion_mnist") == "fashion_mnist official"
 
 
-def test_test_split_asks_and_train_split_is_learned(fashion_mnist_dir):
+def test_roles_are_the_official_splits(fashion_mnist_dir):
     query = catalog.load_split("fashion_mnist", "query", fashion_mnist_dir)
     assert len(query) == 10_000
     assert query.ids[0].startswith("fashion_mnist/test/")
