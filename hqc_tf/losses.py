@@ -4,14 +4,14 @@
 
 Shapes: b images in this replica's batch, B in the batch of all replicas, M books of D-dimensional
 parts. Row i of `a` and row i of `b` are two views of one image; its negatives are the 2B-2 views of
-the other images.
+the other images. Every loss is a float scalar.
 
-On one replica b = B and the extra arguments keep their defaults. On several, `everyone` holds the
-same tensors for all B images, this replica's rows among them from row `offset` on: a loss then
-takes local anchors against the whole batch and returns this replica's share, so that the sum over
-replicas is the loss of the whole batch.
+On one replica b = B, and `everyone` and `offset` keep their defaults. On several, `everyone` holds
+the same tensors, in the order of the arguments, for all B images, this replica's rows among them
+from row `offset` on: a loss then takes local anchors against the whole batch and returns this
+replica's share, so that the sum over replicas is the loss of the whole batch.
 
-Similarities are matrix products of normalised rows: nothing larger than the local anchors times
+Similarities are matrix products of normalized rows: nothing larger than the local anchors times
 the global batch is built, per book where the term is per book.
 """
 
@@ -21,6 +21,10 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from hqc_tf.config import FUSIONS, Config
+
+Tensor = tf.Tensor
+Tensors = tuple[Tensor, ...] | None
+Offset = int | Tensor
 
 # exp() of it is zero in float32 and wider, and unlike -inf it leaves no NaN in a difference.
 _MASKED = -1e9
@@ -68,20 +72,17 @@ class Pair(NamedTuple):
         return tuple(getattr(view, name) for name in names for view in (self.all_a, self.all_b))
 
 
-def instance_contrastive_loss(a, b, temperature, everyone=None, offset=0):
-    """NT-Xent over the 2B items, the other view being the positive.
+def instance_contrastive_loss(
+    a: Tensor, b: Tensor, temperature: float, everyone: Tensors = None, offset: Offset = 0
+) -> Tensor:
+    """NT-Xent over the 2B items: mean cross-entropy with the other view as the positive.
 
     Source: the paper's instance contrast, on quantized and on raw embeddings; the authors'
     temperature is 0.5.
 
     Args:
-      a, b: float [b, dim], the two views.
-      temperature: divides the cosines.
-      everyone: (a, b) of the global batch, [B, dim] each.
-      offset: row of `everyone` where this replica's rows begin.
-
-    Returns:
-      float scalar, mean cross-entropy over the 2B anchors (this replica's share).
+        a, b: float [b, dim], the two views.
+        temperature: divides the cosines.
     """
     all_a, all_b = everyone or (a, b)
     negatives = _negatives(_cosines(a, b, all_a, all_b) / temperature, offset)
@@ -92,15 +93,15 @@ def instance_contrastive_loss(a, b, temperature, everyone=None, offset=0):
 
 
 def consistency_loss(
-    embedding_a,
-    embedding_b,
-    quantized_a,
-    quantized_b,
-    temperature,
-    fusion="sum",
-    everyone=None,
-    offset=0,
-):
+    embedding_a: Tensor,
+    embedding_b: Tensor,
+    quantized_a: Tensor,
+    quantized_b: Tensor,
+    temperature: float,
+    fusion: str = "sum",
+    everyone: Tensors = None,
+    offset: Offset = 0,
+) -> Tensor:
     """Consistent contrastive regularization: both views see the same negatives alike.
 
     For image i, the cosines of r_a,i and of r_b,i to the same 2B-2 negatives become two
@@ -108,19 +109,14 @@ def consistency_loss(
     the paper's consistency term; the authors' temperature is 0.2, and 2.0 (weight 40) for "cross".
 
     Args:
-      embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
-      temperature: divides the cosines.
-      fusion: what r is: "sum" f + z, "concat" [f; z], "max" elementwise, "quantized" z,
-        "embedding" f, or "cross": z_a's distribution over the negatives' z against f_b's over their
-        f, plus f_a's against z_b's.
-      everyone: the four tensors of the global batch, [B, M*D] each.
-      offset: row of `everyone` where this replica's rows begin.
-
-    Returns:
-      float scalar (this replica's share).
+        embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
+        temperature: divides the cosines.
+        fusion: what r is: "sum" f + z, "concat" [f; z], "max" elementwise, "quantized" z,
+            "embedding" f, or "cross": z_a's distribution over the negatives' z against f_b's over
+            their f, plus f_a's against z_b's.
 
     Raises:
-      ValueError: unknown fusion.
+        ValueError: unknown fusion.
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion={fusion!r}: not one of {', '.join(FUSIONS)}; take one of these")
@@ -136,34 +132,28 @@ def consistency_loss(
 
 
 def part_neighbor_loss(
-    quantized_a,
-    quantized_b,
-    num_books,
-    temperature,
-    num_neighbors=20,
-    include_positive=False,
-    everyone=None,
-    offset=0,
-):
-    """Part neighbour consistency: in each book an item keeps its nearest neighbours near.
+    quantized_a: Tensor,
+    quantized_b: Tensor,
+    num_books: int,
+    temperature: float,
+    num_neighbors: int = 20,
+    include_positive: bool = False,
+    everyone: Tensors = None,
+    offset: Offset = 0,
+) -> Tensor:
+    """Part neighbor consistency: in each book an item keeps its nearest neighbors near.
 
     Per book, the mean over the 2B anchors of
     -log(sum over the `num_neighbors` largest of exp(cos/t) / sum over all of exp(cos/t)), cosines
-    taken between parts of z; then the mean over books. Source: the paper's part neighbour term;
-    the authors' temperature is 0.5.
+    taken between parts of z; then the mean over books. Source: the paper's part neighbor term; the
+    authors' temperature is 0.5.
 
     Args:
-      quantized_a, quantized_b: float [b, M*D].
-      num_books: M.
-      temperature: divides the cosines.
-      num_neighbors: how many of the largest count as neighbours.
-      include_positive: as in the authors' program, nothing is left out then: neither the other
-        view nor the anchor itself.
-      everyone: (quantized_a, quantized_b) of the global batch, [B, M*D] each.
-      offset: row of `everyone` where this replica's rows begin.
-
-    Returns:
-      float scalar (this replica's share).
+        quantized_a, quantized_b: float [b, M*D].
+        num_books: M.
+        temperature: divides the cosines.
+        num_neighbors: how many of the largest count as neighbors.
+        include_positive: keep the other view and the anchor itself, as the authors can.
     """
     local = [_by_book(z, num_books) for z in (quantized_a, quantized_b)]
     all_a, all_b = (_by_book(z, num_books) for z in everyone) if everyone else local
@@ -175,7 +165,9 @@ def part_neighbor_loss(
     return tf.reduce_sum(each) / (2 * num_books * _rows(all_a))
 
 
-def codeword_diversity_loss(similarity_a, similarity_b, temperature=1.0, everyone=None):
+def codeword_diversity_loss(
+    similarity_a: Tensor, similarity_b: Tensor, temperature: float = 1.0, everyone: Tensors = None
+) -> Tensor:
     """Codeword diversity: negative entropy of the mean use of each book's words.
 
     p = softmax over words of similarity / temperature, averaged over the 2B items; the loss is
@@ -183,12 +175,8 @@ def codeword_diversity_loss(similarity_a, similarity_b, temperature=1.0, everyon
     no temperature: cosines then bound it to -2.77..-2.45 for K = 16, so it hardly acts.
 
     Args:
-      similarity_a, similarity_b: float [b, M, K], cosines of parts and codewords.
-      temperature: divides the cosines.
-      everyone: (similarity_a, similarity_b) of the global batch, [B, M, K] each.
-
-    Returns:
-      float scalar (this replica's share).
+        similarity_a, similarity_b: float [b, M, K], cosines of parts and codewords.
+        temperature: divides the cosines.
     """
     all_a, all_b = everyone or (similarity_a, similarity_b)
     usage = tf.reduce_mean(tf.nn.softmax(tf.concat([all_a, all_b], 0) / temperature), 0)
@@ -197,17 +185,16 @@ def codeword_diversity_loss(similarity_a, similarity_b, temperature=1.0, everyon
     return negative_entropy * tf.cast(tf.shape(similarity_a)[0] / tf.shape(all_a)[0], usage.dtype)
 
 
-def book_classification_loss(log_probs_a, log_probs_b, everyone_rows=None):
-    """Book classification: from which book does a part come; both views' mean NLL added.
+def book_classification_loss(
+    log_probs_a: Tensor, log_probs_b: Tensor, everyone_rows: Offset | None = None
+) -> Tensor:
+    """Book classification: from which book a part came; both views' mean NLL added.
 
     Source: the authors' program, an auxiliary term of weight 0 by default.
 
     Args:
-      log_probs_a, log_probs_b: float [b*M, M], the M parts of one image in a row.
-      everyone_rows: B*M, the rows of the global batch; default: those given.
-
-    Returns:
-      float scalar (this replica's share).
+        log_probs_a, log_probs_b: float [b*M, M], the M parts of one image in a row.
+        everyone_rows: B*M, the rows of the global batch; default: those given.
     """
     num_books = log_probs_a.shape[-1]
     right = tf.reshape(log_probs_a + log_probs_b, [-1, num_books, num_books])
@@ -216,27 +203,26 @@ def book_classification_loss(log_probs_a, log_probs_b, everyone_rows=None):
 
 
 def cross_quantized_loss(
-    embedding_a, embedding_b, quantized_a, quantized_b, temperature=0.5, everyone=None, offset=0
-):
+    embedding_a: Tensor,
+    embedding_b: Tensor,
+    quantized_a: Tensor,
+    quantized_b: Tensor,
+    temperature: float = 0.5,
+    everyone: Tensors = None,
+    offset: Offset = 0,
+) -> Tensor:
     """Cross quantized contrast: NT-Xent of {f_a; z_b} plus NT-Xent of {f_b; z_a}.
 
     Source: SPQ (Jang and Cho, ICCV 2021), an auxiliary term of weight 0 by default.
 
     Args:
-      embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
-      temperature: divides the cosines.
-      everyone: the four tensors of the global batch, [B, M*D] each.
-      offset: row of `everyone` where this replica's rows begin.
-
-    Returns:
-      float scalar (this replica's share).
+        embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
+        temperature: divides the cosines.
     """
     local = embedding_a, embedding_b, quantized_a, quantized_b
-    all_fa, all_fb, all_za, all_zb = everyone or local
-    one = instance_contrastive_loss(embedding_a, quantized_b, temperature, (all_fa, all_zb), offset)
-    other = instance_contrastive_loss(
-        embedding_b, quantized_a, temperature, (all_fb, all_za), offset
-    )
+    f_a, f_b, z_a, z_b = everyone or local
+    pairs = ((embedding_a, quantized_b), (f_a, z_b)), ((embedding_b, quantized_a), (f_b, z_a))
+    one, other = (instance_contrastive_loss(*own, temperature, both, offset) for own, both in pairs)
     return one + other
 
 
@@ -284,7 +270,7 @@ def _symmetric_divergence(log_p, log_q):
 
 
 def _fuse(fusion, f_a, f_b, z_a, z_b):
-    """The spaces (r_a, r_b) in which `fusion` looks at neighbours; "cross" has two."""
+    """The spaces (r_a, r_b) in which `fusion` compares neighbors; "cross" has two."""
     if fusion == "sum":
         return [(f_a + z_a, f_b + z_b)]
     if fusion == "concat":
@@ -304,28 +290,26 @@ def _by_book(z, num_books):
     return tf.transpose(parts, [1, 0, 2])
 
 
-def _instance_quantized(pair: Pair, c: Config) -> tf.Tensor:
-    views, everyone = pair.views("quantized"), pair.everyone("quantized")
-    return instance_contrastive_loss(*views, c.instance_temperature, everyone, pair.offset)
+def _parts(embedding, c):
+    return tf.reshape(embedding, [-1, c.word_dim])
 
 
-def _instance_embedding(pair: Pair, c: Config) -> tf.Tensor:
-    views, everyone = pair.views("embedding"), pair.everyone("embedding")
-    return instance_contrastive_loss(*views, c.instance_temperature, everyone, pair.offset)
-
-
-def _consistency(pair: Pair, c: Config) -> tf.Tensor:
-    return consistency_loss(
+# The setting NAME_weight weighs the term NAME.
+TERMS: dict[str, Callable[[Pair, Config], Tensor]] = {
+    "instance_quantized": lambda pair, c: instance_contrastive_loss(
+        *pair.views("quantized"), c.instance_temperature, pair.everyone("quantized"), pair.offset
+    ),
+    "instance_embedding": lambda pair, c: instance_contrastive_loss(
+        *pair.views("embedding"), c.instance_temperature, pair.everyone("embedding"), pair.offset
+    ),
+    "consistency": lambda pair, c: consistency_loss(
         *pair.views("embedding", "quantized"),
         c.consistency_temperature,
         c.consistency_fusion,
         pair.everyone("embedding", "quantized"),
         pair.offset,
-    )
-
-
-def _part_neighbor(pair: Pair, c: Config) -> tf.Tensor:
-    return part_neighbor_loss(
+    ),
+    "part_neighbor": lambda pair, c: part_neighbor_loss(
         *pair.views("quantized"),
         c.num_books,
         c.part_neighbor_temperature,
@@ -333,37 +317,18 @@ def _part_neighbor(pair: Pair, c: Config) -> tf.Tensor:
         c.include_positive,
         pair.everyone("quantized"),
         pair.offset,
-    )
-
-
-def _codeword_diversity(pair: Pair, c: Config) -> tf.Tensor:
-    views, everyone = pair.views("similarity"), pair.everyone("similarity")
-    return codeword_diversity_loss(*views, c.codeword_diversity_temperature, everyone)
-
-
-def _book_classification(pair: Pair, c: Config) -> tf.Tensor:
-    parts = (tf.reshape(view, [-1, c.word_dim]) for view in pair.views("embedding"))
-    log_probs = (tf.nn.log_softmax(pair.classify_books(part)) for part in parts)
-    rows = tf.shape(pair.all_a.quantized)[0] * c.num_books
-    return book_classification_loss(*log_probs, everyone_rows=rows)
-
-
-def _cross_quantized(pair: Pair, c: Config) -> tf.Tensor:
-    return cross_quantized_loss(
+    ),
+    "codeword_diversity": lambda pair, c: codeword_diversity_loss(
+        *pair.views("similarity"), c.codeword_diversity_temperature, pair.everyone("similarity")
+    ),
+    "book_classification": lambda pair, c: book_classification_loss(
+        *(tf.nn.log_softmax(pair.classify_books(_parts(f, c))) for f in pair.views("embedding")),
+        everyone_rows=tf.shape(pair.all_a.embedding)[0] * c.num_books,
+    ),
+    "cross_quantized": lambda pair, c: cross_quantized_loss(
         *pair.views("embedding", "quantized"),
         c.cross_quantized_temperature,
         pair.everyone("embedding", "quantized"),
         pair.offset,
-    )
-
-
-# The setting NAME_weight weighs the term NAME.
-TERMS: dict[str, Callable[[Pair, Config], tf.Tensor]] = {
-    "instance_quantized": _instance_quantized,
-    "instance_embedding": _instance_embedding,
-    "consistency": _consistency,
-    "part_neighbor": _part_neighbor,
-    "codeword_diversity": _codeword_diversity,
-    "book_classification": _book_classification,
-    "cross_quantized": _cross_quantized,
+    ),
 }
