@@ -1,4 +1,4 @@
-"""Replicas: which devices train, in what precision, and how each sees the batch of all."""
+"""Replicas: which devices train, in what precision, and how each gets the batch of all."""
 
 import contextlib
 import json
@@ -7,6 +7,8 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from os import PathLike
 
 import tensorflow as tf
 
@@ -16,19 +18,19 @@ from hqc_tf.errors import UserError
 _WORTHWHILE = 1.2
 
 
-def make_strategy(name, tpu=""):
+def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     """The tf.distribute strategy of `--strategy`.
 
-    Those of several machines and of a TPU have to be made before any other work of TensorFlow.
+    One of several machines or of a TPU must be made before TensorFlow does anything else.
 
     Args:
-      name: "one_device"; "mirrored", every GPU of this machine, without any its logical CPUs;
-        "multi_worker", the machines of TF_CONFIG; "tpu".
-      tpu: name or address of the TPU; empty: that of this machine.
+        name: "one_device"; "mirrored", every GPU of this machine, without any its logical CPUs;
+            "multi_worker", the machines of TF_CONFIG; "tpu".
+        tpu: name or address of the TPU; empty: that of this machine.
 
     Raises:
-      UserError: TF_CONFIG is missing or describes no cluster of workers with this one among them,
-        or there is no such TPU.
+        UserError: TF_CONFIG is missing or does not describe a cluster with this worker, or there
+            is no such TPU.
     """
     if name == "multi_worker":
         check_cluster(os.environ.get("TF_CONFIG", ""))
@@ -42,7 +44,7 @@ def make_strategy(name, tpu=""):
     return tf.distribute.MirroredStrategy(names)
 
 
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one whose files count."""
     if not has_other_processes(strategy):
         return True
@@ -52,14 +54,14 @@ def is_chief(strategy):
     return (resolver.task_type, resolver.task_id) == (chief, 0)
 
 
-def has_other_processes(strategy):
+def has_other_processes(strategy: tf.distribute.Strategy) -> bool:
     """Whether other processes train with this one."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 @contextlib.contextmanager
-def folder_to_save_in(strategy, folder):
-    """`folder` for the chief, one that is thrown away for the others.
+def folder_to_save_in(strategy: tf.distribute.Strategy, folder: PathLike) -> Iterator[PathLike]:
+    """`folder` for the chief, a temporary one for the others.
 
     Every process has to save, as reading some variables is an exchange between all.
     """
@@ -70,20 +72,20 @@ def folder_to_save_in(strategy, folder):
         yield aside
 
 
-def is_same_for_all(strategy, number):
+def is_same_for_all(strategy: tf.distribute.Strategy, number: int) -> bool:
     """Whether all processes call this with the same int."""
     numbers = strategy.run(lambda: tf.constant([number], tf.int64))
     found = strategy.gather(numbers, axis=0).numpy()
     return bool((found == number).all())
 
 
-def wait_for_all(strategy):
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns once all processes have called it."""
     if has_other_processes(strategy):
         is_same_for_all(strategy, 0)
 
 
-def check_batch(strategy, batch_size):
+def check_batch(strategy: tf.distribute.Strategy, batch_size: int) -> None:
     """UserError where the global batch does not divide by the replicas."""
     replicas = strategy.num_replicas_in_sync
     if batch_size % replicas:
@@ -93,7 +95,7 @@ def check_batch(strategy, batch_size):
         )
 
 
-def check_cluster(text):
+def check_cluster(text: str) -> None:
     """UserError where the text of TF_CONFIG is not what TensorFlow documents for workers."""
     say = "--strategy=multi_worker: TF_CONFIG"
     if not text:
@@ -108,19 +110,19 @@ def check_cluster(text):
         hosts = {name: [str(host) for host in cluster[name]] for name in cluster}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{say}={text}: no JSON with cluster and task ({error!r}); mend it as TensorFlow's "
+            f"{say}={text}: not JSON with cluster and task ({error!r}); fix it as TensorFlow's "
             "guide to multi-worker training shows"
         ) from error
     if unknown := set(hosts) - {"chief", "worker"}:
         raise UserError(f"{say}: unknown tasks {sorted(unknown)}; take chief and worker")
     if kind not in ("chief", "worker") or not 0 <= index < len(hosts.get(kind, [])):
         raise UserError(
-            f"{say}: task {kind} {index} is none of the cluster's {hosts}; number each process "
+            f"{say}: task {kind} {index} is not in the cluster {hosts}; number each process "
             "from 0 among those of its type"
         )
     everyone = sum(hosts.values(), [])
     if len(set(everyone)) < len(everyone):
-        raise UserError(f"{say}: an address stands twice in {hosts}; give each process its own")
+        raise UserError(f"{say}: an address occurs twice in {hosts}; give each process its own")
 
 
 def _workers_strategy():
@@ -145,18 +147,18 @@ def _tpu_strategy(name):
     return tf.distribute.TPUStrategy(resolver)
 
 
-def gather_batch(tensors):
+def gather_batch(tensors: list[tf.Tensor]) -> tuple[list[tf.Tensor], int | tf.Tensor]:
     """What all replicas hold of some tensors, in one exchange.
 
     Call it inside `strategy.run` (as `train_step` is), with tensors of the same shapes in each
-    replica. Its gradient is right: what comes back to a replica's rows is summed over replicas.
+    replica. The gradients that come back to a replica's rows are summed over replicas.
 
     Args:
-      tensors: list of float [b, ...], one dtype.
+        tensors: list of float [b, ...], one dtype.
 
     Returns:
-      (list of float [B, ...], offset): the tensors of the global batch, and the row at which this
-      replica's begin.
+        (list of float [B, ...], offset): the tensors of the global batch, and the row at which this
+        replica's begin.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
@@ -172,7 +174,7 @@ def gather_batch(tensors):
     return gathered, context.replica_id_in_sync_group * rows
 
 
-def gains_from_bfloat16():
+def gains_from_bfloat16() -> bool:
     """Whether convolutions train faster here in bfloat16 than in float32, found by trying.
 
     CPUs with AMX and newer GPUs do; CPUs without emulate it, or have no kernel at all.

@@ -1,4 +1,4 @@
-"""The model that learns: encoder, quantizer, and a train step over two views."""
+"""The Keras model: encoder, quantizer, and a train step over two views."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ PROJECTION = 512
 ENCODE_BATCH = 256
 
 
-def build_encoder(settings):
+def build_encoder(settings: config.Config) -> tf.keras.Model:
     """Backbone and projection: float [B, size, size, 3] in [0, 1] -> float [B, M*D].
 
     The projection is a layer of 512 with ReLU and one of M*D, without batch norm or L2 norm, which
@@ -39,26 +39,27 @@ def build_encoder(settings):
 class HQC(tf.keras.Model):
     """Hierarchical Quantization Consistency (Wu, Zhang, Liwicki, BMVC 2023).
 
-    `fit` takes the dataset of `data.training_views`: (view_a, view_b), float [B, size, size, 3] in
-    [0, 1] each. The views go through the network one after the other, so that batch-norm statistics
-    are per view; with `joint_views` they go together, and each is normalised by the mean and
+    `fit` takes the dataset of `training_views`: (view_a, view_b), float [B, size, size, 3] in [0, 1]
+    each. The views go through the network one after the other, so that batch-norm statistics
+    are per view; with `joint_views` they go together, and each is normalized by the mean and
     variance of both. The loss is the weighted sum of the terms whose weight is above zero, over the
     batch of all replicas.
 
     Args:
-      settings: `Config`.
+        settings: of the run.
 
     Call arguments:
-      images: float [B, size, size, 3] in [0, 1].
-      training: whether batch norm uses the batch.
+        images: float [B, size, size, 3] in [0, 1].
+        training: whether batch norm uses the batch.
 
     Returns of a call: an `Encoding`.
 
     Attributes:
-      encode: float32 [B, size, size, 3] in [0, 1] -> embedding float [B, M*D], codes uint8 [B, M].
+        encode: float32 [B, size, size, 3] in [0, 1] -> embedding float [B, M*D], codes uint8 [B,
+            M].
     """
 
-    def __init__(self, settings, **kwargs):
+    def __init__(self, settings: config.Config, **kwargs):
         super().__init__(**kwargs)
         self.settings = settings
         self.encoder = build_encoder(settings)
@@ -83,14 +84,14 @@ class HQC(tf.keras.Model):
     def metrics(self):
         return self.trackers
 
-    def compile(self, optimizer, **kwargs):
+    def compile(self, optimizer: tf.keras.optimizers.Optimizer, **kwargs):
         super().compile(optimizer=optimizer, **kwargs)
         # Variables that the first step made would have it traced a second time. Keras' legacy
         # optimizers, LAMB among them, cannot make theirs before.
         if isinstance(self.optimizer, tf.keras.optimizers.Optimizer):
             self.optimizer.build(self.trainable_variables)
 
-    def call(self, images, training=False):
+    def call(self, images: tf.Tensor, training: bool = False) -> Encoding:
         embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
         return Encoding(embedding, *self.quantizer(embedding))
 
@@ -120,8 +121,8 @@ class HQC(tf.keras.Model):
         return embedding, self.quantizer.encode(embedding)
 
     @no_autograph
-    def train_step(self, batch):
-        """One update from an element of `data.training_views`; returns the means of the losses."""
+    def train_step(self, batch: tuple) -> dict[str, tf.Tensor]:
+        """One update from an element of `training_views`; returns the losses' means."""
         # The scopes are what a profile adds up; Keras puts "gradient_tape" before the backward's.
         with tf.name_scope("views"):
             views = recolor_views(*batch) if self.settings.augment_on == "device" else batch
@@ -166,7 +167,7 @@ class HQC(tf.keras.Model):
             for name, (local, everyone) in zip(self.weights_of_terms, own, strict=True)
         }
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"settings": dataclasses.asdict(self.settings), "name": self.name}
 
     @classmethod
@@ -181,8 +182,8 @@ class HQC(tf.keras.Model):
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
 
-def build_model(settings):
-    """A new `HQC` of `settings` under its precision, its weights drawn from its seed."""
+def build_model(settings: config.Config) -> HQC:
+    """A new `HQC` under the settings' precision, its weights drawn from their seed."""
     tf.keras.mixed_precision.set_global_policy(settings.precision)
     tf.keras.utils.set_random_seed(settings.seed)
     return HQC(settings)

@@ -1,5 +1,7 @@
 """Sums in a fixed order, so that runs repeat to the bit, and checks for non-finite numbers."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from hqc_tf.errors import UserError
@@ -17,7 +19,7 @@ def check_weights(model: tf.keras.Model, step: int) -> None:
             raise UserError(f"step {step}: not finite: {variable.name}" + NON_FINITE_FIX)
 
 
-def branches(tensors, count):
+def branches(tensors: Any, count: int) -> list:
     """`count` copies of a tensor, or of a nest of them, whose gradients are added in their order.
 
     TensorFlow adds three or more gradients of a tensor in the order in which buffers become free,

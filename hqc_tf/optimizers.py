@@ -5,6 +5,7 @@ import types
 
 import tensorflow as tf
 
+from hqc_tf.config import Config
 from hqc_tf.errors import UserError
 
 
@@ -48,7 +49,14 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def warmup_cosine(base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from=1e-5):
+def warmup_cosine(
+    base: float,
+    epochs: int,
+    warmup_epochs: int,
+    steps_per_epoch: int,
+    final_fraction: float,
+    warmup_from: float = 1e-5,
+) -> WarmupCosine:
     """The authors' schedule: a rise of whole steps, then a cosine of whole epochs.
 
     The cosine c(e) falls from `base` at e = 0 to `final_fraction * base` at e = `epochs`. The rise
@@ -56,14 +64,14 @@ def warmup_cosine(base, epochs, warmup_epochs, steps_per_epoch, final_fraction, 
     first step after the warm-up; from there on epoch e, counted from 0, has c(e + 1).
 
     Args:
-      base: learning rate at the top of the cosine.
-      epochs, warmup_epochs: of the run, and of its rise; 0 leaves the rise out.
-      steps_per_epoch: steps in an epoch.
-      final_fraction: of `base`, in the last epoch.
-      warmup_from: rate of step 0.
+        base: learning rate at the top of the cosine.
+        epochs, warmup_epochs: of the run, and of its rise; 0 leaves the rise out.
+        steps_per_epoch: steps in an epoch.
+        final_fraction: of `base`, in the last epoch.
+        warmup_from: rate of step 0.
 
     Returns:
-      A Keras learning-rate schedule: int step -> float32 rate.
+        A Keras learning-rate schedule: int step -> float32 rate.
     """
     return WarmupCosine(base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from)
 
@@ -74,8 +82,8 @@ class CoupledAdam(tf.keras.optimizers.Adam):
     Keras' own `weight_decay` is AdamW's, which leaves the moments alone.
 
     Args:
-      learning_rate: float or schedule.
-      l2: factor; l2 * weight is added to the gradient of every weight.
+        learning_rate: float or schedule.
+        l2: factor; l2 * weight is added to the gradient of every weight.
     """
 
     def __init__(self, learning_rate, l2=0.0, epsilon=1e-8, name="CoupledAdam", **kwargs):
@@ -127,11 +135,11 @@ class CoupledAdam(tf.keras.optimizers.Adam):
         return super().get_config() | {"l2": self.l2}
 
 
-def make_optimizer(config, steps_per_epoch):
+def make_optimizer(config: Config, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
     """The optimizer of `--optimizer` with the schedule of `config`, a `Config`.
 
     Raises:
-      UserError: LAMB is asked for, and TensorFlow Addons cannot be imported.
+        UserError: LAMB is wanted, and TensorFlow Addons cannot be imported.
     """
     rate = warmup_cosine(
         config.learning_rate,
@@ -148,7 +156,7 @@ def make_optimizer(config, steps_per_epoch):
         import tensorflow_addons as tfa
     except ImportError as error:
         raise UserError(
-            f"--optimizer=lamb: needs TensorFlow Addons ({error}); install requirements.txt, whose "
+            f"--optimizer=lamb: needs TensorFlow Addons ({error}); install the extra lamb, whose "
             "TensorFlow 2.15 is the last with it, or take --optimizer=adam"
         ) from error
     return tfa.optimizers.LAMB(rate, weight_decay=config.weight_decay)

@@ -1,4 +1,4 @@
-"""The product quantizer: M codebooks of K codewords, soft to learn and hard to encode."""
+"""The product quantizer: M codebooks of K codewords, soft to train and hard to encode."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ class Quantization(NamedTuple):
     """What the quantizer makes of a batch.
 
     Attributes:
-      quantized: float [B, M*D], the softly quantized embedding z.
-      similarity: float [B, M, K], cosine of each part with each codeword of its book.
+        quantized: float [B, M*D], the softly quantized embedding z.
+        similarity: float [B, M, K], cosine of each part with each codeword of its book.
     """
 
     quantized: tf.Tensor
@@ -28,26 +28,28 @@ class ProductQuantizer(tf.keras.layers.Layer):
     of the network before it.
 
     Args:
-      num_books: M, codebooks; an image takes M * log2(K) bits.
-      num_words: K, codewords per book, a power of two from 2 to 256.
-      word_dim: D, numbers per codeword.
-      temperature: of the softmax over codewords; it divides, so a smaller one is harder.
+        num_books: M, codebooks; an image takes M * log2(K) bits.
+        num_words: K, codewords per book, a power of two from 2 to 256.
+        word_dim: D, numbers per codeword.
+        temperature: of the softmax over codewords; it divides, so a smaller one is harder.
 
     Call arguments:
-      embedding: float [B, M*D].
+        embedding: float [B, M*D].
 
     Returns of a call: a `Quantization` of `.quantized` [B, M*D] and `.similarity` [B, M, K].
 
     Raises:
-      ValueError: `num_words` is no power of two in 2..256, another argument is not positive, or
-        the embedding is not M*D wide.
+        ValueError: `num_words` is not a power of two in 2..256, another value is not positive, or
+            the embedding is not M*D wide.
 
     Example:
-      >>> quantizer = ProductQuantizer(num_books=8, num_words=16, word_dim=16)
-      >>> codes = quantizer.encode(tf.random.normal([2, 128]))  # uint8 [2, 8]: 32 bits an image
+        >>> quantizer = ProductQuantizer(num_books=8, num_words=16, word_dim=16)
+        >>> codes = quantizer.encode(tf.random.normal([2, 128]))  # uint8 [2, 8]: 32 bits an image
     """
 
-    def __init__(self, num_books, num_words, word_dim, temperature=0.2, **kwargs):
+    def __init__(
+        self, num_books: int, num_words: int, word_dim: int, temperature: float = 0.2, **kwargs
+    ):
         kwargs.setdefault("dtype", at_least_float32(tf.keras.mixed_precision.global_policy()))
         super().__init__(**kwargs)
         if num_words not in (2, 4, 8, 16, 32, 64, 128, 256):
@@ -83,7 +85,7 @@ class ProductQuantizer(tf.keras.layers.Layer):
         )
         super().build(input_shape)
 
-    def call(self, embedding):
+    def call(self, embedding: tf.Tensor) -> Quantization:
         parts, parts_of_norm = branches(self._split(embedding), 2)
         codebooks = branches(tf.convert_to_tensor(self.codebooks), 4)
         products = tf.einsum("bmd,mkd->bmk", parts, codebooks[0])
@@ -93,7 +95,7 @@ class ProductQuantizer(tf.keras.layers.Layer):
         word_norms = tf.norm(codebooks[3], axis=-1)
         return Quantization(quantized, tf.math.divide_no_nan(products, part_norms * word_norms))
 
-    def encode(self, embedding):
+    def encode(self, embedding: tf.Tensor) -> tf.Tensor:
         """Nearest codeword of each part, the lower one in a tie: float [B, M*D] -> uint8 [B, M]."""
         embedding = tf.cast(embedding, self.compute_dtype)
         if not self.built:
@@ -102,13 +104,13 @@ class ProductQuantizer(tf.keras.layers.Layer):
         closeness = _closeness(products, self.codebooks)
         return tf.cast(tf.argmax(closeness, axis=-1, output_type=tf.int32), tf.uint8)
 
-    def decode(self, codes):
+    def decode(self, codes: tf.Tensor) -> tf.Tensor:
         """The codewords that codes name, side by side: uint8 [B, M] -> float [B, M*D]."""
         by_book = tf.transpose(tf.cast(codes, tf.int32))
         words = tf.gather(self.codebooks, by_book, batch_dims=1)
         return self._merge(tf.transpose(words, [1, 0, 2]))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return super().get_config() | {
             "num_books": self.num_books,
             "num_words": self.num_words,
@@ -128,6 +130,6 @@ def _closeness(products, codebooks):
     return 2.0 * products - tf.reduce_sum(tf.square(codebooks), axis=-1)
 
 
-def at_least_float32(policy):
+def at_least_float32(policy: tf.keras.mixed_precision.Policy) -> str:
     """The variable dtype of a Keras policy, widened to float32 where it is narrower."""
     return policy.variable_dtype if policy.variable_dtype == "float64" else "float32"

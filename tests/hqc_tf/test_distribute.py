@@ -154,15 +154,15 @@ HOSTS = {"worker": ["a:1", "b:1"]}
     ("given", "said"),
     [
         (None, "TF_CONFIG is not set; give each process"),
-        ("{", "no JSON with cluster and task"),
-        ({"cluster": HOSTS}, "no JSON with cluster and task"),
-        ({"cluster": HOSTS, "task": {"type": "worker", "index": 2}}, "task worker 2 is none of"),
-        ({"cluster": HOSTS, "task": {"type": "worker", "index": -1}}, "task worker -1 is none of"),
+        ("{", "not JSON with cluster and task"),
+        ({"cluster": HOSTS}, "not JSON with cluster and task"),
+        ({"cluster": HOSTS, "task": {"type": "worker", "index": 2}}, "task worker 2 is not in"),
+        ({"cluster": HOSTS, "task": {"type": "worker", "index": -1}}, "task worker -1 is not in"),
         ({"cluster": HOSTS, "task": {"type": "chief", "index": 0}}, "task chief 0 is none of"),
         ({"cluster": HOSTS | {"ps": ["c:1"]}, "task": {"type": "worker", "index": 0}}, "['ps']"),
         (
             {"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}},
-            "an address stands twice",
+            "an address occurs twice",
         ),
     ],
 )
