@@ -39,10 +39,10 @@ def build_encoder(settings: config.Config) -> tf.keras.Model:
 class HQC(tf.keras.Model):
     """Hierarchical Quantization Consistency (Wu, Zhang, Liwicki, BMVC 2023).
 
-    `fit` takes the dataset of `training_views`: (view_a, view_b), float [B, size, size, 3] in [0, 1]
-    each. The views go through the network one after the other, so that batch-norm statistics
-    are per view; with `joint_views` they go together, and each is normalized by the mean and
-    variance of both. The loss is the weighted sum of the terms whose weight is above zero, over the
+    `fit` takes the dataset of `training_views`: (view_a, view_b), float [B, size, size, 3] each, in
+    [0, 1]. The views go through the network one after the other, so that batch-norm statistics are
+    per view; with `joint_views` they go together, and each is normalized by the mean and variance
+    of both. The loss is the weighted sum of the terms whose weight is above zero, over the
     batch of all replicas.
 
     Args:

@@ -1,7 +1,6 @@
 """The optimizers and the learning rate of each step."""
 
 import math
-import types
 
 import tensorflow as tf
 
@@ -77,7 +76,7 @@ def warmup_cosine(
 
 
 class CoupledAdam(tf.keras.optimizers.Adam):
-    """Adam whose weight decay joins the gradient, as PyTorch's Adam and the authors have it.
+    """Adam whose weight decay is added to the gradient, as PyTorch and the authors have it.
 
     Keras' own `weight_decay` is AdamW's, which leaves the moments alone.
 
@@ -86,52 +85,20 @@ class CoupledAdam(tf.keras.optimizers.Adam):
         l2: factor; l2 * weight is added to the gradient of every weight.
     """
 
-    def __init__(self, learning_rate, l2=0.0, epsilon=1e-8, name="CoupledAdam", **kwargs):
-        super().__init__(learning_rate, epsilon=epsilon, name=name, **kwargs)
+    def __init__(self, learning_rate, l2: float = 0.0, epsilon: float = 1e-8, **kwargs):
+        super().__init__(learning_rate, epsilon=epsilon, **kwargs)
         self.l2 = l2
 
-    def apply_gradients(self, grads_and_vars, *args, **kwargs):
-        """One step for (gradient, weight) pairs, as Keras has it; returns `iterations`."""
-        pairs = list(grads_and_vars)
-        # What all weights share is computed once a step: once a weight, it is a quarter of the
-        # whole graph, and delays every start.
-        # Not a bare dictionary, which Keras would take for weights to save.
-        self._shared = types.SimpleNamespace(
-            by_dtype={v.dtype: self._shared_numbers(v.dtype) for _, v in pairs}
-        )
-        return super().apply_gradients(pairs, *args, **kwargs)
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates one weight by its gradient."""
+        # Keras adds epsilon before the bias of the velocity is taken out, Adam's authors after.
+        step, beta_2 = (tf.cast(x, variable.dtype) for x in (self.iterations + 1, self.beta_2))
+        epsilon, self.epsilon = self.epsilon, self.epsilon * tf.sqrt(1 - tf.pow(beta_2, step))
+        # A sum would be joined with that of the views' gradients, whose order is then open.
+        super().update_step(gradient - tf.cast(-self.l2, variable.dtype) * variable, variable)
+        self.epsilon = epsilon
 
-    def update_step(self, gradient, variable):
-        """Updates one weight by its gradient, as Keras asks an optimizer to."""
-        key = self._index_dict[self._var_key(variable)]
-        shared = self._shared.by_dtype[variable.dtype]
-        # TensorFlow's own kernel goes over the weights once.
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[key].handle,
-            v=self._velocities[key].handle,
-            lr=tf.cast(self.learning_rate, variable.dtype),
-            # A sum would be joined with that of the views' gradients, whose order is then open.
-            grad=gradient - shared["minus_l2"] * variable,
-            **{name: number for name, number in shared.items() if name != "minus_l2"},
-        )
-
-    def _shared_numbers(self, dtype):
-        step = tf.cast(self.iterations + 1, dtype)
-        beta_1, beta_2 = tf.cast(self.beta_1, dtype), tf.cast(self.beta_2, dtype)
-        beta_2_power = tf.pow(beta_2, step)
-        # The kernel adds epsilon before the bias of the velocity is taken out, Adam after.
-        epsilon = tf.cast(self.epsilon, dtype) * tf.sqrt(1 - beta_2_power)
-        return {
-            "beta1_power": tf.pow(beta_1, step),
-            "beta2_power": beta_2_power,
-            "beta1": beta_1,
-            "beta2": beta_2,
-            "epsilon": epsilon,
-            "minus_l2": tf.cast(-self.l2, dtype),
-        }
-
-    def get_config(self):
+    def get_config(self) -> dict:
         return super().get_config() | {"l2": self.l2}
 
 

@@ -129,7 +129,7 @@ def test_lamb_trains_a_step(small_config):
 
 def test_lamb_without_tensorflow_addons_says_where_it_is(small_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-    rule = "^--optimizer=lamb: needs TensorFlow Addons .*install requirements.txt, .*adam$"
+    rule = "^--optimizer=lamb: needs TensorFlow Addons .*install the extra lamb, .*adam$"
     with pytest.raises(UserError, match=rule):
         make_optimizer(small_config(optimizer="lamb"), steps_per_epoch=2)
 
