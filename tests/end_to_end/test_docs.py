@@ -15,9 +15,10 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
+from hqc_tf import backbones, config
 from hqc_tf import commands as command_runner
-from hqc_tf import config
 from tests.support import ROOT, commands
+from tests.support.networks import TWO_CONVOLUTIONS
 
 DOCUMENTS = [
     str(path.relative_to(ROOT))
@@ -221,7 +222,16 @@ def runs_here(line):
 
 
 @pytest.fixture(scope="module")
-def readme(folder):
+def two_convolutions():
+    """Makes the default network one that is traced in a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick = backbones.BACKBONES[TWO_CONVOLUTIONS]
+        patch.setitem(backbones.BACKBONES, config.Config().backbone, quick)
+        yield
+
+
+@pytest.fixture(scope="module")
+def readme(folder, two_convolutions):
     """The folder after the commands of README.md."""
     with contextlib.chdir(folder):
         for line in MODULE_LINES:
