@@ -15,15 +15,21 @@ import pytest
 
 from hqc_tf.data import catalog
 from tests.support import ROOT, commands
+from tests.support.networks import TWO_CONVOLUTIONS
 
 IMAGES = 120
 TRAIN = [
-    "--backbone_width=2", "--image_size=16", "--batch_size=16", "--epochs=3", "--warmup_epochs=1",
-    "--top_k=100", "--checkpoint_steps=3",
+    f"--backbone={TWO_CONVOLUTIONS}", "--backbone_width=2", "--image_size=16", "--batch_size=16",
+    "--epochs=3", "--warmup_epochs=1", "--top_k=100", "--checkpoint_steps=3",
     # One pass for both views and fewer terms are traced sooner.
     "--joint_views", "--instance_embedding_weight=0", "--consistency_weight=0",
     "--part_neighbor_weight=0", "--codeword_diversity_weight=0",
 ]  # fmt: skip
+# `python -m hqc_tf.train`, which then knows TWO_CONVOLUTIONS.
+START = (
+    "import runpy; from tests.support import networks; "
+    "runpy.run_module('hqc_tf.train', run_name='__main__', alter_sys=True)"
+)
 
 
 def run(module, *arguments, status=0):
@@ -51,7 +57,7 @@ def killed_and_resumed(folder):
     """A training killed after its first saved state, then started again; what the second said."""
     command = [f"--dataset=folder:{folder}/photos", f"--workdir={folder}/run", *TRAIN]
     first = subprocess.Popen(
-        [sys.executable, "-m", "hqc_tf.train", *command],
+        [sys.executable, "-c", START, *command],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -65,7 +71,7 @@ def killed_and_resumed(folder):
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     done = subprocess.run(
-        [sys.executable, "-m", "hqc_tf.train", *command], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", START, *command], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return command, done
