@@ -26,7 +26,7 @@ from export.search import search_files, search_with_server
 from hqc_tf.data.batches import read_image
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
-from tests.support import ROOT
+from tests.support import ROOT, commands
 from tests.support.stand_in import StandIn
 
 SERVER = "tensorflow_model_server"
@@ -285,14 +285,9 @@ def test_a_server_of_no_known_form_is_refused(server):
 
 def test_search_as_a_command_asks_the_server(stand_in, index, encoder, files):
     """The encoder's folder is not read: --saved_model names none."""
-    done = subprocess.run(
-        [sys.executable, "-m", "export.search", f"--index={index.path}", "--k=3"]
-        + [f"--server={stand_in.grpc_address}", "--saved_model=nowhere", *files[:2]],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = [f"--index={index.path}", f"--server={stand_in.grpc_address}", "--k=3"]
+    done = commands.run("export.search", *arguments, "--saved_model=nowhere", *files[:2])
+    assert done.status == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     expected = [*search_files(index, encoder, files[:2], 3)]
     assert [answer["ids"] for answer in answers] == [answer["ids"] for answer in expected]
