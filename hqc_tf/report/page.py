@@ -1,85 +1,54 @@
 """The page of a `contents.Report`: one HTML file that carries all it shows and runs no script."""
 
+import base64
+import dataclasses
 import pathlib
 
+from hqc_tf import config, files
 from hqc_tf.data import catalog
-from hqc_tf.report import image_sections, number_sections
-from hqc_tf.report.markup import element, join, paragraph, section, text
+from hqc_tf.errors import UserError, printable
+from hqc_tf.report import contents, figures, numbers
 
-# Nothing is fetched and nothing is run, whatever a name on the page holds.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_PARTS = {
-    "retrieval": ("How well it finds", number_sections.retrieval),
-    "lengths": ("Code lengths and weights", number_sections.lengths),
-    "training": ("Training", number_sections.training),
-    "words": ("Use of the codewords", number_sections.words),
-    "gallery": ("Queries and what they find", image_sections.gallery),
-    "books": ("Single books", image_sections.books),
-    "plane": ("Embeddings and codewords", image_sections.plane),
-    "distances": ("Distances within and between labels", number_sections.distances),
-    "search": ("Speed and size", number_sections.search),
-    "settings": ("Settings", number_sections.settings),
-}
+_PLACES = 1, 10, 100, 1000
+_NOT_CURVES = ("epoch", "step", "held_out", "perplexity")
+_FOLDER = pathlib.Path(__file__).parent
 
 
-def render(report):
-    """`contents.Report` -> str, ASCII, so that nothing reads it in another encoding."""
-    c = report.settings
-    title = f"{catalog.protocol(c.dataset)}: image search at {c.bits} bits"
-    links = [element("li", element("a", name, href=f"#{key}")) for key, (name, _) in _PARTS.items()]
-    main = [section(key, name, *write(report)) for key, (name, write) in _PARTS.items()]
-    page = _PAGE.format(
-        title=text(title),
-        policy=_POLICY,
-        style=pathlib.Path(__file__).with_name("style.css").read_text(),
-        heading=element("h1", title),
-        about=_about(report),
+def render(report: contents.Report) -> str:
+    """The page as ASCII text, which is the same in every encoding."""
+    shown = _drawings(report) | _tables(report)
+    text = _template().render(
+        report=report,
+        style=(_FOLDER / "style.css").read_text(),
+        protocol=catalog.protocol(report.settings.dataset),
+        others=[run.workdir for run in report.runs if run.workdir != report.workdir],
         key=_key(report),
-        nav=element("nav", element("ul", *links), aria_label="Sections"),
-        main=join(main),
+        colors=len(figures.COLORS),
+        near=numbers.NEAR,
+        curve_queries=min(report.queries, numbers.CURVE_QUERIES),
+        book_queries=min(report.queries, numbers.POINTS),
+        pair_queries=numbers.PAIR_QUERIES,
+        pair_images=numbers.PAIR_IMAGES,
+        codebooks=_size(report.search.codebook_bytes),
+        **shown,
     )
-    return page.encode("ascii", "xmlcharrefreplace").decode()
+    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the figures</a>
-<header>
-{heading}
-{about}
-{key}
-{nav}
-</header>
-<main id="main" tabindex="-1">
-{main}
-</main>
-</body>
-</html>
-"""
-
-
-def _about(report):
-    c, others = report.settings, [run.workdir for run in report.runs]
-    others.remove(report.workdir)
-    return paragraph(
-        "The best weights of ",
-        element("code", report.workdir),
-        f", chosen without labels: those after step {report.step}; {len(report.epochs)} of "
-        f"{c.epochs} epochs are trained. {report.search.images} images are searched and "
-        f"{report.queries} ask. A code has {c.num_books} books of {c.num_words} words; the "
-        f"distance is {c.distance}.",
-        f" Beside it: {', '.join(others)}." if others else "",
+def _template():
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError("a report needs jinja2; pip install 'hqc-tf[report]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        # Markup, such as the output of a macro, has been through this already.
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
     )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.get_template("page.html.jinja")
 
 
 def _key(report):
@@ -89,9 +58,145 @@ def _key(report):
         shown[name] = f"{one.scores.mean_average_precision:.4f}"
     if report.rankings:
         shown["the same, by chance"] = f"{report.chance:.4f}"
-    if judged := report.without_labels["trained"]:
-        shown["recall@1, without labels"] = f"{judged.recall_at_1:.3f}"
-    shown["bytes an image"] = f"{report.search.code_bytes:g}"
+    if scores := report.without_labels["trained"]:
+        shown["recall@1, without labels"] = f"{scores.recall_at_1:.3f}"
+    shown["bytes per image"] = f"{report.search.code_bytes:g}"
     shown["one query, all codes"] = f"{report.search.one_query:.3g} ms"
-    pairs = [element("div", element("dt", k), element("dd", v)) for k, v in shown.items()]
-    return element("dl", *pairs, class_="key")
+    return shown
+
+
+def _drawings(report):
+    points = map_by_bits(report.runs)
+    several = len({bits for found in points.values() for bits, _ in found}) > 1
+    ranked, precision = report.rankings, report.book_precision
+    curves = [figures.score_curves(ranked), figures.recall_curves(ranked)] if ranked else []
+    books = [] if precision is None else [figures.single_books(precision, numbers.NEAR)]
+    return {
+        "curves": curves,
+        "lengths": [figures.code_lengths(points)] if several else [],
+        "training": training_curves(report),
+        "usage": figures.word_usage(report.word_shares, report.perplexity),
+        "books": books,
+        "planes": figures.planes(report.plane),
+        "pairs": [figures.pair_distances(pairs) for pairs in report.pairs],
+    }
+
+
+def map_by_bits(runs: list) -> dict[str, list[tuple[int, float]]]:
+    """mAP of each run by its own distance and R: name of the weights -> [(bits, mAP)]."""
+    points = {}
+    for run in runs:
+        c = run.settings
+        for line in run.results:
+            scored = line.top_k is not None and line.distance == c.distance
+            if scored and line.top_k == min(c.top_k, line.database):
+                name = "before training" if line.weights == "untrained" else line.weights
+                points.setdefault(name, []).append((c.bits, line.mean_average_precision))
+    return points
+
+
+def training_curves(report: contents.Report) -> list[figures.Drawing]:
+    """A small curve of each figure of the epochs."""
+    lines = [files.as_json(line) | _least_perplexity(line) for line in report.epochs]
+    curves = {
+        name.replace("_", " "): [(line["epoch"] + 1, line[name]) for line in lines if name in line]
+        for name in dict.fromkeys(name for line in lines for name in line)
+        if name not in _NOT_CURVES
+    }
+    if report.speed:
+        speeds = [(line.epoch + 1, line.images_per_second) for line in report.speed]
+        curves["images per second"] = speeds
+    return [
+        figures.training_curve(name, *zip(*points, strict=True)) for name, points in curves.items()
+    ]
+
+
+def _least_perplexity(line):
+    words = line.perplexity
+    return {"least perplexity of a book": min(words)} if words else {}
+
+
+def _tables(report):
+    return _scores(report) | {
+        "label_free_rows": [
+            (
+                name,
+                f"{found.recall_at_1:.3f}",
+                f"{min(found.perplexity):.1f} to {max(found.perplexity):.1f}",
+                f"{found.quantization_error:.3g}",
+            )
+            for name, found in report.without_labels.items()
+            if found
+        ],
+        "result_rows": result_rows(report.runs),
+        "word_rows": [
+            (book, f"{used:.1f}", int((shares == 0).sum()), f"{shares.max():.1%}")
+            for book, (used, shares) in enumerate(
+                zip(report.perplexity, report.word_shares, strict=True)
+            )
+        ],
+        "cost_rows": _costs(report.search),
+        "setting_rows": _settings(report.settings),
+    }
+
+
+def _scores(report):
+    if not report.rankings:
+        return {}
+    top_k = report.rankings[0].scores.top_k
+    places = [k for k in _PLACES if k <= top_k]
+    rows = []
+    for name, scores, _ in report.rankings:
+        at_k = [f"{scores.precision_at_k[k - 1]:.3f}" for k in places]
+        rows.append((name, f"{scores.mean_average_precision:.4f}", *at_k))
+    rows.append(("chance", f"{report.chance:.4f}", *["–"] * len(places)))
+    head = ["search by", f"mAP@{top_k}", *(f"P@{k}" for k in places)]
+    return {"score_head": head, "score_rows": rows}
+
+
+def result_rows(runs: list) -> list[tuple]:
+    """A row for each of the newest results of some `scene.Run`s."""
+    return [
+        (run.workdir, run.settings.bits, line.weights, line.step, *_recorded(line))
+        for run in runs
+        for line in run.results
+    ]
+
+
+def _recorded(line):
+    labeled, label_free = line.top_k is not None, line.held_out is not None
+    return (
+        line.distance,
+        f"{line.mean_average_precision:.4f} (R = {line.top_k})" if labeled else "–",
+        f"{line.chance:.4f}" if labeled else "–",
+        f"{line.recall_at_1:.3f}" if label_free else "–",
+    )
+
+
+def _costs(search):
+    kept = {
+        "codes, as bits": (search.code_bytes, "–"),
+        "codes, a byte per book": (search.memory_bytes, f"{search.by_codes:.3g}"),
+        "embeddings, float32": (search.embedding_bytes, f"{search.by_embeddings:.3g}"),
+    }
+    return [
+        (name, f"{each:g}", _size(each * search.images), taken)
+        for name, (each, taken) in kept.items()
+    ]
+
+
+def _size(count):
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"
+
+
+def _settings(settings):
+    rows = []
+    for field in dataclasses.fields(config.Config):
+        value = getattr(settings, field.name)
+        default = "" if value == field.default else str(field.default)
+        rows.append((f"--{field.name}", value, default, field.metadata["text"]))
+    return rows

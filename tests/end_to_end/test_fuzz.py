@@ -20,7 +20,7 @@ from export.index import write_index
 from hqc_tf import config, evaluate, model
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
-from hqc_tf.report import number_sections, scene
+from hqc_tf.report import page, scene
 from hqc_tf.workdir import read_epochs, read_metrics, read_settings, read_speed
 from tests.support import commands, damage
 
@@ -371,6 +371,7 @@ def test_lines_that_can_be_read_can_be_shown(run_dir, harm):
             )
         except UserError:
             return
-        number_sections.lengths(shown)
-        number_sections.training(shown)
+        page.result_rows(shown.runs)
+        page.map_by_bits(shown.runs)
+        page.training_curves(shown)
         [*map(evaluate.describe, read_metrics(run))]

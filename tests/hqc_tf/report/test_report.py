@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from hqc_tf import config, evaluate, files, label_free, metrics, model
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
-from hqc_tf.report import contents, figures, gallery, markup, numbers, page, scene
+from hqc_tf.report import contents, figures, gallery, numbers, page, scene
 from hqc_tf.workdir import append_metrics, load, read_metrics, read_settings
 from tests.support import browser
 
@@ -202,7 +203,7 @@ def test_the_queries_shown_are_the_best_the_median_and_the_worst(report):
 
 
 def test_the_page_says_what_an_average_precision_looks_at(text):
-    assert "the right ones of the first 10 alone" in text
+    assert "the right ones of the first\n10 alone" in text
 
 
 def test_a_book_alone_compares_its_own_part(seen, report):
@@ -336,15 +337,14 @@ def test_names_stay_text_whatever_they_hold(report):
     )
     text = page.render(report._replace(gallery=[shown], label_names=[hostile] * 12))
     assert "<script" not in text and "\udcff" not in text and "\x00" not in text
-    assert r"&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;\n\t\udcff\x00&amp;amp;" in text
-    assert "grey: the other 2 labels" in text
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;\n\t\udcff\x00&amp;amp;" in text
+    assert "gray: the other 2 labels" in text
 
 
-def test_text_is_escaped_and_markup_is_not():
-    assert markup.element("a", "<b>", markup.Markup("<i>"), title='"') == (
-        '<a title="&quot;">&lt;b&gt;<i></a>'
-    )
-    assert markup.element("a", 1.5, class_=None, aria_label="x") == '<a aria-label="x">1.5</a>'
+def test_a_report_without_jinja2_says_what_to_install(report, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UserError, match=r"needs jinja2; pip install 'hqc-tf\[report\]'"):
+        page.render(report)
 
 
 def test_figures_take_their_colours_from_the_page(report):
