@@ -1,31 +1,37 @@
 """Writes a page about a trained run: `python -m hqc_tf.report --workdir=runs/cifar10`."""
 
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
 from hqc_tf import commands, files
 from hqc_tf.errors import UserError
-from hqc_tf.report import contents, page, scene
+from hqc_tf.report import gather, page
 
 REPORT = "report.html"
 
 
-def write_report(workdirs, output=None, data_dir=None, untrained=True):
-    """Writes the report of the first of some workdirs, whole or not at all; returns its path.
+def write_report(
+    workdirs: Sequence[str],
+    output: str | None = None,
+    data_dir: str | None = None,
+    untrained: bool = True,
+) -> pathlib.Path:
+    """Writes the report of the first of some workdirs atomically; returns its path.
 
     Args:
-      workdirs, data_dir, untrained: as in `contents.gather`.
-      output: file to write; None: report.html in the first workdir.
+        workdirs, data_dir, untrained: as in `gather.gather`.
+        output: file to write; None: report.html in the first workdir.
 
     Raises:
-      UserError: as `contents.gather`, or `output` cannot be a file.
+        UserError: as `gather.gather`, or `output` cannot be a file.
     """
-    scene.read_runs(workdirs)
+    gather.read_runs(workdirs)
     output = pathlib.Path(output or pathlib.Path(workdirs[0], REPORT))
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output={output}: must be a file in a folder that exists; name another")
-    text = page.render(contents.gather(workdirs, data_dir, untrained))
+    text = page.render(gather.gather(workdirs, data_dir, untrained))
     files.replace_text(output, text)
     return output
 
@@ -39,12 +45,12 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string(
         "workdir",
         None,
-        "folder that a training left; given again, others on the same data to stand beside it",
+        "folder of a training; repeat it to compare others on the same data",
         required=True,
     )
-    flags.DEFINE_string("output", None, "page to write, if not report.html in the first workdir")
-    flags.DEFINE_string("data_dir", None, "where the data lies now, if not where it was trained")
+    flags.DEFINE_string("output", None, "page to write; default: report.html in the first workdir")
+    flags.DEFINE_string("data_dir", None, "folder of the data, if it has moved since the training")
     flags.DEFINE_bool(
-        "untrained", True, "compare the network before training, which is encoded with too"
+        "untrained", True, "compare the network before training, which takes as long again"
     )
     commands.run(main)

@@ -49,9 +49,9 @@ class Drawing(NamedTuple):
     """A figure of the page.
 
     Attributes:
-      svg: its element, without any words for those who do not see it.
-      title: what is drawn.
-      finding: what it shows, in words and numbers.
+        svg: its element, without any words for those who do not see it.
+        title: what is drawn.
+        finding: what it shows, in words and numbers.
     """
 
     svg: str

@@ -20,11 +20,11 @@ class Shown(NamedTuple):
     """An image on the page.
 
     Attributes:
-      png: bytes of its picture.
-      name: its id, with all characters visible.
-      label: its label's name, likewise; "" where none is known.
-      distance: to the query, None of the query itself.
-      relevant: whether it has a label of the query, None where none is known.
+        png: bytes of its picture.
+        name: its id, with all characters visible.
+        label: its label's name, likewise; "" where none is known.
+        distance: to the query, None of the query itself.
+        relevant: whether it has a label of the query, None where none is known.
     """
 
     png: bytes
@@ -38,11 +38,11 @@ class Neighbors(NamedTuple):
     """A query and what is found for it.
 
     Attributes:
-      kind: one of `KINDS_BY_PRECISION` or `KINDS_BY_DISTANCE`.
-      query: `Shown`.
-      average_precision: of the query's whole result, or None.
-      found: `Shown`, nearest first.
-      by_book: for each book, the `Shown` found where it alone is compared; empty of most queries.
+        kind: one of `KINDS_BY_PRECISION` or `KINDS_BY_DISTANCE`.
+        query: `Shown`.
+        average_precision: of the query's whole result, or None.
+        found: `Shown`, nearest first.
+        by_book: for each book, the `Shown` found where it alone is compared; empty of most queries.
     """
 
     kind: str
@@ -63,8 +63,8 @@ def by_precision(scene, average_precision):
     """Best, median and worst queries: list of `Neighbors`.
 
     Args:
-      scene: `Scene` with labels.
-      average_precision: float [Q], of its queries.
+        scene: `Scene` with labels.
+        average_precision: float [Q], of its queries.
     """
     chosen = choose(np.argsort(average_precision, kind="stable"), QUERIES)
     kinds = zip(KINDS_BY_PRECISION, chosen, strict=True)
@@ -77,18 +77,18 @@ def by_precision(scene, average_precision):
 
 def by_distance(scene):
     """The queries whose nearest image is nearest, median and farthest: list of `Neighbors`."""
-    nearest = [found.distances[:, 0] for found in scene.by_codes(scene.asked.embeddings, 1)]
+    nearest = [found.distances[:, 0] for found in scene.by_codes(scene.query.embeddings, 1)]
     chosen = choose(np.argsort(np.concatenate(nearest), kind="stable"), QUERIES)
     kinds = zip(KINDS_BY_DISTANCE, chosen, strict=True)
     return [found for kind, rows in kinds for found in _neighbors(scene, kind, rows)]
 
 
 def _neighbors(scene, kind, rows, average_precision=None):
-    asked, count = scene.asked.embeddings[rows], len(scene.images)
-    found = _search(scene.by_codes(asked, min(FOUND, count)))
+    embeddings, count = scene.query.embeddings[rows], len(scene.images)
+    found = _search(scene.by_codes(embeddings, min(FOUND, count)))
     # A row of pictures for each book is much to look at: of the first query of a kind only.
     k = min(FOUND_BY_BOOK, count)
-    by_book = [_search(scene.by_embeddings(asked[:1], k, part)) for part in scene.parts]
+    by_book = [_search(scene.by_embeddings(embeddings[:1], k, part)) for part in scene.parts]
     return [
         Neighbors(
             kind,

@@ -28,9 +28,9 @@ class Ranking(NamedTuple):
     """How well a search finds images of the query's labels.
 
     Attributes:
-      name: of what is searched.
-      scores: `RetrievalMetrics` over all queries.
-      curve: `PrecisionRecall` over `CURVE_QUERIES` of them, at some places.
+        name: of what is searched.
+        scores: `RetrievalMetrics` over all queries.
+        curve: `PrecisionRecall` over `CURVE_QUERIES` of them, at some places.
     """
 
     name: str
@@ -42,9 +42,10 @@ class Plane(NamedTuple):
     """Images in the plane of the two largest principal components of their embeddings.
 
     Attributes:
-      embeddings, codewords: float [n, 2], and the codewords that stand for them in the same plane.
-      explained: float [2], share of the embeddings' variance along each axis.
-      labels: int [n], or None.
+        embeddings, codewords: float [n, 2], and the codewords that stand for them in the same
+            plane.
+        explained: float [2], share of the embeddings' variance along each axis.
+        labels: int [n], or None.
     """
 
     embeddings: np.ndarray
@@ -57,11 +58,11 @@ class Pairs(NamedTuple):
     """Distances of images with a label in common, and of others.
 
     Attributes:
-      name: of the distance.
-      edges: float [bins + 1].
-      within, between: float [bins], share of the pairs of either kind in each bin.
-      means: of either kind.
-      separation: how often a pair with a label in common is nearer than one without; ties half.
+        name: of the distance.
+        edges: float [bins + 1].
+        within, between: float [bins], share of the pairs of either kind in each bin.
+        means: of either kind.
+        separation: how often a pair with a label in common is nearer than one without; ties half.
     """
 
     name: str
@@ -76,9 +77,9 @@ class Search(NamedTuple):
     """What the exhaustive search of a database costs; times are medians, in milliseconds.
 
     Attributes:
-      code_bytes, memory_bytes, embedding_bytes: of an image as bits, a byte a book, and float32.
-      one_query: of a query alone, by codes.
-      by_codes, by_embeddings: of each query of a batch.
+        code_bytes, memory_bytes, embedding_bytes: of an image as bits, a byte a book, and float32.
+        one_query: of a query alone, by codes.
+        by_codes, by_embeddings: of each query of a batch.
     """
 
     images: int
@@ -98,11 +99,13 @@ def rank(name, search, scene):
 
     Its mAP is at the settings' top_k, or at all images of fewer.
     """
-    count, asked, known = len(scene.images), scene.asked.embeddings, scene.images.labels
-    found = search(asked, min(scene.trained.settings.top_k, count))
+    count, embeddings, known = len(scene.images), scene.query.embeddings, scene.images.labels
+    found = search(embeddings, min(scene.trained.settings.top_k, count))
     scores = metrics.evaluate_rankings(found, known, scene.queries.labels)
-    rows = spread(len(asked), CURVE_QUERIES)
-    curve = metrics.precision_recall(search(asked[rows], count), known, scene.queries.labels[rows])
+    rows = spread(len(embeddings), CURVE_QUERIES)
+    curve = metrics.precision_recall(
+        search(embeddings[rows], count), known, scene.queries.labels[rows]
+    )
     places = np.unique(np.geomspace(1, count, _CURVE_POINTS).round().astype(int)) - 1
     return Ranking(name, scores, metrics.PrecisionRecall(*(values[places] for values in curve)))
 
@@ -110,9 +113,9 @@ def rank(name, search, scene):
 def book_precision(scene):
     """float [M]: P@10 of `POINTS` queries where a single part of the embeddings is compared."""
     rows = spread(len(scene.queries), POINTS)
-    asked, labels = scene.asked.embeddings[rows], scene.queries.labels[rows]
+    embeddings, labels = scene.query.embeddings[rows], scene.queries.labels[rows]
     k = min(NEAR, len(scene.images))
-    searches = [scene.by_embeddings(asked, k, part) for part in scene.parts]
+    searches = [scene.by_embeddings(embeddings, k, part) for part in scene.parts]
     scores = [metrics.evaluate_rankings(one, scene.images.labels, labels) for one in searches]
     return np.array([score.precision_at_k[-1] for score in scores])
 
@@ -149,7 +152,7 @@ def compare_pairs(scene):
     )
     if same.all() or not same.any():
         return []
-    queries, codes = scene.asked.embeddings[asks], scene.database.codes[rows]
+    queries, codes = scene.query.embeddings[asks], scene.database.codes[rows]
     by_codes = retrieval.asymmetric_distances(queries, codes, scene.codebooks, distance)
     by_embeddings = retrieval.embedding_distances(queries, scene.database.embeddings[rows])
     return [
@@ -172,7 +175,7 @@ def count_pairs(name, distances, same):
 def measure_search(scene):
     """The `Search` over the codes of a scene, timed now."""
     k, count = min(NEAR, len(scene.images)), len(scene.queries)
-    queries = scene.asked.embeddings[spread(count, POINTS)]
+    queries = scene.query.embeddings[spread(count, POINTS)]
     return Search(
         images=len(scene.images),
         distinct_codes=len(np.unique(scene.database.codes, axis=0)),

@@ -1,4 +1,4 @@
-"""The page of a `contents.Report`: one HTML file that carries all it shows and runs no script."""
+"""The page of a `gather.Report`: one HTML file that carries all it shows and runs no script."""
 
 import base64
 import dataclasses
@@ -7,14 +7,14 @@ import pathlib
 from hqc_tf import config, files
 from hqc_tf.data import catalog
 from hqc_tf.errors import UserError, printable
-from hqc_tf.report import contents, figures, numbers
+from hqc_tf.report import figures, gather, numbers
 
 _PLACES = 1, 10, 100, 1000
 _NOT_CURVES = ("epoch", "step", "held_out", "perplexity")
 _FOLDER = pathlib.Path(__file__).parent
 
 
-def render(report: contents.Report) -> str:
+def render(report: gather.Report) -> str:
     """The page as ASCII text, which is the same in every encoding."""
     shown = _drawings(report) | _tables(report)
     text = _template().render(
@@ -95,7 +95,7 @@ def map_by_bits(runs: list) -> dict[str, list[tuple[int, float]]]:
     return points
 
 
-def training_curves(report: contents.Report) -> list[figures.Drawing]:
+def training_curves(report: gather.Report) -> list[figures.Drawing]:
     """A small curve of each figure of the epochs."""
     lines = [files.as_json(line) | _least_perplexity(line) for line in report.epochs]
     curves = {
@@ -155,7 +155,7 @@ def _scores(report):
 
 
 def result_rows(runs: list) -> list[tuple]:
-    """A row for each of the newest results of some `scene.Run`s."""
+    """A row for each of the newest results of some `gather.Run`s."""
     return [
         (run.workdir, run.settings.bits, line.weights, line.step, *_recorded(line))
         for run in runs

@@ -20,7 +20,7 @@ from export.index import write_index
 from hqc_tf import config, evaluate, model
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
-from hqc_tf.report import page, scene
+from hqc_tf.report import gather, page
 from hqc_tf.workdir import read_epochs, read_metrics, read_settings, read_speed
 from tests.support import commands, damage
 
@@ -365,7 +365,7 @@ def test_lines_that_can_be_read_can_be_shown(run_dir, harm):
         damage.inflict(run, harm)
         try:
             shown = types.SimpleNamespace(
-                runs=scene.read_runs([run]),
+                runs=gather.read_runs([run]),
                 epochs=read_epochs(run),
                 speed=read_speed(run),
             )

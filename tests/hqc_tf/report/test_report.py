@@ -13,7 +13,7 @@ import pytest
 from hqc_tf import config, evaluate, files, label_free, metrics, model
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
-from hqc_tf.report import contents, figures, gallery, numbers, page, scene
+from hqc_tf.report import figures, gallery, gather, numbers, page
 from hqc_tf.workdir import append_metrics, load, read_metrics, read_settings
 from tests.support import browser
 
@@ -108,7 +108,7 @@ def report(labelled, workdir, tmp_path_factory):
         for line in read_metrics(other)
     ]
     write_lines(other / "metrics.jsonl", lines)
-    return contents.gather([str(labelled), str(other)])
+    return gather.gather([str(labelled), str(other)])
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def found(text):
 @pytest.fixture(scope="module")
 def seen(labelled):
     """What the report rests on: the best weights, and what they make of the images."""
-    return scene.show_to(load(labelled))
+    return gather.make_scene(load(labelled))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def unlabelled(workdir, photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unlabelled_report(unlabelled):
-    return contents.gather([str(unlabelled)], untrained=False)
+    return gather.gather([str(unlabelled)], untrained=False)
 
 
 def test_the_scores_are_those_of_evaluate(labelled, report, found):
@@ -160,8 +160,8 @@ def test_the_scores_are_those_of_evaluate(labelled, report, found):
 
 
 def test_embeddings_are_ranked_by_euclidean_distance(seen, found):
-    images, asked = seen.database.embeddings, seen.asked.embeddings
-    order = np.argsort(np.linalg.norm(asked[:, None] - images, axis=-1), axis=1)[:, :10]
+    images, queried = seen.database.embeddings, seen.query.embeddings
+    order = np.argsort(np.linalg.norm(queried[:, None] - images, axis=-1), axis=1)[:, :10]
     scores = metrics.average_precision(seen.images.labels[order] == seen.queries.labels[:, None])
     assert table(found, "Means over")[2][:2] == ["embeddings", f"{scores.mean():.4f}"]
 
@@ -209,10 +209,10 @@ def test_the_page_says_what_an_average_precision_looks_at(text):
 def test_a_book_alone_compares_its_own_part(seen, report):
     one = report.gallery[0]
     names = [[printable(name) for name in x.ids] for x in (seen.images, seen.queries)]
-    asked = seen.asked.embeddings[names[1].index(one.query.name)]
+    queried = seen.query.embeddings[names[1].index(one.query.name)]
     for book, found in enumerate(one.by_book):
         part = slice(3 * book, 3 * book + 3)
-        distances = np.linalg.norm(seen.database.embeddings[:, part] - asked[part], axis=1)
+        distances = np.linalg.norm(seen.database.embeddings[:, part] - queried[part], axis=1)
         assert [x.name for x in found] == [names[0][i] for i in np.argsort(distances)[:8]]
 
 
@@ -296,10 +296,10 @@ def test_the_search_counts_what_it_keeps(report):
 
 
 def test_without_labels_the_page_says_what_it_can(unlabelled, unlabelled_report, monkeypatch):
-    asked = []
-    monkeypatch.setattr(contents, "gather", lambda *told: asked.append(told) or unlabelled_report)
+    queried = []
+    monkeypatch.setattr(gather, "gather", lambda *told: queried.append(told) or unlabelled_report)
     path = command.write_report([str(unlabelled)], data_dir="d", untrained=False)
-    assert asked == [([str(unlabelled)], "d", False)] and path == unlabelled / "report.html"
+    assert queried == [([str(unlabelled)], "d", False)] and path == unlabelled / "report.html"
     text = path.read_text()
     assert "The images have no labels" in text and "mAP@10" not in text
     judged = evaluate.label_free_scores(load(unlabelled))
@@ -319,7 +319,7 @@ def test_without_labels_held_out_images_ask_the_others(unlabelled_report):
 
 
 def test_the_same_run_makes_the_same_page(unlabelled, unlabelled_report):
-    again = contents.gather([str(unlabelled)], untrained=False)
+    again = gather.gather([str(unlabelled)], untrained=False)
     same_times = again._replace(search=unlabelled_report.search)
     assert page.render(same_times) == page.render(unlabelled_report)
 
@@ -388,7 +388,7 @@ def test_a_workdir_without_a_run_is_named(tmp_path, name):
 
 def test_runs_on_other_data_are_refused(labelled, workdir):
     with pytest.raises(UserError, match="learned from folder:.*give runs of one data set"):
-        scene.read_runs([str(labelled), str(workdir)])
+        gather.read_runs([str(labelled), str(workdir)])
 
 
 @pytest.mark.parametrize("output", ["", "missing/report.html"])

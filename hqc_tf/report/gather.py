@@ -1,0 +1,220 @@
+"""All that a report says, gathered from trained runs."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hqc_tf import config, evaluate, label_free, metrics, model, retrieval
+from hqc_tf.data import catalog
+from hqc_tf.data.images import Images, hold_out
+from hqc_tf.errors import UserError
+from hqc_tf.report import gallery, numbers
+from hqc_tf.workdir import (
+    EpochLine,
+    Result,
+    SpeedLine,
+    load,
+    read_epochs,
+    read_metrics,
+    read_settings,
+    read_speed,
+    rejected_ids,
+    saved_step,
+)
+
+_ALL = slice(None)
+
+
+class Run(NamedTuple):
+    """A finished training; results are the newest of each kind of weights, distance and R."""
+
+    workdir: str
+    settings: config.Config
+    results: list[Result]
+
+
+class Scene(NamedTuple):
+    """A model, the images it searches, the queries, and what it makes of both."""
+
+    trained: model.HQC
+    images: Images
+    queries: Images
+    database: retrieval.Encoded
+    query: retrieval.Encoded
+
+    @property
+    def codebooks(self) -> np.ndarray:
+        """[M, K, D] float."""
+        return self.trained.quantizer.codebooks.numpy()
+
+    @property
+    def parts(self) -> list[slice]:
+        """The columns of an embedding that belong to each of M books."""
+        num_books, _, width = self.codebooks.shape
+        return [slice(book * width, (book + 1) * width) for book in range(num_books)]
+
+    def by_codes(self, queries: np.ndarray, k: int) -> Iterator[retrieval.Nearest]:
+        """The nearest images of embeddings [Q, M*D] by code, in chunks."""
+        distance = self.trained.settings.distance
+        return retrieval.nearest_by_chunk(queries, self.database.codes, self.codebooks, k, distance)
+
+    def by_embeddings(
+        self, queries: np.ndarray, k: int, columns: slice = _ALL
+    ) -> Iterator[retrieval.Nearest]:
+        """The nearest images of embeddings [Q, M*D] by some columns of their embeddings."""
+        images = self.database.embeddings[:, columns]
+        return retrieval.nearest_embeddings_by_chunk(queries[:, columns], images, k)
+
+
+class Report(NamedTuple):
+    """What the page shows; the first workdir is the one that is looked into.
+
+    Attributes:
+        workdir: its name.
+        settings: of its run.
+        step: training steps of its best weights, which all figures are of.
+        runs: of all workdirs.
+        without_labels: name of a model -> its scores.
+        queries: how many there are.
+        rankings: empty without labels, as are pairs and book_precision; chance is None.
+        chance: mAP of a random order.
+        book_precision: [M] float, of each book alone.
+        word_shares: [M, K] float, how often each word of each book stands for an image.
+        perplexity: [M] float, of these.
+        label_names: of the plane's labels.
+    """
+
+    workdir: str
+    settings: config.Config
+    step: int
+    runs: list[Run]
+    epochs: list[EpochLine]
+    speed: list[SpeedLine]
+    without_labels: dict[str, label_free.Scores]
+    queries: int
+    rankings: list[numbers.Ranking]
+    chance: float | None
+    pairs: list[numbers.Pairs]
+    book_precision: np.ndarray | None
+    word_shares: np.ndarray
+    perplexity: np.ndarray
+    plane: numbers.Plane
+    label_names: list[str] | None
+    gallery: list[gallery.Neighbors]
+    search: numbers.Search
+
+
+def read_runs(workdirs: Sequence[str]) -> list[Run]:
+    """The runs in some workdirs, those of fewer bits first.
+
+    Raises:
+        UserError: one of them holds no run, or one of another data set than the first.
+    """
+    runs = [Run(name, read_settings(name), _newest_results(name)) for name in workdirs]
+    for run in runs:
+        if run.settings.dataset != runs[0].settings.dataset:
+            raise UserError(
+                f"--workdir={run.workdir}: trained on {run.settings.dataset}, and "
+                f"{runs[0].workdir} on {runs[0].settings.dataset}; give runs of one data set"
+            )
+    return sorted(runs, key=lambda run: run.settings.bits)
+
+
+def _newest_results(workdir):
+    newest = {}
+    for line in read_metrics(workdir):
+        newest[line.weights, line.distance, line.top_k] = line
+    return list(newest.values())
+
+
+def make_scene(trained: model.HQC, rejected: frozenset[str] = frozenset()) -> Scene:
+    """A model with the database and the queries of its data set, `rejected` ids left out.
+
+    Without labels the images held out from training query the others. UserError where the data
+    cannot be read.
+    """
+    c = trained.settings
+    images, queries = (
+        catalog.load_split(c.dataset, role, c.data_dir, rejected) for role in ("database", "query")
+    )
+    if queries is None:
+        rest, queries = hold_out(images, c.held_out or len(images))
+        # A handful of images all query, and each finds itself.
+        images, queries = (rest, queries) if len(queries) else (images, images)
+    database = trained.encode_images(images, "database")
+    query = trained.encode_images(queries, "queries")
+    return Scene(trained, images, queries, database, query)
+
+
+def gather(workdirs: Sequence[str], data_dir: str | None = None, untrained: bool = True) -> Report:
+    """The report of the first of some workdirs, beside the results of the others.
+
+    Args:
+        workdirs: folders of trainings on one data set, at least one.
+        data_dir: folder of the data, if it has moved since the training.
+        untrained: whether to encode with the network before training too, which takes as long.
+
+    Raises:
+        UserError: a workdir holds no trained run, or one of another data set; or the data cannot
+            be read.
+    """
+    workdir = workdirs[0]
+    runs = read_runs(workdirs)
+    # A damaged file is reported before minutes are spent on the images.
+    lines, speed = read_epochs(workdir), read_speed(workdir)
+    trained = load(workdir, "best")
+    if data_dir is not None:
+        trained.settings = dataclasses.replace(trained.settings, data_dir=data_dir)
+    rejected = rejected_ids(workdir)
+    seen = make_scene(trained, rejected)
+    before = make_scene(model.build_model(trained.settings), rejected) if untrained else None
+    labeled = seen.queries.labels is not None
+    codes, words = seen.database.codes, trained.settings.num_words
+    models = {"trained": seen, "before training": before}
+    return Report(
+        workdir=workdir,
+        settings=trained.settings,
+        step=saved_step(workdir, "best"),
+        runs=runs,
+        epochs=lines,
+        speed=speed,
+        without_labels={
+            name: evaluate.label_free_scores(one.trained, rejected)
+            for name, one in models.items()
+            if one
+        },
+        queries=len(seen.queries),
+        word_shares=label_free.word_shares(codes, words),
+        perplexity=label_free.perplexity(codes, words),
+        plane=numbers.plane(seen),
+        label_names=seen.images.label_names,
+        search=numbers.measure_search(seen),
+        **(_with_labels(seen, before) if labeled else _without_labels(seen)),
+    )
+
+
+def _with_labels(seen, before):
+    searches = {"codes": (seen.by_codes, seen), "embeddings": (seen.by_embeddings, seen)}
+    if before:
+        searches["codes before training"] = (before.by_codes, before)
+    rankings = [numbers.rank(name, *search) for name, search in searches.items()]
+    top_k = rankings[0].scores.top_k
+    return {
+        "rankings": rankings,
+        "chance": metrics.chance_level(seen.images.labels, seen.queries.labels, top_k),
+        "pairs": numbers.compare_pairs(seen),
+        "book_precision": numbers.book_precision(seen),
+        "gallery": gallery.by_precision(seen, rankings[0].scores.average_precision),
+    }
+
+
+def _without_labels(seen):
+    return {
+        "rankings": [],
+        "chance": None,
+        "pairs": [],
+        "book_precision": None,
+        "gallery": gallery.by_distance(seen),
+    }
