@@ -1,7 +1,8 @@
 """A set of images, in memory or as files, and which of them are held out from training."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
@@ -9,7 +10,8 @@ Names = Sequence[str] | None
 Labels = np.ndarray | None
 
 
-class Images(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
     """A set of images; made by `of_files`, `of_pixels` or `of_contents`.
 
     Exactly one of pixels, paths and contents is not None.

@@ -1,4 +1,4 @@
-"""The figures of a report: SVG in the colours of the page, each with its finding in words.
+"""The figures of a report: SVG in the colors of the page, each with its finding in words.
 
 No name that a person chose comes into a figure: Matplotlib would read "$" in it as a formula.
 """
@@ -13,9 +13,11 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hqc_tf.report import numbers
+
 # In inches; the page shows a figure at 400 to 500 pixels, so that its words stay legible.
 SIZE, SMALL, SQUARE = (4.6, 3.1), (3.1, 2.1), (4.6, 4.2)
-# What Matplotlib draws in, and the variable of the page's style that stands there in the end.
+# What Matplotlib draws in, and the variable of the page's style that takes its place in the end.
 _INK, _FAINT, _MUTED = "#010203", "#010204", "#010205"
 COLORS = [f"#0103{number:02x}" for number in range(10)]
 _VARIABLES = {_INK: "--ink", _FAINT: "--faint", _MUTED: "--muted"} | {
@@ -59,7 +61,7 @@ class Drawing(NamedTuple):
     finding: str
 
 
-def score_curves(rankings):
+def score_curves(rankings: list[numbers.Ranking]) -> list[Drawing]:
     """P@k over k, of `numbers.Ranking`s."""
     lines = {}
     for ranking in rankings:
@@ -74,7 +76,7 @@ def score_curves(rankings):
     return Drawing(svg, "Precision of the first k images", "; ".join(findings))
 
 
-def recall_curves(rankings):
+def recall_curves(rankings: list[numbers.Ranking]) -> Drawing:
     """Precision over recall, of `numbers.Ranking`s."""
     lines = {one.name: (one.curve.recall, one.curve.precision) for one in rankings}
     at_half = [
@@ -87,10 +89,10 @@ def recall_curves(rankings):
     return Drawing(svg, "Precision and recall", finding)
 
 
-def code_lengths(points):
+def code_lengths(points: dict[str, list[tuple[int, float]]]) -> Drawing:
     """mAP over the bits of a code: dict of name -> list of (bits, mAP)."""
     lines = {name: list(zip(*sorted(found), strict=True)) for name, found in points.items()}
-    bits = sorted({number for numbers, _ in lines.values() for number in numbers})
+    bits = sorted({number for sizes, _ in lines.values() for number in sizes})
 
     def paint(axis):
         axes = {"xlabel": "bits of a code", "ylabel": "mAP", "xticks": bits}
@@ -103,7 +105,7 @@ def code_lengths(points):
     return Drawing(_draw("lengths", SIZE, paint), "mAP at each code length", "; ".join(findings))
 
 
-def training_curve(name, epochs, values):
+def training_curve(name: str, epochs: list[int], values: list[float]) -> Drawing:
     """One quantity after each epoch, in small; epochs count from 1."""
 
     def paint(axis):
@@ -116,7 +118,7 @@ def training_curve(name, epochs, values):
     return Drawing(_draw(f"curve {name}", SMALL, paint), name.capitalize(), finding)
 
 
-def word_usage(shares, perplexity):
+def word_usage(shares: np.ndarray, perplexity: np.ndarray) -> Drawing:
     """How often each word of each book is taken: float [M, K], and float [M]."""
     names = "book", "word"
 
@@ -140,7 +142,7 @@ def word_usage(shares, perplexity):
     return Drawing(_draw("usage", SIZE, paint), "How often each word is taken", finding)
 
 
-def planes(plane):
+def planes(plane: numbers.Plane) -> list[Drawing]:
     """A `numbers.Plane` as two figures, embeddings and codewords, on the same axes.
 
     Each of the first labels has one of `COLORS`, and its number stands at its mean.
@@ -165,7 +167,7 @@ def planes(plane):
     return drawings
 
 
-def pair_distances(pairs):
+def pair_distances(pairs: numbers.Pairs) -> Drawing:
     """How far apart images with and without a label in common are, of `numbers.Pairs`."""
 
     def paint(axis):
@@ -185,7 +187,7 @@ def pair_distances(pairs):
     return Drawing(_draw(pairs.name, SIZE, paint), f"Distances by {pairs.name}", finding)
 
 
-def single_books(precision, k):
+def single_books(precision: np.ndarray, k: int) -> Drawing:
     """float [M] P@k where one book's parts are compared, as bars."""
 
     def paint(axis):
@@ -234,7 +236,7 @@ def _draw(name, size, paint):
 
 
 def _inline(text):
-    """An SVG file as an element of the page: colours by variables, no ids but those referred to."""
+    """An SVG file as an element of the page: colors by variables, no ids but those referred to."""
     svg = text[text.index("<svg") :].strip()
     svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)

@@ -7,6 +7,7 @@ import numpy as np
 from hqc_tf import metrics
 from hqc_tf.data import pictures
 from hqc_tf.errors import printable
+from hqc_tf.report.numbers import Scene
 
 # Queries of each kind, images found for each, and images found by a single book.
 QUERIES, FOUND, FOUND_BY_BOOK = 3, 10, 8
@@ -52,14 +53,14 @@ class Neighbors(NamedTuple):
     by_book: list
 
 
-def choose(order, count):
+def choose(order: np.ndarray, count: int) -> list[np.ndarray]:
     """The first, the middle and the last `count` of int [Q] rows; fewer of few rows."""
     count = max(1, min(count, len(order) // 3))
     middle = (len(order) - count) // 2
     return [order[:count], order[middle : middle + count], order[len(order) - count :]]
 
 
-def by_precision(scene, average_precision):
+def by_precision(scene: Scene, average_precision: np.ndarray) -> list[Neighbors]:
     """Best, median and worst queries: list of `Neighbors`.
 
     Args:
@@ -75,7 +76,7 @@ def by_precision(scene, average_precision):
     ]
 
 
-def by_distance(scene):
+def by_distance(scene: Scene) -> list[Neighbors]:
     """The queries whose nearest image is nearest, median and farthest: list of `Neighbors`."""
     nearest = [found.distances[:, 0] for found in scene.by_codes(scene.query.embeddings, 1)]
     chosen = choose(np.argsort(np.concatenate(nearest), kind="stable"), QUERIES)

@@ -1,14 +1,12 @@
 """All that a report says, gathered from trained runs."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import config, evaluate, label_free, metrics, model, retrieval
-from hqc_tf.data import catalog
-from hqc_tf.data.images import Images, hold_out
+from hqc_tf import config, evaluate, label_free, metrics, model
 from hqc_tf.errors import UserError
 from hqc_tf.report import gallery, numbers
 from hqc_tf.workdir import (
@@ -24,8 +22,6 @@ from hqc_tf.workdir import (
     saved_step,
 )
 
-_ALL = slice(None)
-
 
 class Run(NamedTuple):
     """A finished training; results are the newest of each kind of weights, distance and R."""
@@ -33,39 +29,6 @@ class Run(NamedTuple):
     workdir: str
     settings: config.Config
     results: list[Result]
-
-
-class Scene(NamedTuple):
-    """A model, the images it searches, the queries, and what it makes of both."""
-
-    trained: model.HQC
-    images: Images
-    queries: Images
-    database: retrieval.Encoded
-    query: retrieval.Encoded
-
-    @property
-    def codebooks(self) -> np.ndarray:
-        """[M, K, D] float."""
-        return self.trained.quantizer.codebooks.numpy()
-
-    @property
-    def parts(self) -> list[slice]:
-        """The columns of an embedding that belong to each of M books."""
-        num_books, _, width = self.codebooks.shape
-        return [slice(book * width, (book + 1) * width) for book in range(num_books)]
-
-    def by_codes(self, queries: np.ndarray, k: int) -> Iterator[retrieval.Nearest]:
-        """The nearest images of embeddings [Q, M*D] by code, in chunks."""
-        distance = self.trained.settings.distance
-        return retrieval.nearest_by_chunk(queries, self.database.codes, self.codebooks, k, distance)
-
-    def by_embeddings(
-        self, queries: np.ndarray, k: int, columns: slice = _ALL
-    ) -> Iterator[retrieval.Nearest]:
-        """The nearest images of embeddings [Q, M*D] by some columns of their embeddings."""
-        images = self.database.embeddings[:, columns]
-        return retrieval.nearest_embeddings_by_chunk(queries[:, columns], images, k)
 
 
 class Report(NamedTuple):
@@ -129,25 +92,6 @@ def _newest_results(workdir):
     return list(newest.values())
 
 
-def make_scene(trained: model.HQC, rejected: frozenset[str] = frozenset()) -> Scene:
-    """A model with the database and the queries of its data set, `rejected` ids left out.
-
-    Without labels the images held out from training query the others. UserError where the data
-    cannot be read.
-    """
-    c = trained.settings
-    images, queries = (
-        catalog.load_split(c.dataset, role, c.data_dir, rejected) for role in ("database", "query")
-    )
-    if queries is None:
-        rest, queries = hold_out(images, c.held_out or len(images))
-        # A handful of images all query, and each finds itself.
-        images, queries = (rest, queries) if len(queries) else (images, images)
-    database = trained.encode_images(images, "database")
-    query = trained.encode_images(queries, "queries")
-    return Scene(trained, images, queries, database, query)
-
-
 def gather(workdirs: Sequence[str], data_dir: str | None = None, untrained: bool = True) -> Report:
     """The report of the first of some workdirs, beside the results of the others.
 
@@ -168,8 +112,12 @@ def gather(workdirs: Sequence[str], data_dir: str | None = None, untrained: bool
     if data_dir is not None:
         trained.settings = dataclasses.replace(trained.settings, data_dir=data_dir)
     rejected = rejected_ids(workdir)
-    seen = make_scene(trained, rejected)
-    before = make_scene(model.build_model(trained.settings), rejected) if untrained else None
+    seen = numbers.make_scene(trained, rejected)
+    before = None
+    if untrained:
+        before = numbers.make_scene(model.build_model(trained.settings), rejected)
+        numbers.make_scene(model.build_model(trained.settings), rejected) if untrained else None
+    )
     labeled = seen.queries.labels is not None
     codes, words = seen.database.codes, trained.settings.num_words
     models = {"trained": seen, "before training": before}

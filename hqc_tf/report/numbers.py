@@ -4,11 +4,14 @@ Sizes are bounded, so that a report takes minutes where an evaluation does; the 
 """
 
 import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import metrics, retrieval
+from hqc_tf import metrics, model, retrieval
+from hqc_tf.data import catalog
+from hqc_tf.data.images import Images, hold_out
 from hqc_tf.data.pictures import spread
 
 # Queries whose whole ranking is sorted for the curve of precision and recall.
@@ -22,6 +25,40 @@ NEAR = 10
 _CURVE_POINTS = 200
 _BINS = 40
 _TURNS = 5
+_ALL = slice(None)
+
+
+class Scene(NamedTuple):
+    """A model, the images it searches, the queries, and what it makes of both."""
+
+    trained: model.HQC
+    images: Images
+    queries: Images
+    database: retrieval.Encoded
+    query: retrieval.Encoded
+
+    @property
+    def codebooks(self) -> np.ndarray:
+        """[M, K, D] float."""
+        return self.trained.quantizer.codebooks.numpy()
+
+    @property
+    def parts(self) -> list[slice]:
+        """The columns of an embedding that belong to each of M books."""
+        num_books, _, width = self.codebooks.shape
+        return [slice(book * width, (book + 1) * width) for book in range(num_books)]
+
+    def by_codes(self, queries: np.ndarray, k: int) -> Iterator[retrieval.Nearest]:
+        """The nearest images of embeddings [Q, M*D] by code, in chunks."""
+        distance = self.trained.settings.distance
+        return retrieval.nearest_by_chunk(queries, self.database.codes, self.codebooks, k, distance)
+
+    def by_embeddings(
+        self, queries: np.ndarray, k: int, columns: slice = _ALL
+    ) -> Iterator[retrieval.Nearest]:
+        """The nearest images of embeddings [Q, M*D] by some columns of their embeddings."""
+        images = self.database.embeddings[:, columns]
+        return retrieval.nearest_embeddings_by_chunk(queries[:, columns], images, k)
 
 
 class Ranking(NamedTuple):
@@ -94,7 +131,26 @@ class Search(NamedTuple):
     by_embeddings: float
 
 
-def rank(name, search, scene):
+def make_scene(trained: model.HQC, rejected: frozenset[str] = frozenset()) -> Scene:
+    """A model with the database and the queries of its data set, `rejected` ids left out.
+
+    Without labels the images held out from training query the others. UserError where the data
+    cannot be read.
+    """
+    c = trained.settings
+    images, queries = (
+        catalog.load_split(c.dataset, role, c.data_dir, rejected) for role in ("database", "query")
+    )
+    if queries is None:
+        rest, queries = hold_out(images, c.held_out or len(images))
+        # A handful of images all query, and each finds itself.
+        images, queries = (rest, queries) if len(queries) else (images, images)
+    database = trained.encode_images(images, "database")
+    query = trained.encode_images(queries, "queries")
+    return Scene(trained, images, queries, database, query)
+
+
+def rank(name: str, search: Callable, scene: Scene) -> Ranking:
     """The `Ranking` of a search (queries, k) -> chunks of `Nearest`, for the queries of a scene.
 
     Its mAP is at the settings' top_k, or at all images of fewer.
@@ -110,7 +166,7 @@ def rank(name, search, scene):
     return Ranking(name, scores, metrics.PrecisionRecall(*(values[places] for values in curve)))
 
 
-def book_precision(scene):
+def book_precision(scene: Scene) -> np.ndarray:
     """float [M]: P@10 of `POINTS` queries where a single part of the embeddings is compared."""
     rows = spread(len(scene.queries), POINTS)
     embeddings, labels = scene.query.embeddings[rows], scene.queries.labels[rows]
@@ -120,7 +176,7 @@ def book_precision(scene):
     return np.array([score.precision_at_k[-1] for score in scores])
 
 
-def project(embeddings, codewords, labels):
+def project(embeddings: np.ndarray, codewords: np.ndarray, labels: np.ndarray | None) -> Plane:
     """The `Plane` of float [n, E] embeddings and of the codewords that stand for them."""
     mean = embeddings.mean(axis=0)
     _, lengths, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
@@ -133,7 +189,7 @@ def project(embeddings, codewords, labels):
     return Plane((embeddings - mean) @ two.T, (codewords - mean) @ two.T, explained, labels)
 
 
-def plane(scene):
+def plane(scene: Scene) -> Plane:
     """The `Plane` of `POINTS` of the searched images; without labels where each has several."""
     rows = spread(len(scene.images), POINTS)
     words = scene.trained.quantizer.decode(scene.database.codes[rows]).numpy()
@@ -142,7 +198,7 @@ def plane(scene):
     return project(scene.database.embeddings[rows], words, labels)
 
 
-def compare_pairs(scene):
+def compare_pairs(scene: Scene) -> list[Pairs]:
     """`Pairs` by code and by embedding; empty where one of the two kinds of pairs is missing."""
     asks = spread(len(scene.queries), PAIR_QUERIES)
     rows = spread(len(scene.images), PAIR_IMAGES)
@@ -161,7 +217,7 @@ def compare_pairs(scene):
     ]
 
 
-def count_pairs(name, distances, same):
+def count_pairs(name: str, distances: np.ndarray, same: np.ndarray) -> Pairs:
     """The `Pairs` of float [Q, N] distances, where bool [Q, N] `same` names one of both kinds."""
     within, between = distances[same], np.sort(distances[~same])
     edges = np.histogram_bin_edges(distances, _BINS)
@@ -172,7 +228,7 @@ def count_pairs(name, distances, same):
     return Pairs(name, edges, *shares, (float(within.mean()), float(between.mean())), separation)
 
 
-def measure_search(scene):
+def measure_search(scene: Scene) -> Search:
     """The `Search` over the codes of a scene, timed now."""
     k, count = min(NEAR, len(scene.images)), len(scene.queries)
     queries = scene.query.embeddings[spread(count, POINTS)]

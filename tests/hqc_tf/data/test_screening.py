@@ -10,7 +10,7 @@ from benchmarks import kill_test
 from hqc_tf import model, train
 from hqc_tf.data import catalog, screening
 from hqc_tf.errors import UserError
-from hqc_tf.report import gather
+from hqc_tf.report import numbers
 from hqc_tf.workdir import load, rejected_ids, write_rejects
 from tests.support import odd_images
 
@@ -53,7 +53,7 @@ def test_training_is_as_if_bad_images_were_not_there(odd_photos, quick_config, t
         for name, value in one.items():
             np.testing.assert_array_equal(value, two[name])
     rejected = rejected_ids(tmp_path / "run")
-    shown = gather.make_scene(load(tmp_path / "run"), rejected)
+    shown = numbers.make_scene(load(tmp_path / "run"), rejected)
     assert sorted([*shown.images.ids, *shown.queries.ids]) == good
 
 

@@ -124,7 +124,7 @@ def found(text):
 @pytest.fixture(scope="module")
 def seen(labelled):
     """What the report rests on: the best weights, and what they make of the images."""
-    return gather.make_scene(load(labelled))
+    return numbers.make_scene(load(labelled))
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ def test_the_first_the_middle_and_the_last_are_chosen(count, rows):
 
 def with_multi_hot(images):
     labels = np.eye(11, dtype=np.uint8)[images.labels]
-    return images._replace(labels=labels, label_names=None)
+    return dataclasses.replace(images, labels=labels, label_names=None)
 
 
 def test_images_of_several_labels_are_compared_alike(seen, report):
