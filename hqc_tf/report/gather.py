@@ -116,8 +116,6 @@ def gather(workdirs: Sequence[str], data_dir: str | None = None, untrained: bool
     before = None
     if untrained:
         before = numbers.make_scene(model.build_model(trained.settings), rejected)
-        numbers.make_scene(model.build_model(trained.settings), rejected) if untrained else None
-    )
     labeled = seen.queries.labels is not None
     codes, words = seen.database.codes, trained.settings.num_words
     models = {"trained": seen, "before training": before}

@@ -387,7 +387,7 @@ def test_a_workdir_without_a_run_is_named(tmp_path, name):
 
 
 def test_runs_on_other_data_are_refused(labelled, workdir):
-    with pytest.raises(UserError, match="learned from folder:.*give runs of one data set"):
+    with pytest.raises(UserError, match="trained on folder:.*give runs of one data set"):
         gather.read_runs([str(labelled), str(workdir)])
 
 
