@@ -9,7 +9,7 @@ Each preset with each seed is one `python -m hqc_tf.train` into RUNS/PRESET_seed
 other; what it prints goes to RUNS/PRESET_seedS.log, and its figures, once it is done, to
 RUNS/PRESET_seedS.json. OUTPUT.md and OUTPUT.json are written anew after every run, and so is
 RUNS/tensorboard, which shows the study in TensorBoard's HParams. The same command again trains what
-is missing, and goes on with a run that was broken off.
+is missing, and resumes an interrupted run.
 """
 
 import dataclasses
@@ -40,10 +40,10 @@ class Run(NamedTuple):
     """A training of the study.
 
     Attributes:
-      preset: the preset's name, its file's without the ending.
-      arguments: flags of `hqc_tf.train`, --workdir left out.
-      settings: `Config`, what they ask for.
-      workdir: folder of the run.
+        preset: the preset's name, its file's without the ending.
+        arguments: flags of `hqc_tf.train`, --workdir left out.
+        settings: `Config`, what they ask for.
+        workdir: folder of the run.
     """
 
     preset: str
@@ -60,13 +60,13 @@ def plan(presets, seeds, budget, folder):
     """The `Run`s of a study, those of a preset together.
 
     Args:
-      presets: names of flagfiles.
-      seeds: of each preset, as on a command line.
-      budget: flags for every run in one string, as in a shell; they win over a preset's.
-      folder: where the runs lie.
+        presets: names of flagfiles.
+        seeds: of each preset, as on a command line.
+        budget: flags for every run in one string, as in a shell; they win over a preset's.
+        folder: where the runs lie.
 
     Raises:
-      UserError: a preset, a seed or the budget asks for what cannot be, or two runs have one name.
+        UserError: a preset, a seed or the budget is impossible, or two runs have one name.
     """
     try:
         shared = shlex.split(budget)
@@ -87,26 +87,26 @@ def plan(presets, seeds, budget, folder):
 
 def resolve(arguments):
     """The `Config` that flags of `hqc_tf.train` ask for; UserError where they cannot be."""
-    asked = shlex.join(arguments)
+    given = shlex.join(arguments)
     try:
         settings, rest = config.parse(arguments)
         if rest:
             raise UserError(f"{rest[0]} is no flag; write --name=value")
         return settings
     except UserError as error:
-        raise UserError(f"{asked}: {error}") from error
+        raise UserError(f"{given}: {error}") from error
 
 
 def run_study(runs, output, command):
     """Trains the runs that are not done, one after the other, and keeps the table up to date.
 
     Args:
-      runs: of `plan`.
-      output: name of the files to write, without .md and .json.
-      command: the study's own, to stand under the table.
+        runs: of `plan`.
+        output: name of the files to write, without .md and .json.
+        command: the study's own, to stand under the table.
 
     Raises:
-      UserError: a run that is done had other settings, a training failed, or there are no labels.
+        UserError: a run that is done had other settings, a training failed, or there are no labels.
     """
     records = {run.workdir: _read_record(run) for run in runs}
     check_labels({run.settings.dataset for run in runs})
@@ -123,12 +123,13 @@ def summarize(records):
     """The rows of the table, one per preset.
 
     Args:
-      records: of finished runs, as RUNS/PRESET_seedS.json holds them.
+        records: of finished runs, as RUNS/PRESET_seedS.json holds them.
 
     Returns:
-      list of dicts: `preset`, `bits`, `runs`; `last` and `best`, each the mean, the least and the
-      most mAP@R of these weights over the runs; `lowest_perplexity` of the last weights' books over
-      the runs, 1 where a book has one codeword in use, K where all are alike. None: not known.
+        list of dicts: `preset`, `bits`, `runs`; `last` and `best`, each the mean, the least and the
+        most mAP@R of these weights over the runs; `lowest_perplexity` of the last weights' books
+            over
+        the runs, 1 where a book has one codeword in use, K where all are alike. None: not known.
     """
     rows = []
     for preset in dict.fromkeys(record["preset"] for record in records):
@@ -177,11 +178,11 @@ def _binding(settings):
 
 
 def check_labels(datasets):
-    """Raises a UserError where a data set has no labels to judge by."""
+    """Raises a UserError where a data set has no labels."""
     for dataset in datasets:
         # Other data sets all have labels.
         if catalog.parse(dataset).is_files and catalog.load_split(dataset, "query") is None:
-            raise UserError(f"--dataset={dataset}: no labels to judge by; make a folder per label")
+            raise UserError(f"--dataset={dataset}: no labels; make a folder per label")
 
 
 def _train(run):
@@ -196,7 +197,7 @@ def _train(run):
     status = _call(command, run.beside(".log"))
     if status:
         raise UserError(
-            f"{run.workdir}: training ended with status {status}, its last lines are above; mend "
+            f"{run.workdir}: training ended with status {status}, its last lines are above; fix "
             "the cause and give the command again: what is done is kept"
         )
     record["results"] = _results(run)
@@ -233,9 +234,9 @@ def _call(command, log):
 def _results(run):
     """The newest metrics of the run by their weights: "last", and "best" where it has them."""
     lines = map(json.loads, (run.workdir / METRICS).read_text().splitlines())
-    # Someone may have judged the workdir by another distance since.
-    judged = [line for line in lines if line["distance"] == run.settings.distance]
-    return {line["weights"]: line for line in judged if line["weights"] in ("last", "best")}
+    # The workdir may have been evaluated by another distance since.
+    found = [line for line in lines if line["distance"] == run.settings.distance]
+    return {line["weights"]: line for line in found if line["weights"] in ("last", "best")}
 
 
 def _page(report, records):

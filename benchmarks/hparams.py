@@ -15,8 +15,8 @@ def write_hparams(records, folder):
     """Writes of each run its preset, the settings that are not the same in all, and its figures.
 
     Args:
-      records: of finished runs, at least one, as RUNS/PRESET_seedS.json holds them.
-      folder: what lies there is replaced; each run is a folder below it.
+        records: of finished runs, at least one, as RUNS/PRESET_seedS.json holds them.
+        folder: what lies there is replaced; each run is a folder below it.
     """
     folder = pathlib.Path(folder)
     shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,7 @@ it writes, starts it again and compares: weights, state, figures of every epoch,
 TensorBoard's curves must be the same to the bit. With --workers=2 two processes train together; a
 kill takes the chief or the other one, the rest is stopped and all are started again. With
 --restart=each nobody stops the rest, and each process is started again when it ends by itself, as
-Jobs of Kubernetes are. The file of --output has the kills so far, and the same command goes on from
+Jobs of Kubernetes are. The file of --output has the kills so far, and the same command resumes from
 there.
 """
 
@@ -45,10 +45,10 @@ class Run:
     """One training in a folder, of one process or several.
 
     Args:
-      photos: folder of images.
-      folder: the workdir; FOLDER.N.log gets what process N says.
-      workers: number of processes.
-      restart: "all" together after a kill, or "each" when it has ended.
+        photos: folder of images.
+        folder: the workdir; FOLDER.N.log gets what process N says.
+        workers: number of processes.
+        restart: "all" together after a kill, or "each" when it has ended.
     """
 
     def __init__(self, photos, folder, workers, restart):
@@ -90,7 +90,7 @@ class Run:
         """Starts what was killed again and waits for the end; returns how often each was started.
 
         Raises:
-          UserError: a process fails; with "each", it fails again and again.
+            UserError: a process fails; with "each", it fails again and again.
         """
         if self._restart == "all":
             self.start()
@@ -120,8 +120,8 @@ def kill_and_go_on(run, moment, in_checkpoint, victim):
     """Starts a run, kills it `moment` seconds later or in the checkpoint after, starts it again.
 
     Returns:
-      dict of when it was killed and what stood there, for a person to read; "killed" false where
-      the training was over before, after "seconds".
+        dict of when it was killed and what stood there, for a person to read; "killed" false where
+        the training was over before, after "seconds".
     """
     run.start()
     started = time.monotonic()
@@ -203,7 +203,7 @@ def _kept(path, told):
     """The kills that a file of --output has of the same test; none without one.
 
     Raises:
-      UserError: it is of another test.
+        UserError: it is of another test.
     """
     if not path or not pathlib.Path(path).exists():
         return []

@@ -4,11 +4,11 @@
         --budget="--dataset=cifar10_protocol2 --data_dir=DIR --epochs=10 --warmup_epochs=1" \
         --runs=runs/choice --output=benchmarks/results/label_free_choice
 
-Trains with each seed into RUNS/PRESET_seedS, and after every epoch judges the weights under the
+Trains with each seed into RUNS/PRESET_seedS, and after every epoch evaluates the weights under the
 protocol of the data set, which training itself never does; choice.jsonl there has the figures.
 OUTPUT.md and OUTPUT.json compare, for each run, the epoch of the highest recall@1, which training
 keeps as the best, with that of the highest mAP and with the last. The same command again trains
-what is missing, and goes on with a run that was broken off.
+what is missing, and resumes an interrupted run.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class JudgeEpoch(tf.keras.callbacks.Callback):
     """Adds a line of label-free recall and mAP@R to `path` at the end of every epoch.
 
     Args:
-      path: `pathlib.Path`; lines of epochs that are trained again are replaced.
+        path: `pathlib.Path`; lines of epochs that are trained again are replaced.
     """
 
     def __init__(self, path):
@@ -51,10 +51,10 @@ class JudgeEpoch(tf.keras.callbacks.Callback):
         self._path = path
 
     def on_epoch_end(self, epoch, logs=None):
-        """Judges the weights as they are."""
+        """Evaluates the weights as they are."""
         step = int(self.model.optimizer.iterations)
-        judged = evaluate.evaluate(self.model, step)
-        line = EpochScores(epoch, step, judged.recall_at_1, judged.mean_average_precision)
+        result = evaluate.evaluate(self.model, step)
+        line = EpochScores(epoch, step, result.recall_at_1, result.mean_average_precision)
         before = [known for known in read_choice(self._path) if known.epoch < epoch]
         files.write_lines(self._path, [*before, line])
 
@@ -68,11 +68,11 @@ def compare(lines):
     """What each choice of an epoch finds.
 
     Args:
-      lines: of `read_choice`, one at least.
+        lines: of `read_choice`, one at least.
 
     Returns:
-      dict of `chosen` (of the highest recall@1, the first of equals), `picked` (of the highest
-      mAP) and `last`, a line each, and `given_up`, mAP of picked less that of chosen.
+        dict of `chosen` (of the highest recall@1, the first of equals), `picked` (of the highest
+        mAP) and `last`, a line each, and `given_up`, mAP of picked less that of chosen.
     """
     chosen, picked = (
         max(lines, key=operator.attrgetter(name))
@@ -83,17 +83,17 @@ def compare(lines):
 
 
 def judge_run(run):
-    """Trains an `ablation.Run` that is not done, and judges it: the lines of its epochs.
+    """Trains an `ablation.Run` that is not done, and evaluates it: the lines of its epochs.
 
     Raises:
-      UserError: as `train.train_and_evaluate`, or an epoch was trained and not judged.
+        UserError: as `train.train_and_evaluate`, or an epoch was trained and not evaluated.
     """
     path = run.workdir / CHOICE
     train.train_and_evaluate(run.settings, run.workdir, [JudgeEpoch(path)])
     lines = read_choice(path)
     if [line.epoch for line in lines] != list(range(run.settings.epochs)):
         raise UserError(
-            f"{path}: {len(lines)} of {run.settings.epochs} epochs were judged; remove "
+            f"{path}: {len(lines)} of {run.settings.epochs} epochs were evaluated; remove "
             f"{run.workdir} and give the command again"
         )
     return lines

@@ -196,7 +196,7 @@ def train(settings, pixels):
     return network, float(np.mean(losses))
 
 
-def judge(network):
+def evaluate_codes(network):
     """mAP@R as `hqc_tf.evaluate` has it."""
     c = network.settings
     database, query = (catalog.load_split(c.dataset, x, c.data_dir) for x in ("database", "query"))
@@ -290,7 +290,7 @@ def main(_):
         raise UserError(f"--dataset={settings.dataset}: PyTorch's training takes images in memory")
     start = time.perf_counter()
     network, loss = train(settings, images.pixels)
-    line = {"seed": settings.seed, "loss": loss, "mean_average_precision": judge(network)}
+    line = {"seed": settings.seed, "loss": loss, "mean_average_precision": evaluate_codes(network)}
     print(json.dumps(line | {"seconds": round(time.perf_counter() - start)}))
 
 

@@ -28,9 +28,9 @@ class Cost(NamedTuple):
     """What one replica does in one step.
 
     Attributes:
-      gathered_bytes: of the tensors of the global batch that it gets, its own among them.
-      loss_flops: of matrix products in the losses, forward and backward.
-      gradient_bytes: of the gradients that are added over replicas; 0 for one replica.
+        gathered_bytes: of the tensors of the global batch that it gets, its own among them.
+        loss_flops: of matrix products in the losses, forward and backward.
+        gradient_bytes: of the gradients that are added over replicas; 0 for one replica.
     """
 
     gathered_bytes: int
@@ -42,9 +42,9 @@ def formula(settings, replicas, weights):
     """The `Cost` by the formulas of docs/scale.md.
 
     Args:
-      settings: `Config`, float32.
-      replicas: how many share the batch.
-      weights: numbers that are learned.
+        settings: `Config`, float32.
+        replicas: how many share the batch.
+        weights: numbers that are learned.
     """
     c = settings
     width = c.num_books * c.word_dim

@@ -1,8 +1,8 @@
 """Search at scale: `python -m benchmarks.search --num_codes=1000000 --books=4,8,16`
 
 For each number of codes and of books (of 16 words) it makes codes in shards, builds an index from
-them, loads it and asks it, and asks FAISS with the same codebooks and codes and a NumPy table scan
-in the same run, in turns. Prints build time, peak memory, bytes an image on disk and in memory,
+them, loads it and queries it, in turns with FAISS on the same codebooks and codes and a NumPy table
+scan, in the same run. Prints build time, peak memory, bytes an image on disk and in memory,
 load time, queries/s single and batched, and recall@10 against the table scan, which is exact.
 
 --kind=random: every code is as likely. --kind=clustered: each image is of one of 10,000 clusters; a
@@ -48,23 +48,23 @@ def build(folder, num_leaves):
 
 
 def measure_index(path, folder, leaves_to_search, calls):
-    """Figures of the index at `path`, asked the queries of `folder`."""
+    """Figures of the index at `path`, with the queries of `folder`."""
     queries = np.load(folder / "queries.npy")
     before, start = machine.memory_mib("RssAnon"), time.perf_counter()
     index = load_index(path)
     load = time.perf_counter() - start
     held = machine.memory_mib("RssAnon") - before
     found = {"load, s": load, "bytes in memory": held * 2**20 / index.num_images}
-    ask = lambda asked: index.rows(asked, K, leaves_to_search=leaves_to_search)  # noqa: E731
-    return found | _rates(ask, queries, calls) | _recall(ask, folder)
+    search = lambda some: index.rows(some, K, leaves_to_search=leaves_to_search)  # noqa: E731
+    return found | _rates(search, queries, calls) | _recall(search, folder)
 
 
 def measure_faiss(path, folder, num_probes, rerank, calls):
     """The same of FAISS's fast scan over the codes of the index at `path`, re-ranked or not.
 
     Args:
-      num_probes: leaves asked, of those of the index; 0: there are none.
-      rerank: candidates ranked by exact tables, as ours are; 0: as FAISS gives them.
+        num_probes: leaves searched, of those of the index; 0: there are none.
+        rerank: candidates ranked by exact tables, as ours are; 0: as FAISS gives them.
     """
     import faiss
 
@@ -76,7 +76,7 @@ def measure_faiss(path, folder, num_probes, rerank, calls):
     load = time.perf_counter() - start
     held = machine.memory_mib("RssAnon") - before
 
-    def ask(queries):
+    def search(queries):
         distances, rows = searched.search(queries, rerank or K)
         if rerank:
             tables = retrieval.distance_tables(queries, codebooks, "squared")
@@ -87,15 +87,15 @@ def measure_faiss(path, folder, num_probes, rerank, calls):
 
     def exact(queries):
         tables = retrieval.distance_tables(queries, codebooks, "squared")
-        return None, retrieval.candidate_distances(tables, codes[ask(queries)]).numpy()
+        return None, retrieval.candidate_distances(tables, codes[search(queries)]).numpy()
 
     queries = np.load(folder / "queries.npy")
     found = {"load, s": load, "bytes in memory": held * 2**20 / index.num_images}
-    return found | _rates(ask, queries, calls) | _recall(exact, folder)
+    return found | _rates(search, queries, calls) | _recall(exact, folder)
 
 
 def scan(path, folder):
-    """Asks an exact NumPy table scan, keeps its distances in `folder`, and gives its queries/s."""
+    """Runs an exact NumPy table scan, keeps its distances in `folder`, and gives its queries/s."""
     index = load_index(path)
     queries = np.load(folder / "queries.npy")[:EXACT_QUERIES]
     tables = retrieval.distance_tables(queries, index.codebooks, "squared").numpy()
@@ -159,22 +159,22 @@ def _leaves_of(index):
     return scann.centers_of(serialized), of_images
 
 
-def _rates(ask, queries, calls):
+def _rates(search, queries, calls):
     """Queries/s, one at a time and all at once: medians of `calls` calls after one not counted."""
     found = {}
-    for name, asked in {"single": queries[:1], "batched": queries}.items():
+    for name, some in {"single": queries[:1], "batched": queries}.items():
         seconds = []
         for _ in range(1 + calls):
             start = time.perf_counter()
-            ask(asked)
+            search(some)
             seconds.append(time.perf_counter() - start)
-        found[f"queries/s, {name}"] = len(asked) / np.median(seconds[1:])
+        found[f"queries/s, {name}"] = len(some) / np.median(seconds[1:])
     return found
 
 
-def _recall(ask, folder):
+def _recall(search, folder):
     exact = np.load(folder / "nearest.npy")
-    distances = ask(np.load(folder / "queries.npy")[: len(exact)])[1]
+    distances = search(np.load(folder / "queries.npy")[: len(exact)])[1]
     # Equal distances are equally right.
     return {"recall@10": float(np.mean(distances <= exact[:, -1:] * (1 + 1e-5)))}
 
@@ -187,9 +187,9 @@ def _rows(path, folder, leaves, calls, with_faiss):
     """(name, figures) of each way to search the index at `path`."""
     yield "NumPy table scan", machine.apart(scan, path, folder)
     for count in leaves:
-        name = f"index, {count} leaves asked" if count else "index"
+        name = f"index, {count} leaves searched" if count else "index"
         yield name, machine.apart(measure_index, path, folder, count or None, calls)
-        name = f"FAISS, {count} leaves asked" if count else "FAISS"
+        name = f"FAISS, {count} leaves searched" if count else "FAISS"
         for rerank in (0, RERANK) if with_faiss else ():
             suffix = ", re-ranked" if rerank else ""
             figures = machine.apart(measure_faiss, path, folder, count, rerank, calls)
@@ -250,7 +250,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("spread", 4.0, "of the words of a cluster; smaller is tighter", 0.1)
     flags.DEFINE_integer("num_queries", 256, "queries of a batch", lower_bound=EXACT_QUERIES)
     flags.DEFINE_integer("num_leaves", 0, "leaves of the index; 0: none", lower_bound=0)
-    flags.DEFINE_multi_integer("leaves_to_search", [50], "leaves asked; may be repeated", 1)
+    flags.DEFINE_multi_integer("leaves_to_search", [50], "leaves searched; may be repeated", 1)
     flags.DEFINE_integer("calls", 5, "calls that count", lower_bound=1)
     flags.DEFINE_bool("faiss", True, "measure FAISS too")
     flags.DEFINE_string("folder", None, "where codes and index lie meanwhile; none: /tmp")

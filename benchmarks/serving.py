@@ -3,7 +3,7 @@
 Prints, for both signatures of the encoder and each batch size, images/s, the median and the 99th
 percentile of a request's time, and the share of it that decoding takes. The SavedModel runs as
 `tf.saved_model.load` gives it, one request after the other: no network, and none beside. Then the
-scan of `export.searcher` beside `export.index`, which asks ScaNN, both exact: random codes of the
+scan of `export.searcher` beside `export.index`, which uses ScaNN, both exact: random codes of the
 encoder's books, each measured in a process of its own, so that its memory is its own.
 """
 

@@ -27,7 +27,7 @@ def take_keras_2() -> None:
     switched = said in ("1", "true", "True")
     if switched and not has_tf_keras:
         raise ImportError(
-            f"{_SWITCH}={said}: asks for the package tf_keras, which is not here; unset it, or "
+            f"{_SWITCH}={said}: wants the package tf_keras, which is not installed; unset it, or "
             "pip install -r requirements-tf220.txt"
         )
     if not switched and _keras_is_3():

@@ -145,7 +145,7 @@ def word_usage(shares: np.ndarray, perplexity: np.ndarray) -> Drawing:
 def planes(plane: numbers.Plane) -> list[Drawing]:
     """A `numbers.Plane` as two figures, embeddings and codewords, on the same axes.
 
-    Each of the first labels has one of `COLORS`, and its number stands at its mean.
+    Each of the first labels has one of `COLORS`, and its number is drawn at its mean.
     """
     both = np.concatenate([plane.embeddings, plane.codewords])
     margin = 0.05 * np.ptp(both, axis=0) + 1e-9

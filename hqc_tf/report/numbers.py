@@ -200,15 +200,15 @@ def plane(scene: Scene) -> Plane:
 
 def compare_pairs(scene: Scene) -> list[Pairs]:
     """`Pairs` by code and by embedding; empty where one of the two kinds of pairs is missing."""
-    asks = spread(len(scene.queries), PAIR_QUERIES)
+    chosen = spread(len(scene.queries), PAIR_QUERIES)
     rows = spread(len(scene.images), PAIR_IMAGES)
     known, distance = scene.images.labels[rows], scene.trained.settings.distance
     same = metrics.relevance(
-        np.broadcast_to(known, (len(asks), *known.shape)), scene.queries.labels[asks]
+        np.broadcast_to(known, (len(chosen), *known.shape)), scene.queries.labels[chosen]
     )
     if same.all() or not same.any():
         return []
-    queries, codes = scene.query.embeddings[asks], scene.database.codes[rows]
+    queries, codes = scene.query.embeddings[chosen], scene.database.codes[rows]
     by_codes = retrieval.asymmetric_distances(queries, codes, scene.codebooks, distance)
     by_embeddings = retrieval.embedding_distances(queries, scene.database.embeddings[rows])
     return [

@@ -53,7 +53,7 @@ def ran(quick_config, photos, tmp_path_factory):
     return arguments, folder, commands.run("benchmarks.label_free_choice", *arguments)
 
 
-def test_a_training_is_judged_once_after_every_epoch(ran):
+def test_a_training_is_evaluated_once_after_every_epoch(ran):
     arguments, folder, done = ran
     assert done.status == 0, done.stderr
     run = folder / "runs/tiny_seed1"
@@ -68,7 +68,7 @@ def test_a_training_is_judged_once_after_every_epoch(ran):
     assert again.status == 0 and choice.read_choice(run / choice.CHOICE) == lines
 
 
-def test_an_epoch_that_was_not_judged_is_named(ran, tmp_path):
+def test_an_epoch_without_evaluation_is_named(ran, tmp_path):
     arguments, folder, _ = ran
     shutil.copytree(folder / "runs", tmp_path / "runs")
     path = tmp_path / "runs/tiny_seed1" / choice.CHOICE
@@ -76,7 +76,7 @@ def test_an_epoch_that_was_not_judged_is_named(ran, tmp_path):
     here = [f"--runs={tmp_path}/runs", f"--output={tmp_path}/table"]
     done = commands.run("benchmarks.label_free_choice", *arguments, *here)
     assert done.status == 2
-    assert f"error: {path}: 1 of 2 epochs were judged; remove" in done.stderr
+    assert f"error: {path}: 1 of 2 epochs were evaluated; remove" in done.stderr
     assert not (tmp_path / "table.md").exists()
 
 

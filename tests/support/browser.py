@@ -62,12 +62,12 @@ def look_at(page, folder, widths=(400, 1400)):
     """Opens a page, all its details too, at some widths.
 
     Args:
-      page: its HTML.
-      folder: a folder for the browser.
+        page: its HTML.
+        folder: a folder for the browser.
 
     Returns:
-      list of dicts, one for each width: `width`, `images` (how many), `wrong` (list of what is);
-      and the list of the lines of the console.
+        list of dicts, one for each width: `width`, `images` (how many), `wrong` (list of what is);
+        and the list of the lines of the console.
     """
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:

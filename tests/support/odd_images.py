@@ -69,7 +69,7 @@ def write_mutated(folder, photos, count):
     """Makes `folder` with so many mutated images, in seven sub-folders.
 
     Returns:
-      (good, bad): names of those that TensorFlow decodes one by one, sorted, and a set of others.
+        (good, bad): names of those that TensorFlow decodes one by one, sorted, and a set of others.
     """
     rng = np.random.default_rng(0)
     first, second = (path.read_bytes() for path in sorted(photos.rglob("*.png"))[:2])

@@ -59,12 +59,12 @@ def run_through_c_api(folder, requests, path):
     """Answers to requests by a process that loads the SavedModel through the C API.
 
     Args:
-      folder: of the SavedModel.
-      requests: (signature, {name: array}) pairs.
-      path: of a file to write, the jobs of the process.
+        folder: of the SavedModel.
+        requests: (signature, {name: array}) pairs.
+        path: of a file to write, the jobs of the process.
 
     Returns:
-      A list of {name: array}, or of the error's text where a request failed.
+        A list of {name: array}, or of the error's text where a request failed.
     """
     signatures = read_signatures(folder)
     outputs = [{name: info.name for name, info in signatures[s][1].items()} for s, _ in requests]

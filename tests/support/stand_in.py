@@ -38,14 +38,14 @@ class StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Serves folders of SavedModels.
 
     Args:
-      models: name -> folder of one version.
-      grpc_port, rest_port: to listen on; 0: any.
+        models: name -> folder of one version.
+        grpc_port, rest_port: to listen on; 0: any.
 
     Attributes:
-      grpc_address, rest_address: where it listens, as `export.client.connect` takes them.
-      refuse: how many of the coming requests are answered UNAVAILABLE.
-      delay: seconds before an answer.
-      asked: (model, signature, number of images) of the requests so far.
+        grpc_address, rest_address: where it listens, as `export.client.connect` takes them.
+        refuse: how many of the coming requests are answered UNAVAILABLE.
+        delay: seconds before an answer.
+        asked: (model, signature, number of images) of the requests so far.
     """
 
     def __init__(self, models, grpc_port=0, rest_port=0):
