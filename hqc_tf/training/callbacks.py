@@ -2,9 +2,7 @@
 
 import pathlib
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 
@@ -16,7 +14,7 @@ from hqc_tf import distribute, files, label_free
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 from hqc_tf.numerics import NON_FINITE_FIX
-from hqc_tf.training.state import RunState, running_means
+from hqc_tf.training.state import KeepState, RunState
 from hqc_tf.workdir import (
     SPEED_RUN,
     TENSORBOARD,
@@ -245,89 +243,3 @@ class MeasureSpeed(tf.keras.callbacks.Callback):
         with self._curve.as_default(line.epoch):
             tf.summary.scalar("images_per_second", line.images_per_second)
         self._curve.flush()
-
-
-class KeepState(tf.keras.callbacks.Callback):
-    """Saves the state at intervals of steps or minutes, and when the process is told to stop.
-
-    A state due at the end of an epoch waits until the callbacks before this one have closed the
-    epoch. SIGTERM and SIGINT let the step end, save, and end the process with status 128 + signal;
-    a second one ends it at once. Where several processes train together only steps count, since all
-    have to save at once.
-
-    Args:
-        state: of the run.
-        every_steps: steps between two states.
-        every_minutes: minutes after which a state is saved though the steps are fewer.
-        per_epoch: steps per epoch.
-        last_step: of the run.
-    """
-
-    def __init__(
-        self,
-        state: RunState,
-        every_steps: int,
-        every_minutes: float,
-        per_epoch: int,
-        last_step: int,
-    ):
-        super().__init__()
-        self._state = state
-        self._every_steps, self._every_seconds = every_steps, 60 * every_minutes
-        self._alone = not distribute.has_other_processes(state.model.distribute_strategy)
-        self._per_epoch, self._last_step = per_epoch, last_step
-        self._signal = None
-        self._note_saved()
-        within = self._step % per_epoch
-        self._restored_means = [v.numpy() for v in running_means(state.model)] if within else []
-
-    def on_train_begin(self, logs=None):
-        # Python lets only the main thread handle signals.
-        handles = self._alone and threading.current_thread() is threading.main_thread()
-        self._before = {
-            number: signal.signal(number, self._note_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-            if handles
-        }
-
-    def on_train_end(self, logs=None):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        # Keras has just reset the running means; a resumed epoch continues with the saved ones.
-        for variable, value in zip(running_means(self.model), self._restored_means, strict=False):
-            variable.assign(value)
-        self._restored_means = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
-        if self._step % self._per_epoch:
-            self._save_if_due()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._save_if_due()
-
-    def _note_signal(self, number, frame):
-        self._signal = number
-        signal.signal(number, self._before[number])
-
-    def _save_if_due(self):
-        late = self._alone and time.monotonic() - self._saved_at >= self._every_seconds
-        many = self._step - self._saved_step >= self._every_steps
-        if late or many or self._signal or self._step == self._last_step:
-            self._state.save()
-            self._note_saved()
-        if self._signal and self._step < self._last_step:
-            name = signal.Signals(self._signal).name
-            tqdm.tqdm.write(
-                f"{name}: stopped after step {self._step} of {self._last_step}; the same command "
-                "resumes there",
-                file=sys.stderr,
-            )
-            self.on_train_end()
-            sys.exit(128 + self._signal)
-
-    def _note_saved(self):
-        self._step = self._saved_step = self._state.step
-        self._saved_at = time.monotonic()

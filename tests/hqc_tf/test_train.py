@@ -6,7 +6,8 @@ import pytest
 from hqc_tf import distribute, model, train
 from hqc_tf.data import catalog, photo_sets
 from hqc_tf.errors import UserError
-from hqc_tf.training.callbacks import CloseEpoch, KeepState
+from hqc_tf.training.callbacks import CloseEpoch
+from hqc_tf.training.state import KeepState
 from hqc_tf.workdir import (
     HELD_OUT_RUN,
     SPEED_RUN,

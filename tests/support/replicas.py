@@ -10,7 +10,7 @@ import sys
 
 # ruff: noqa: I001
 from hqc_tf import config, distribute, evaluate, train
-from hqc_tf.training.callbacks import KeepState
+from hqc_tf.training.state import KeepState
 
 import numpy as np
 import tensorflow as tf

@@ -16,7 +16,8 @@ import tensorflow as tf
 from benchmarks import kill_test
 from hqc_tf import config, distribute, train
 from hqc_tf.errors import UserError
-from hqc_tf.training.callbacks import CloseEpoch, KeepState
+from hqc_tf.training.callbacks import CloseEpoch
+from hqc_tf.training.state import KeepState
 from hqc_tf.workdir import METRICS, STATES, append_metrics, read_epochs, read_metrics
 
 PER_EPOCH, EPOCHS = 12, 2
