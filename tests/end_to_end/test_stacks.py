@@ -94,4 +94,4 @@ def test_a_run_begun_with_one_set_ends_with_the_other(folders, way):
     lines = [read_epochs(folder) for folder in (whole, gone_on)]
     assert [[line.step for line in run] for run in lines] == [[STEPS // 2, STEPS]] * 2
     for one, other in zip(*lines, strict=True):
-        np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-4)
+        np.testing.assert_allclose(other.losses["loss"], one.losses["loss"], rtol=1e-4)

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import types
 
@@ -19,6 +18,7 @@ from hqc_tf.errors import UserError
 from hqc_tf.training.callbacks import CloseEpoch
 from hqc_tf.training.state import KeepState
 from hqc_tf.workdir import METRICS, STATES, append_metrics, read_epochs, read_metrics
+from tests.support import commands
 
 PER_EPOCH, EPOCHS = 12, 2
 
@@ -214,9 +214,9 @@ def test_a_full_disk_loses_nothing(
 
     fill(small_disk)
     (small_disk.parent / "settings").write_text(config.to_flagfile(settings))
-    command = [sys.executable, "-m", "hqc_tf.train", f"--flagfile={small_disk.parent / 'settings'}"]
-    done = subprocess.run([*command, f"--workdir={small_disk}"], capture_output=True, text=True)
-    assert done.returncode == 2
+    flagfile = f"--flagfile={small_disk.parent / 'settings'}"
+    done = commands.run("hqc_tf.train", flagfile, f"--workdir={small_disk}")
+    assert done.status == 2
     assert "No space left on device" in done.stderr.splitlines()[-1]
     assert f"error: {small_disk}/flags.txt" in done.stderr and "Traceback" not in done.stderr
     (small_disk / "ballast").unlink()
