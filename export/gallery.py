@@ -74,7 +74,7 @@ def _show(axis, images, row, color, title, width=2.0):
         spine.set(edgecolor=color, linewidth=width)
 
 
-def main(_):
+def main(_: list[str]) -> None:
     values = flags.FLAGS
     index = load_index(values.index)
     encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])

@@ -219,7 +219,7 @@ def _found(values, paths):
     return search_files(index, encoder, paths, values.k, **options)
 
 
-def main(paths):
+def main(paths: list[str]) -> None:
     values = flags.FLAGS
     _check_flags(values, paths)
     write_answers(_found(values, paths), values.output)

@@ -40,13 +40,13 @@ class Searcher(tf.Module):
         self._ids = tf.Variable(index.ids.to_pylist(), trainable=False, name="ids")
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images"), K])
-    def search(self, images, k):
+    def search(self, images: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
         """uint8 [B, H, W, 3], and k int32."""
         encoded = self._encoder.signatures["serving_default"](images=images)
         return self._search(encoded["embedding"], k)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes"), K])
-    def search_bytes(self, image_bytes, k):
+    def search_bytes(self, image_bytes: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
         """string [B], the contents of image files, and k int32.
 
         Also gives `valid` bool [B]; a file that is not an image has ids "" at distance infinity.
@@ -152,7 +152,7 @@ def _warmup_requests(num_images):
     return pixels + files
 
 
-def main(_):
+def main(_: list[str]) -> None:
     values = flags.FLAGS
     version = export_searcher(values.saved_model, values.index, values.output, values.version)
     found = folders.read_manifest(version, FORMAT)

@@ -17,7 +17,7 @@ class RetrievalMetrics(NamedTuple):
     average_precision: np.ndarray  # [Q] float64, of each query
 
     @property
-    def top_k(self):
+    def top_k(self) -> int:
         """R of mAP@R, int."""
         return len(self.precision_at_k)
 

@@ -81,10 +81,10 @@ class HQC(tf.keras.Model):
         ]
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[tf.keras.metrics.Metric]:
         return self.trackers
 
-    def compile(self, optimizer: tf.keras.optimizers.Optimizer, **kwargs):
+    def compile(self, optimizer: tf.keras.optimizers.Optimizer, **kwargs) -> None:
         super().compile(optimizer=optimizer, **kwargs)
         # Variables that the first step made would have it traced a second time. Keras' legacy
         # optimizers, LAMB among them, cannot make theirs before.
@@ -171,7 +171,7 @@ class HQC(tf.keras.Model):
         return {"settings": dataclasses.asdict(self.settings), "name": self.name}
 
     @classmethod
-    def from_config(cls, values, custom_objects=None):
+    def from_config(cls, values: dict, custom_objects: dict | None = None) -> "HQC":
         return cls(config.Config(**values["settings"]), name=values["name"])
 
     def _track(self, shares):

@@ -37,7 +37,7 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         final = self.base * self.final_fraction
         return final + (self.base - final) * 0.5 * (1 + tf.cos(math.pi * epoch / self.epochs))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             "base": self.base,
             "epochs": self.epochs,

@@ -1,5 +1,6 @@
 """The product quantizer: M codebooks of K codewords, soft to train and hard to encode."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -67,7 +68,7 @@ class ProductQuantizer(tf.keras.layers.Layer):
         self.word_dim = word_dim
         self.temperature = temperature
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         """Makes the codebooks, [M, K, D]; ValueError where the input is not M*D wide."""
         width = self.num_books * self.word_dim
         if input_shape[-1] != width:

@@ -66,7 +66,7 @@ def _check_flags(values):
         raise UserError("--remove: drops from the index at --output; add --append to add to it too")
 
 
-def main(_):
+def main(_: list[str]) -> None:
     values = flags.FLAGS
     _check_flags(values)
     check_replaceable(pathlib.Path(values.output))

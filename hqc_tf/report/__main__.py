@@ -36,7 +36,7 @@ def write_report(
     return output
 
 
-def main(_):
+def main(_: list[str]) -> None:
     values = flags.FLAGS
     print(write_report(values.workdir, values.output, values.data_dir, values.untrained))
 
