@@ -163,7 +163,7 @@ HOSTS = {"worker": ["a:1", "b:1"]}
         ({"cluster": HOSTS}, "not JSON with cluster and task"),
         ({"cluster": HOSTS, "task": {"type": "worker", "index": 2}}, "task worker 2 is not in"),
         ({"cluster": HOSTS, "task": {"type": "worker", "index": -1}}, "task worker -1 is not in"),
-        ({"cluster": HOSTS, "task": {"type": "chief", "index": 0}}, "task chief 0 is none of"),
+        ({"cluster": HOSTS, "task": {"type": "chief", "index": 0}}, "task chief 0 is not in"),
         ({"cluster": HOSTS | {"ps": ["c:1"]}, "task": {"type": "worker", "index": 0}}, "['ps']"),
         (
             {"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}},
