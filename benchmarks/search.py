@@ -63,7 +63,7 @@ def measure_faiss(path, folder, num_probes, rerank, calls):
     """The same of FAISS's fast scan over the codes of the index at `path`, re-ranked or not.
 
     Args:
-        num_probes: leaves searched, of those of the index; 0: there are none.
+        num_probes: leaves searched, of those of the index; 0: no leaves.
         rerank: candidates ranked by exact tables, as ours are; 0: as FAISS gives them.
     """
     import faiss

@@ -35,12 +35,12 @@ def measure_encoder(encoder, contents, batch_sizes, calls):
     by_pixels, by_bytes = (encoder.signatures[s] for s in ("serving_default", "encode_bytes"))
     for batch in batch_sizes:
         images, files = tf.stack([pixels] * batch), tf.constant([contents] * batch)
-        asked = {
+        queries = {
             "serving_default": lambda images=images: by_pixels(images=images),
             "encode_bytes": lambda files=files: by_bytes(image_bytes=files),
             "decoding": lambda files=files: decode(files),
         }
-        found = times(asked, calls)
+        found = times(queries, calls)
         for signature in ("serving_default", "encode_bytes"):
             middle, late = np.percentile(found[signature], [50, 99])
             share = f"{np.median(found['decoding']) / middle:.0%}"
@@ -77,18 +77,18 @@ def measure_search(way, folder, num_queries, calls):
         search = load_index(folder / "index").search
     else:
         codes = tf.Variable(np.load(folder / "codes.npy"))
-        search = tf.function(lambda asked, k: searcher.nearest(asked, codes, codebooks, k))
+        search = tf.function(lambda queries, k: searcher.nearest(queries, codes, codebooks, k))
     seconds = times({way: lambda: search(queries, K)}, calls)[way]
     return num_queries / np.median(seconds), machine.memory_mib() - before
 
 
-def times(asked, calls):
+def times(queries, calls):
     """Seconds of `calls` calls of each of {name: function}, in turns, after three not counted."""
-    found = {name: [] for name in asked}
+    found = {name: [] for name in queries}
     for _ in range(3 + calls):
-        for name, ask in asked.items():
+        for name, search in queries.items():
             start = time.perf_counter()
-            tf.nest.map_structure(np.asarray, ask())
+            tf.nest.map_structure(np.asarray, search())
             found[name].append(time.perf_counter() - start)
     return {name: seconds[3:] for name, seconds in found.items()}
 
