@@ -142,7 +142,7 @@ def summarize(records):
 
 
 def write_report(records, planned, output, command):
-    """Writes `output`.md and `output`.json, each complete, from the finished runs of those planned."""
+    """Writes `output`.md and `output`.json, complete, from the finished runs of those planned."""
     report = {"command": command, "planned": planned, "presets": summarize(records)}
     figures = json.dumps(report | {"runs": records}, indent=2)
     files.replace_text(pathlib.Path(f"{output}.json"), figures + "\n")

@@ -100,7 +100,7 @@ def judge_run(run):
 
 
 def write_report(compared, output, command):
-    """Writes `output`.md and `output`.json, each complete, from name of a run -> `compare`'s dict."""
+    """Writes `output`.md and `output`.json, complete, from name of a run -> `compare`'s dict."""
     rows = [
         f"| {name} | {_cell(c['chosen'])} | {_cell(c['picked'])} | {_cell(c['last'])} "
         f"| {c['given_up']:.4f} |"
