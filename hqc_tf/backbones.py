@@ -54,7 +54,7 @@ def _resnet(name, block, depths, conv_start, for_cifar, width, size, weights, sy
     """
     if weights != "none":
         raise UserError(f"--backbone_weights={weights}: {name} has none; take none, or vgg16")
-    norm = functools.partial(_batch_norm, sync_batch_norm)
+    norm = functools.partial(batch_norm, sync_batch_norm)
     conv = functools.partial(_conv, conv_start)
     image = layers.Input([size, size, 3])
     if for_cifar:
@@ -82,7 +82,8 @@ def _conv(start, channels, kernel, stride=1):
     return tf.keras.Sequential([layers.ZeroPadding2D(kernel // 2), convolution])
 
 
-def _batch_norm(synchronized):
+def batch_norm(synchronized: bool) -> layers.Layer:
+    """Batch norm with the authors' constants, over all replicas where `synchronized`."""
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)
 
 

@@ -74,6 +74,12 @@ class Config:
         "initial weights of the backbone: none (random) or imagenet (vgg16 only)",
         choices=("none", "imagenet"),
     )
+    projection_norm: bool = _setting(
+        False, "batch norm before the ReLU of the projection; the authors' has none"
+    )
+    embedding_length: float = _setting(
+        0.0, "length to which every embedding is scaled; 0: not scaled, as the authors'", least=0
+    )
     num_books: int = _setting(
         8, "codebooks, M; an image takes M * log2(K) bits", least=1, most=4096, opens="quantizer"
     )
@@ -95,6 +101,9 @@ class Config:
     part_neighbor_weight: float = _setting(0.1, "weight of the part neighbor term", least=0)
     codeword_diversity_weight: float = _setting(
         0.2, "weight of the codeword diversity term", least=0
+    )
+    decorrelation_weight: float = _setting(
+        0.0, "weight of decorrelating the numbers of the raw embedding", least=0
     )
     book_classification_weight: float = _setting(
         0.0, "weight of classifying which book a part came from", least=0
@@ -144,8 +153,11 @@ class Config:
         10, "epochs in which the rate rises linearly, step by step", least=0
     )
     warmup_from: float = _setting(1e-5, "learning rate of the first step", least=0)
-    final_fraction: float = _setting(
-        0.1, "fraction of the rate to which the cosine falls, epoch by epoch", least=0
+    final_fraction: float = _setting(0.1, "fraction of the rate to which the cosine falls", least=0)
+    decay: str = _setting(
+        "epoch",
+        "how the cosine falls: epoch by epoch, the authors' way, or step by step",
+        choices=("epoch", "step"),
     )
     weight_decay: float = _setting(1e-5, "L2 factor of all weights", least=0)
     seed: int = _setting(
@@ -156,6 +168,31 @@ class Config:
         "images held out from training, a tenth at most; recall@1 of their codes, which needs no "
         "labels, selects the best weights",
         least=0,
+    )
+    crop_area: float = _setting(
+        0.08,
+        "least area of a random crop, as a fraction of the image",
+        above=0,
+        most=1,
+        opens="augmentation",
+    )
+    crop_ratio: float = _setting(
+        4 / 3, "most ratio of the sides of a random crop, in either direction", least=1
+    )
+    flip_probability: float = _setting(
+        0.5, "probability that a view is mirrored left to right", least=0, most=1
+    )
+    jitter: float = _setting(
+        0.4, "most change of brightness, contrast and saturation, as a factor", least=0, most=1
+    )
+    hue_shift: float = _setting(
+        0.1, "most shift of the hue, in turns of the color circle", least=0, most=0.5
+    )
+    gray_probability: float = _setting(
+        0.2, "probability that a view loses its color", least=0, most=1
+    )
+    blur_sigma: float = _setting(
+        2.0, "most sigma of the blur, in pixels; 0.1: none to speak of", least=0.1
     )
     strategy: str = _setting(
         "one_device",

@@ -185,6 +185,30 @@ def codeword_diversity_loss(
     return negative_entropy * tf.cast(tf.shape(similarity_a)[0] / tf.shape(all_a)[0], usage.dtype)
 
 
+def decorrelation_loss(
+    embedding_a: Tensor, embedding_b: Tensor, everyone: Tensors = None
+) -> Tensor:
+    """Decorrelation: squared correlations between different numbers of f over a view's batch.
+
+    Their sum over all pairs of numbers, divided by how many numbers there are; mean of both views.
+    Source: VICReg's covariance term (Bardes, Ponce and LeCun, ICLR 2022) on standardized numbers.
+    Not the paper's: contrast alone leaves most of f's variance in a few directions for many epochs.
+
+    Args:
+        embedding_a, embedding_b: float [b, M*D].
+    """
+    all_a, all_b = everyone or (embedding_a, embedding_b)
+    both = tf.stack([all_a, all_b])
+    centered = both - tf.reduce_mean(both, 1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centered), 1, keepdims=True)
+    standard = centered * tf.math.rsqrt(variance + 1e-4)
+    squared = tf.square(tf.matmul(standard, standard, transpose_a=True) / _rows(all_a))
+    apart = tf.reduce_sum(squared, [1, 2]) - tf.linalg.trace(squared)
+    term = tf.reduce_mean(apart) / tf.cast(tf.shape(all_a)[1], apart.dtype)
+    # Each replica holds the whole term, and gradients are summed over replicas.
+    return term * tf.cast(tf.shape(embedding_a)[0] / tf.shape(all_a)[0], term.dtype)
+
+
 def book_classification_loss(
     log_probs_a: Tensor, log_probs_b: Tensor, everyone_rows: Offset | None = None
 ) -> Tensor:
@@ -320,6 +344,9 @@ TERMS: dict[str, Callable[[Pair, Config], Tensor]] = {
     ),
     "codeword_diversity": lambda pair, c: codeword_diversity_loss(
         *pair.views("similarity"), c.codeword_diversity_temperature, pair.everyone("similarity")
+    ),
+    "decorrelation": lambda pair, c: decorrelation_loss(
+        *pair.views("embedding"), pair.everyone("embedding")
     ),
     "book_classification": lambda pair, c: book_classification_loss(
         *(tf.nn.log_softmax(pair.classify_books(_parts(f, c))) for f in pair.views("embedding")),

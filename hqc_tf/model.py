@@ -10,7 +10,7 @@ from hqc_tf.data.images import Images
 from hqc_tf.data.screening import naming_a_bad_file
 from hqc_tf.losses import Encoding
 from hqc_tf.numerics import branches
-from hqc_tf.quantizer import ProductQuantizer
+from hqc_tf.quantizer import ProductQuantizer, at_least_float32
 from hqc_tf.retrieval import Encoded, collect
 
 PROJECTION = 512
@@ -21,8 +21,10 @@ ENCODE_BATCH = 256
 def build_encoder(settings: config.Config) -> tf.keras.Model:
     """Backbone and projection: float [B, size, size, 3] in [0, 1] -> float [B, M*D].
 
-    The projection is a layer of 512 with ReLU and one of M*D, without batch norm or L2 norm, which
-    start as `_two_layers` says. Source: the authors' program.
+    The projection is a layer of 512 with ReLU and one of M*D, which start as `_two_layers` says,
+    without batch norm or L2 norm. Source: the authors' program. For short trainings
+    `projection_norm` puts batch norm before the ReLU, and `embedding_length` scales every embedding
+    to one length.
     """
     backbone = backbones.build_backbone(
         settings.backbone,
@@ -32,7 +34,17 @@ def build_encoder(settings: config.Config) -> tf.keras.Model:
         settings.sync_batch_norm,
     )
     width = settings.num_books * settings.word_dim
-    embedding = _two_layers(backbone.output, PROJECTION, width, name="embedding")
+    layers = tf.keras.layers
+    if settings.projection_norm:
+        inner = layers.Dense(PROJECTION, use_bias=False, kernel_initializer="he_normal")
+        normed = backbones.batch_norm(settings.sync_batch_norm)(inner(backbone.output))
+        embedding = layers.Dense(width, name="embedding")(layers.ReLU()(normed))
+    else:
+        embedding = _two_layers(backbone.output, PROJECTION, width, name="embedding")
+    if settings.embedding_length:
+        wide = at_least_float32(tf.keras.mixed_precision.global_policy())
+        embedding = layers.UnitNormalization(dtype=wide)(embedding)
+        embedding = layers.Rescaling(settings.embedding_length, dtype=wide)(embedding)
     return tf.keras.Model(backbone.input, embedding, name="encoder")
 
 

@@ -13,7 +13,14 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
     """See `warmup_cosine`, whose arguments it takes."""
 
     def __init__(
-        self, base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from=1e-5
+        self,
+        base,
+        epochs,
+        warmup_epochs,
+        steps_per_epoch,
+        final_fraction,
+        warmup_from=1e-5,
+        decay="epoch",
     ):
         super().__init__()
         self.base = base
@@ -22,6 +29,7 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.steps_per_epoch = steps_per_epoch
         self.final_fraction = final_fraction
         self.warmup_from = warmup_from
+        self.decay = decay
 
     def __call__(self, step):
         # Whole numbers first: float32 cannot tell steps apart beyond 2**24.
@@ -30,8 +38,13 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         done = tf.cast(tf.minimum(step, warmup_steps), tf.float32) / max(warmup_steps, 1)
         reached = self._cosine(tf.cast(self.warmup_epochs, tf.float32))
         rising = self.warmup_from + (reached - self.warmup_from) * done
-        epoch = tf.minimum(step // self.steps_per_epoch + 1, self.epochs)
-        return tf.where(step < warmup_steps, rising, self._cosine(tf.cast(epoch, tf.float32)))
+        epoch, within = step // self.steps_per_epoch, step % self.steps_per_epoch
+        if self.decay == "step":
+            part = tf.cast(within, tf.float32) / self.steps_per_epoch
+            reached = self._cosine(tf.cast(epoch, tf.float32) + part)
+        else:
+            reached = self._cosine(tf.cast(tf.minimum(epoch + 1, self.epochs), tf.float32))
+        return tf.where(step < warmup_steps, rising, reached)
 
     def _cosine(self, epoch):
         final = self.base * self.final_fraction
@@ -45,6 +58,7 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
             "steps_per_epoch": self.steps_per_epoch,
             "final_fraction": self.final_fraction,
             "warmup_from": self.warmup_from,
+            "decay": self.decay,
         }
 
 
@@ -55,6 +69,7 @@ def warmup_cosine(
     steps_per_epoch: int,
     final_fraction: float,
     warmup_from: float = 1e-5,
+    decay: str = "epoch",
 ) -> WarmupCosine:
     """The authors' schedule: a rise of whole steps, then a cosine of whole epochs.
 
@@ -68,11 +83,14 @@ def warmup_cosine(
         steps_per_epoch: steps in an epoch.
         final_fraction: of `base`, in the last epoch.
         warmup_from: rate of step 0.
+        decay: "epoch"; or "step": step s after the warm-up has c(s / `steps_per_epoch`).
 
     Returns:
         A Keras learning-rate schedule: int step -> float32 rate.
     """
-    return WarmupCosine(base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from)
+    return WarmupCosine(
+        base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from, decay
+    )
 
 
 class CoupledAdam(tf.keras.optimizers.Adam):
@@ -115,6 +133,7 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tf.keras.optimizers.
         steps_per_epoch,
         config.final_fraction,
         config.warmup_from,
+        config.decay,
     )
     if config.optimizer == "adam":
         return CoupledAdam(rate, l2=config.weight_decay)

@@ -10,14 +10,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-AREA = 0.08, 1.0
-RATIO = 3 / 4, 4 / 3
 CROP_TRIES = 10
 JITTER_PROBABILITY = 0.8
-JITTER = 0.4
-HUE = 0.1
-GRAY_PROBABILITY = 0.2
-SIGMA = 0.1, 2.0
+LEAST_SIGMA = 0.1
 LUMA = 0.2989, 0.587, 0.114
 
 # Operations in the jitter's order.
@@ -25,6 +20,31 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE_SHIFT, NOTHING = range(5)
 
 
 Channels = list[tf.Tensor]
+
+
+class Strength(NamedTuple):
+    """How far views are from their image; the defaults are the authors'.
+
+    Attributes:
+        area: least area of the crop, as a fraction of the image.
+        ratio: most ratio of its sides, in either direction.
+        flip: probability of mirroring.
+        jitter: most change of brightness, contrast and saturation, as a factor.
+        hue: most shift of the hue, in turns.
+        gray: probability of losing color.
+        sigma: most sigma of the blur, in pixels.
+    """
+
+    area: float = 0.08
+    ratio: float = 4 / 3
+    flip: float = 0.5
+    jitter: float = 0.4
+    hue: float = 0.1
+    gray: float = 0.2
+    sigma: float = 2.0
+
+
+AUTHORS = Strength()
 
 
 class Draw(NamedTuple):
@@ -56,7 +76,7 @@ class Boxes(NamedTuple):
     width: tf.Tensor
 
 
-def draw(seed: tf.Tensor, batch_size: int) -> Draw:
+def draw(seed: tf.Tensor, batch_size: int, strength: Strength = AUTHORS) -> Draw:
     """Parameters of one view of each of `batch_size` images.
 
     Row i is a function of int [2] `seed` and of i alone: a larger batch begins with the same rows.
@@ -70,20 +90,25 @@ def draw(seed: tf.Tensor, batch_size: int) -> Draw:
         uniform[:, columns + 8 :],
     )
     order = tf.where(jitter[:, None] < JITTER_PROBABILITY, tf.argsort(ranks), NOTHING)
-    spread = tf.constant([JITTER, JITTER, JITTER, HUE])
+    spread = tf.constant([*3 * [strength.jitter], strength.hue])
     middle = tf.constant([1.0, 1.0, 1.0, 0.0])
     return Draw(
         crop=crop,
-        flip=flip < 0.5,
+        flip=flip < strength.flip,
         order=order,
         factors=middle + spread * (2 * factors - 1),
-        gray=gray < GRAY_PROBABILITY,
-        sigma=_between(sigma, *SIGMA),
+        gray=gray < strength.gray,
+        sigma=_between(sigma, LEAST_SIGMA, strength.sigma),
     )
 
 
-def crop_boxes(uniform: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> Boxes:
-    """RandomResizedCrop's boxes: area 0.08-1 of the image, sides 3:4 to 4:3 (log-uniform).
+def crop_boxes(
+    uniform: tf.Tensor,
+    height: int | tf.Tensor,
+    width: int | tf.Tensor,
+    strength: Strength = AUTHORS,
+) -> Boxes:
+    """RandomResizedCrop's boxes: a uniform area of the image, a log-uniform ratio of the sides.
 
     The first of ten tries that fits is taken; else the largest centered box of a permitted ratio.
 
@@ -91,18 +116,20 @@ def crop_boxes(uniform: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tens
         uniform: `Draw.crop`.
         height: of the images in pixels, int scalar or [B].
         width: likewise.
+        strength: its `area` and `ratio` count.
     """
     full_h, full_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     tries = uniform[:, : 2 * CROP_TRIES]
-    area = _between(tries[:, ::2], *AREA) * tf.reshape(full_h * full_w, [-1, 1])
-    ratio = tf.exp(_between(tries[:, 1::2], *(tf.math.log(r) for r in RATIO)))
+    area = _between(tries[:, ::2], strength.area, 1.0) * tf.reshape(full_h * full_w, [-1, 1])
+    most = strength.ratio
+    ratio = tf.exp(_between(tries[:, 1::2], *(tf.math.log(r) for r in (1 / most, most))))
     tried_w, tried_h = tf.round(tf.sqrt(area * ratio)), tf.round(tf.sqrt(area / ratio))
     fits_w = (tried_w > 0) & (tried_w <= tf.reshape(full_w, [-1, 1]))
     fits = fits_w & (tried_h > 0) & (tried_h <= tf.reshape(full_h, [-1, 1]))
     first = tf.argmax(tf.cast(fits, tf.int32), axis=1)
     found = tf.reduce_any(fits, axis=1)
-    box_w = tf.where(found, tf.gather(tried_w, first, batch_dims=1), _within_ratio(full_w, full_h))
-    box_h = tf.where(found, tf.gather(tried_h, first, batch_dims=1), _within_ratio(full_h, full_w))
+    box_w = tf.where(found, tf.gather(tried_w, first, batch_dims=1), _limit(full_w, most * full_h))
+    box_h = tf.where(found, tf.gather(tried_h, first, batch_dims=1), _limit(full_h, most * full_w))
     place_h, place_w = uniform[:, -2], uniform[:, -1]
     top = tf.where(found, place_h * (full_h - box_h + 1), (full_h - box_h) / 2)
     left = tf.where(found, place_w * (full_w - box_w + 1), (full_w - box_w) / 2)
@@ -219,9 +246,9 @@ def _between(uniform, low, high):
     return low + (high - low) * uniform
 
 
-def _within_ratio(side, other):
-    """The longest length up to `side` whose ratio to `other` is permitted."""
-    return tf.minimum(side, tf.round(other * RATIO[1]))
+def _limit(side, most):
+    """The longest length up to `side` that the ratio to the other side permits."""
+    return tf.minimum(side, tf.round(most))
 
 
 def _resampling(start, length, size, full):

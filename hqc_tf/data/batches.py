@@ -52,6 +52,7 @@ def training_views(
     own = context.num_replicas_in_sync // context.num_input_pipelines
     batch = config.batch_size
     share = batch // context.num_replicas_in_sync
+    strength = _strength(config)
 
     @no_autograph
     def plan(element):
@@ -60,11 +61,11 @@ def training_views(
         places = replica * share + tf.range(share, dtype=tf.int64)
         rows = shuffled_rows(place * batch + places, len(images), config.seed, epoch)
         seeds = tf.stack([config.seed, 2 * step]), tf.stack([config.seed, 2 * step + 1])
-        draws = [augment.draw(seed, batch) for seed in seeds]
+        draws = [augment.draw(seed, batch, strength) for seed in seeds]
         return rows, tf.nest.map_structure(lambda drawn: tf.gather(drawn, places), tuple(draws))
 
     elements = tf.data.Dataset.range(own * first_step, own * last_step).map(plan)
-    batches = _crops(elements, images, share, config.image_size)
+    batches = _crops(elements, images, share, config)
     if config.augment_on == "host":
         batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
     # The first batch is made while the step is traced, not after.
@@ -90,15 +91,15 @@ def changed_views(images: Images, config: Config) -> tf.data.Dataset:
     The draws are the same for every seed and step. Batches have training's size, so that its
     compiled functions serve here; the last one is filled with the first images.
     """
-    batch = config.batch_size
+    batch, strength = config.batch_size, _strength(config)
 
     @no_autograph
     def plan(step):
         rows = (step * batch + tf.range(batch, dtype=tf.int64)) % len(images)
-        return rows, (augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch),)
+        return rows, (augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch, strength),)
 
     steps = tf.data.Dataset.range(-(-len(images) // batch)).map(plan)
-    crops = _crops(steps, images, batch, config.image_size)
+    crops = _crops(steps, images, batch, config)
 
     @no_autograph
     def recolor_view(crops, draws):
@@ -176,28 +177,35 @@ def _encoded(images):
     return tf.constant([os.fsencode(path) for path in images.paths], tf.string), read_image
 
 
-def _crops(steps, images, batch, size):
+def _strength(c):
+    """The augmentation that the settings `c` want."""
+    return augment.Strength(
+        c.crop_area, c.crop_ratio, c.flip_probability, c.jitter, c.hue_shift, c.gray_probability,
+        c.blur_sigma,
+    )  # fmt: skip
+
+
+def _crops(steps, images, batch, config):
     """Dataset of (rows, draws of each view) -> Dataset of (crops of each view, the draws)."""
     cut = _crops_of_files if images.pixels is None else _crops_of_pixels
-    return cut(steps, images, batch, size)
+    return cut(steps, images, batch, config.image_size, _strength(config))
 
 
-def _crops_of_pixels(steps, images, batch, size):
+def _crops_of_pixels(steps, images, batch, size, strength):
     pixels = tf.constant(images.pixels)
     height, width = images.pixels.shape[1:3]
 
     @no_autograph
     def cut(rows, drawn):
         batch_pixels = tf.cast(tf.gather(pixels, rows), tf.float32) / 255.0
-        return tuple(
-            augment.crop(batch_pixels, augment.crop_boxes(d.crop, height, width), d.flip, size)
-            for d in drawn
-        ), drawn
+        boxes = [augment.crop_boxes(d.crop, height, width, strength) for d in drawn]
+        pairs = zip(boxes, drawn, strict=True)
+        return tuple(augment.crop(batch_pixels, box, d.flip, size) for box, d in pairs), drawn
 
     return steps.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _crops_of_files(steps, images, batch, size):
+def _crops_of_files(steps, images, batch, size, strength):
     held, read = _encoded(images)
 
     @no_autograph
@@ -207,7 +215,7 @@ def _crops_of_files(steps, images, batch, size):
         crops = []
         for d in drawn:
             box = augment.Boxes(
-                *(side[0] for side in augment.crop_boxes(d.crop[None], height, width))
+                *(side[0] for side in augment.crop_boxes(d.crop[None], height, width, strength))
             )
             crops.append(augment.crop_one(image, box, d.flip, size))
         return tuple(crops), drawn

@@ -334,5 +334,6 @@ def test_every_setting_stands_under_a_theme():
     themes = config.themes()
     assert [*themes] == [f.name for f in dataclasses.fields(Config)]
     assert [*dict.fromkeys(themes.values())] == [
-        "data", "network", "quantizer", "loss", "training", "machines", "evaluation",
+        "data", "network", "quantizer", "loss", "training", "augmentation", "machines",
+        "evaluation",
     ]  # fmt: skip

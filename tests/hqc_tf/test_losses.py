@@ -64,6 +64,9 @@ TERMS = {
     "codeword_diversity": lambda x, everyone=None, offset=0: losses.codeword_diversity_loss(
         *x[4:], 0.3, everyone_of(everyone, 4, 2)
     ),
+    "decorrelation": lambda x, everyone=None, offset=0: losses.decorrelation_loss(
+        *x[:2], everyone_of(everyone, 0, 2)
+    ),
     "book_classification": book_classification,
     "cross_quantized": lambda x, everyone=None, offset=0: losses.cross_quantized_loss(
         *x[:4], 0.5, everyone_of(everyone, 0, 4), offset
@@ -331,7 +334,12 @@ def test_order_of_one_views_images_matters(term):
     turned = [np.roll(view, place % 2, axis=0) for place, view in enumerate(batch)]
     pairs_do_not_count = {
         TERMS[name]
-        for name in ("codeword_diversity", "book_classification", "part_neighbor with all")
+        for name in (
+            "codeword_diversity",
+            "decorrelation",
+            "book_classification",
+            "part_neighbor with all",
+        )
     }
     same = float(term(turned)) == pytest.approx(float(term(batch)), rel=1e-9)
     assert same == (term in pairs_do_not_count)
@@ -442,6 +450,24 @@ def test_a_single_image_has_no_negatives():
     batch = random_batch(1)
     for name in ("instance", "part_neighbor", "cross_quantized"):
         assert float(TERMS[name](batch)) == pytest.approx(0, abs=1e-12)
+
+
+def test_decorrelation_by_hand():
+    # Two numbers that are equal in the first view, and independent in the second.
+    equal = np.array([[1.0, 1.0], [-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+    apart = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    # The correlation counts in both directions, over two numbers: 1 and 0, whose mean is a half.
+    assert float(losses.decorrelation_loss(equal, apart)) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_decorrelation_equals_numpy():
+    f_a, f_b, *_ = random_batch(20)
+    total = 0.0
+    for view in (f_a, f_b):
+        correlation = np.corrcoef(view.T)
+        total += np.sum(correlation**2) - len(correlation)
+    expected = total / 2 / f_a.shape[1]
+    assert float(losses.decorrelation_loss(f_a, f_b)) == pytest.approx(expected, rel=1e-2)
 
 
 def test_unknown_fusion_is_refused():

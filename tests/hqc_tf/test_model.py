@@ -110,6 +110,18 @@ def test_steps_are_those_of_pytorch(small_config, load_reference):
     np.testing.assert_allclose(embedding, arrays["embedding"], rtol=1e-3, atol=1e-3)
 
 
+def test_short_training_has_batch_norm_in_the_projection_and_embeddings_of_one_length(small_config):
+    settings = small_config(projection_norm=True, embedding_length=4.0, decorrelation_weight=0.2)
+    trained = model.build_model(settings)
+    images = np.random.default_rng(0).random([5, 8, 8, 3], np.float32)
+    embedding = trained(images).embedding.numpy()
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 4, rtol=1e-5)
+    plain = model.build_model(small_config())
+    kinds = [sum("batch_norm" in v.name for v in m.encoder.weights) for m in (trained, plain)]
+    assert kinds[0] == kinds[1] + 4
+    assert "decorrelation" in trained.weights_of_terms
+
+
 def test_views_pass_one_after_the_other(small_config):
     network = compiled(small_config())
     views = random_views(network.settings)

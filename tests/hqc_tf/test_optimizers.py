@@ -39,6 +39,13 @@ def test_without_warmup_the_first_epoch_has_its_cosine():
     np.testing.assert_allclose(got, [0.5, 0.5, 0.5, 0, 0, 0], atol=1e-7)
 
 
+def test_decay_by_step_follows_the_cosine_at_every_step():
+    rate = warmup_cosine(1.0, 4, 1, 10, 0.0, warmup_from=0.0, decay="step")
+    expected = [0.5 * (1 + math.cos(math.pi * step / 40)) for step in range(10, 40)]
+    np.testing.assert_allclose([rate(step) for step in range(10, 40)], expected, atol=1e-6)
+    np.testing.assert_allclose(rate(5), rate(10) / 2, rtol=1e-6)
+
+
 def test_late_steps_are_told_apart():
     steps_per_epoch = 2**25
     schedule = warmup_cosine(1.0, 4, 0, steps_per_epoch, 0.0)

@@ -146,6 +146,18 @@ def test_areas_and_ratios_of_boxes(drawn):
         assert wish.min() - 0.003 <= found.min() and found.max() <= wish.max() + 0.003
 
 
+def test_a_weaker_augmentation_changes_less(drawn):
+    weak = augment.Strength(area=0.6, ratio=1.1, flip=0.0, jitter=0.1, hue=0.0, gray=0.0, sigma=0.1)
+    few = augment.Draw(*(x.numpy() for x in augment.draw(SEED, 20_000, weak)))
+    assert not few.flip.any() and not few.gray.any()
+    assert np.abs(few.factors[:, :3] - 1).max() == pytest.approx(0.1, abs=1e-3)
+    assert not few.factors[:, 3].any() and np.ptp(few.sigma) == 0
+    np.testing.assert_array_equal(few.crop, drawn.crop)
+    _, _, height, width = as_arrays(augment.crop_boxes(few.crop, 1000, 1000, weak))
+    assert (height * width).min() / 1e6 == pytest.approx(0.6, abs=0.003)
+    assert np.maximum(width / height, height / width).max() == pytest.approx(1.1, abs=0.003)
+
+
 def test_places_of_boxes(drawn):
     top, left, height, width = as_arrays(augment.crop_boxes(drawn.crop, 8, 8))
     for start, room in ((top, 8 - height), (left, 8 - width)):
