@@ -1,6 +1,7 @@
 # Commands of hqc_tf on CPUs, from the wheel:
 #   docker build -t hqc-tf .
-#   docker run --rm -v "$PWD:/data" -w /data hqc-tf hqc_tf.train --dataset=folder:photos/ --workdir=run
+#   docker run --rm -v "$PWD:/data" -w /data hqc-tf hqc_tf.train --dataset=folder:photos/ \
+#       --image_size=64 --backbone_width=16 --batch_size=64 --epochs=10 --warmup_epochs=1 --workdir=run
 FROM python:3.12-slim AS build
 COPY . /source
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source

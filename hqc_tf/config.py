@@ -169,6 +169,12 @@ class Config:
         "labels, selects the best weights",
         least=0,
     )
+    refit: str = _setting(
+        "none",
+        "after training, rotation and codebooks anew by OPQ of the embeddings, kept where that is "
+        "better without labels; none, as the authors'",
+        choices=("none", "opq"),
+    )
     crop_area: float = _setting(
         0.08,
         "least area of a random crop, as a fraction of the image",

@@ -6,10 +6,12 @@ from typing import Any
 
 from absl import flags
 
-from hqc_tf import commands, config, label_free, metrics, model
+from hqc_tf import commands, config, label_free, metrics, model, retrieval
+from hqc_tf.baselines import opq, pixels
 from hqc_tf.data import catalog
 from hqc_tf.data.images import held_out
 from hqc_tf.workdir import (
+    Baseline,
     Folder,
     Result,
     append_metrics,
@@ -27,6 +29,7 @@ def evaluate(
     step: int,
     weights: str = "last",
     rejected: frozenset[str] = frozenset(),
+    raw_pixels: Baseline | None = None,
 ) -> Result:
     """mAP@R and P@k of a model's codes under its data set's protocol, and the label-free scores.
 
@@ -35,6 +38,7 @@ def evaluate(
         step: training steps behind it.
         weights: "best", "last" or "untrained", for the result.
         rejected: ids of images of a folder that are left out.
+        raw_pixels: what `evaluate_pixels` gave, for the result.
 
     Raises:
         UserError: the data cannot be read.
@@ -47,7 +51,7 @@ def evaluate(
         protocol=catalog.protocol(c.dataset),
         bits=c.bits,
         distance=c.distance,
-        **_label_scores(trained, rejected),
+        **_label_scores(trained, rejected, raw_pixels),
     )
     scores = label_free_scores(trained, rejected)
     return dataclasses.replace(result, **scores.as_fields()) if scores else result
@@ -63,28 +67,65 @@ def label_free_scores(
     return label_free.evaluate(trained, held) if len(held) else None
 
 
-def _label_scores(trained, rejected):
+def evaluate_pixels(
+    settings: config.Config, rejected: frozenset[str] = frozenset()
+) -> Baseline | None:
+    """PCA and OPQ of raw pixels under a data set's protocol; None without labels or FAISS.
+
+    Args:
+        settings: dataset, data_dir, image_size, the code's length and top_k are read.
+        rejected: as in `evaluate`.
+    """
+    c = settings
+    query = catalog.load_split(c.dataset, "query", c.data_dir, rejected)
+    if query is None or not opq.is_installed():
+        return None
+    train, database = (
+        catalog.load_split(c.dataset, role, c.data_dir, rejected) for role in ("train", "database")
+    )
+    top_k = min(c.top_k, len(database))
+    sizes = c.image_size, c.num_books, c.num_words
+    found = pixels.evaluate(train, database, query, *sizes, top_k)
+    return found and _baseline(found)
+
+
+def _label_scores(trained, rejected, raw_pixels):
     c = trained.settings
     query = catalog.load_split(c.dataset, "query", c.data_dir, rejected)
     if query is None:
         return {}
     database = catalog.load_split(c.dataset, "database", c.data_dir, rejected)
     top_k = min(c.top_k, len(database))
-    codes = trained.encode_images(database, "database").codes
+    searched = trained.encode_images(database, "database")
     embeddings = trained.encode_images(query, "queries").embeddings
     books = trained.quantizer.codebooks
     found = metrics.evaluate_codes(
-        books, codes, database.labels, embeddings, query.labels, top_k, c.distance
+        books, searched.codes, database.labels, embeddings, query.labels, top_k, c.distance
     )
-    at = found.precision_at_k
+    unquantized = metrics.evaluate_rankings(
+        retrieval.nearest_embeddings_by_chunk(embeddings, searched.embeddings, top_k),
+        database.labels,
+        query.labels,
+    )
+    baselines = {"embedding": _baseline(unquantized), "pixels": raw_pixels}
     return {
         "queries": len(query),
         "database": len(database),
         "top_k": top_k,
         "mean_average_precision": found.mean_average_precision,
         "chance": metrics.chance_level(database.labels, query.labels, top_k),
-        "precision_at_k": {str(k): float(at[k - 1]) for k in _PLACES if k <= top_k},
+        "precision_at_k": _at_places(found),
+        "baselines": {name: one for name, one in baselines.items() if one},
     }
+
+
+def _baseline(found):
+    return Baseline(found.mean_average_precision, _at_places(found))
+
+
+def _at_places(found):
+    at = found.precision_at_k
+    return {str(k): float(at[k - 1]) for k in _PLACES if k <= found.top_k}
 
 
 def evaluate_workdir(workdir: Folder, **changed: Any) -> list[Result]:
@@ -97,15 +138,17 @@ def evaluate_workdir(workdir: Folder, **changed: Any) -> list[Result]:
     Raises:
         UserError: `workdir` has no trained model, or the data cannot be read.
     """
-    results = []
+    results, rejected = [], rejected_ids(workdir)
+    settings = dataclasses.replace(read_settings(workdir), **changed)
+    raw_pixels = evaluate_pixels(settings, rejected)
     for weights in ("last", "best"):
         step = saved_step(workdir, weights)
         if results and results[0].step == step:
             results.append(dataclasses.replace(results[0], weights=weights))
             continue
         trained = load(workdir, weights)
-        trained.settings = dataclasses.replace(trained.settings, **changed)
-        results.append(evaluate(trained, step, weights, rejected_ids(workdir)))
+        trained.settings = settings
+        results.append(evaluate(trained, step, weights, rejected, raw_pixels))
     return results
 
 
@@ -116,7 +159,7 @@ def describe(result: Result) -> str:
         at = ", ".join(f"P@{k} {value:.3f}" for k, value in result.precision_at_k.items())
         parts.append(
             f"mAP@{result.top_k} {result.mean_average_precision:.4f} "
-            f"({result.distance}, {result.bits} bits; chance {result.chance:.4f}), {at} "
+            f"({result.distance}, {result.bits} bits{_beside(result)}), {at} "
             f"[{result.protocol}: {result.queries} queries, {result.database} images]"
         )
     if result.perplexity:
@@ -127,6 +170,33 @@ def describe(result: Result) -> str:
         )
     nothing = f"{result.protocol}: neither labels nor held-out images (--held_out=0) to evaluate"
     return f"{result.weights}, step {result.step}: {'; '.join(parts) or nothing}"
+
+
+def _beside(result):
+    named = {"embedding": "unquantized", "pixels": "raw pixels with PCA and OPQ"}
+    known = result.baselines or {}
+    found = [
+        f"; {text} {known[name].mean_average_precision:.4f}"
+        for name, text in named.items()
+        if name in known
+    ]
+    return "".join([*found, f"; chance {result.chance:.4f}"])
+
+
+def show(results: list[Result]) -> None:
+    """Prints a line for each result, and a last one where raw pixels find more than the codes."""
+    for result in results:
+        print(describe(result))
+    trained = [result for result in results if result.weights != "untrained"]
+    by_pixels = [(result.baselines or {}).get("pixels") for result in trained]
+    pixels_map = max((one.mean_average_precision for one in by_pixels if one), default=0)
+    best = max((result.mean_average_precision or 0 for result in trained), default=0)
+    if best < pixels_map:
+        print(
+            f"worse than no training: these codes have mAP@{trained[0].top_k} {best:.4f}, PCA and "
+            f"OPQ of raw pixels {pixels_map:.4f} at the same {trained[0].bits} bits; train longer, "
+            'or see "Short trainings" in docs/train.md'
+        )
 
 
 def define_flags() -> None:
@@ -149,7 +219,7 @@ def main(_: list[str]) -> None:
         results.append(evaluate(untrained, 0, "untrained", rejected_ids(values.workdir)))
     for result in results:
         append_metrics(values.workdir, result)
-        print(describe(result))
+    show(results)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hqc_tf.data import catalog, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.images import hold_out
 from hqc_tf.errors import naming_a_full_disk
-from hqc_tf.training import tensorboard
+from hqc_tf.training import refit, tensorboard
 from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
 from hqc_tf.workdir import (
@@ -72,6 +72,7 @@ def train_and_evaluate(
         read, rejects = reading.result()
         images, held = hold_out(read, settings.held_out)
         per_epoch = steps_per_epoch(images, settings)
+        refit.check(settings, len(images))
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
     chief = distribute.is_chief(strategy)
     with naming_a_full_disk(workdir):
@@ -82,7 +83,7 @@ def train_and_evaluate(
         with screening.naming_a_bad_file(images):
             _fit(trained, images, held, per_epoch, workdir, callbacks)
         tensorboard.show_held_out(trained, held, workdir)
-        results = _evaluate(settings, workdir) if chief else []
+        results = _evaluate(settings, workdir, images, held) if chief else []
     # A chief that has to restart needs the others, so none ends before it.
     distribute.wait_for_all(strategy)
     return results
@@ -145,7 +146,9 @@ def _views(trained, images, first_step, last_step):
     )
 
 
-def _evaluate(settings, workdir):
+def _evaluate(settings, workdir, images, held):
+    for line in refit.refit_workdir(workdir, images, held) if settings.refit == "opq" else ():
+        _report(line)
     results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
     for result in results:
         append_metrics(workdir, result)
@@ -169,8 +172,7 @@ def _report(text):
 
 
 def main(_: list[str]) -> None:
-    for result in train_and_evaluate(config.from_flags(), flags.FLAGS.workdir):
-        print(evaluate.describe(result))
+    evaluate.show(train_and_evaluate(config.from_flags(), flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":

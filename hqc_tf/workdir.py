@@ -5,6 +5,8 @@ checkpoints/best     weights chosen without labels    epochs.jsonl         a lin
 checkpoints/last     weights of the last epoch        speed.jsonl          a line per epoch
 checkpoints/state    states to resume training from   metrics.jsonl        a line per evaluation
                                                       rejects.jsonl        images left out
+
+checkpoints/best_refitted and last_refitted have the weights after --refit, where that was better.
 """
 
 import dataclasses
@@ -71,6 +73,14 @@ class SpeedLine:
 
 
 @dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What another search finds under a result's protocol: mAP@R and, with k as text, P@k."""
+
+    mean_average_precision: float
+    precision_at_k: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """A line of metrics.jsonl, one evaluation; what needs labels, or held-out images, may be None.
 
@@ -87,6 +97,8 @@ class Result:
         mean_average_precision: mAP@R, 0 to 1.
         chance: mAP@R of a random ranking.
         precision_at_k: k, as text -> P@k.
+        baselines: "embedding", the same embeddings without quantization, and "pixels", PCA and OPQ
+            of raw pixels at as many bits, where FAISS is installed; None in older lines.
         held_out, recall_at_1, perplexity, quantization_error: as in `EpochLine`.
     """
 
@@ -102,6 +114,7 @@ class Result:
     mean_average_precision: float | None = None
     chance: float | None = None
     precision_at_k: Annotated[dict[str, float], msgspec.Meta(min_length=1)] | None = None
+    baselines: dict[str, Baseline] | None = None
     held_out: _Count | None = None
     recall_at_1: float | None = None
     perplexity: _Perplexity | None = None
@@ -149,7 +162,9 @@ def write_settings(workdir: Folder, settings: config.Config) -> None:
     files.replace_text(pathlib.Path(workdir, FLAGFILE), config.to_flagfile(settings))
 
 
-def save_weights(trained: model.HQC, workdir: Folder, step: int, weights: str) -> None:
+def save_weights(
+    trained: model.HQC, workdir: Folder, step: int, weights: str, refitted: bool = False
+) -> None:
     """Saves the weights that encoding needs.
 
     Args:
@@ -157,6 +172,7 @@ def save_weights(trained: model.HQC, workdir: Folder, step: int, weights: str) -
         workdir: folder of the run.
         step: training steps behind the model.
         weights: "best" or "last", which are replaced.
+        refitted: saves them beside those that training left.
 
     Raises:
         UserError: a weight is not finite; the weights saved before stay.
@@ -165,33 +181,36 @@ def save_weights(trained: model.HQC, workdir: Folder, step: int, weights: str) -
     saved = tf.train.Checkpoint(
         encoder=trained.encoder, quantizer=trained.quantizer, step=tf.Variable(step, dtype=tf.int64)
     )
-    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    folder = _weights_folder(workdir, weights, refitted)
     with distribute.folder_to_save_in(trained.distribute_strategy, folder) as folder:
         manager = tf.train.CheckpointManager(saved, folder, max_to_keep=1)
         manager.save(checkpoint_number=step)
 
 
-def saved_step(workdir: Folder, weights: str = "last") -> int | None:
+def saved_step(workdir: Folder, weights: str = "last", refitted: bool = False) -> int | None:
     """Training steps behind the "best" or "last" weights of `workdir`; None where it has none."""
-    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    folder = _weights_folder(workdir, weights, refitted)
     with naming_damage(folder, _FIX):
         newest = tf.train.latest_checkpoint(folder)
         step = newest and tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE")
         return newest and int(step)
 
 
-def load(workdir: Folder, weights: str = "best") -> model.HQC:
+def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model.HQC:
     """The model that a training left in `workdir`, ready to encode.
 
     Args:
         workdir: folder of the run.
         weights: "best", chosen without labels, or "last".
+        refitted: takes them as `--refit` left them, where it did.
 
     Raises:
         UserError: `workdir` has no such weights, or damaged ones.
     """
     settings = read_settings(workdir)
-    folder = pathlib.Path(workdir, WEIGHTS[weights])
+    # Weights that were trained again since are of another step.
+    refitted = refitted and saved_step(workdir, weights, True) == saved_step(workdir, weights)
+    folder = _weights_folder(workdir, weights, refitted)
     with naming_damage(folder, _FIX):
         newest = tf.train.latest_checkpoint(folder)
     if newest is None:
@@ -248,6 +267,10 @@ def rejected_ids(workdir: Folder) -> frozenset[str]:
 def write_rejects(workdir: Folder, rejects: list[Reject]) -> None:
     """Replaces rejects.jsonl; an empty file records that nothing is left out."""
     files.write_lines(pathlib.Path(workdir, REJECTS), rejects)
+
+
+def _weights_folder(workdir, weights, refitted):
+    return pathlib.Path(workdir, WEIGHTS[weights] + ("_refitted" if refitted else ""))
 
 
 def _check_together(line, *names):

@@ -24,6 +24,7 @@ ROWS = [
         "hqc_tf.label_free",
         "hqc_tf.prepare",
     },
+    {"hqc_tf.baselines"},
     {"hqc_tf.workdir"},
     {"hqc_tf.training"},
     {"hqc_tf.train", "hqc_tf.evaluate", "hqc_tf.report"},

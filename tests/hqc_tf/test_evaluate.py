@@ -2,10 +2,12 @@ import dataclasses
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from hqc_tf import evaluate, metrics, model
-from hqc_tf.workdir import append_metrics, load, read_metrics
+from hqc_tf import evaluate, metrics, model, retrieval
+from hqc_tf.baselines import pixels
+from hqc_tf.workdir import Baseline, append_metrics, load, read_metrics
 
 
 def test_a_result_is_that_of_its_parts(workdir, photos):
@@ -23,6 +25,50 @@ def test_a_result_is_that_of_its_parts(workdir, photos):
     assert result.mean_average_precision == pytest.approx(found.mean_average_precision)
     assert result.precision_at_k["10"] == pytest.approx(found.precision_at_k[9])
     assert (result.step, result.database, result.queries) == (7, 54, 6)
+    found = metrics.evaluate_rankings(
+        retrieval.nearest_embeddings_by_chunk(
+            embeddings, trained.encode_images(database).embeddings, 10
+        ),
+        database.labels,
+        query.labels,
+    )
+    # FAISS needs more images than a folder of 54.
+    assert result.baselines == {
+        "embedding": Baseline(
+            pytest.approx(found.mean_average_precision),
+            {k: pytest.approx(found.precision_at_k[int(k) - 1]) for k in ("1", "10")},
+        )
+    }
+
+
+def test_raw_pixels_are_scored_under_the_protocol(small_config, fashion_mnist_dir, tmp_path):
+    from hqc_tf.data import catalog
+
+    folder = tmp_path / "photos"
+    images = catalog.load_images("fashion_mnist/test[:150]", fashion_mnist_dir)
+    for row, label in enumerate(images.labels):
+        path = folder / f"class{label}" / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(images.pixels[row]).save(path)
+    settings = small_config(dataset=f"folder:{folder}", top_k=20)
+    found = evaluate.evaluate_pixels(settings)
+    roles = [catalog.load_split(settings.dataset, r) for r in ("train", "database", "query")]
+    same = pixels.evaluate(*roles, 8, settings.num_books, settings.num_words, 20)
+    assert found.mean_average_precision == same.mean_average_precision > 0.5
+    assert found.precision_at_k == {
+        "1": same.precision_at_k[0], "10": same.precision_at_k[9]
+    }  # fmt: skip
+
+
+def test_the_last_line_says_where_raw_pixels_are_better(workdir, capsys):
+    result = evaluate.evaluate(load(workdir), 7)
+    found = result.mean_average_precision
+    evaluate.show([dataclasses.replace(result, baselines={"pixels": Baseline(found / 2, {})})])
+    assert "worse" not in capsys.readouterr().out
+    evaluate.show([dataclasses.replace(result, baselines={"pixels": Baseline(0.99, {})})])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"worse than no training: these codes have mAP@10 {found:.4f}")
+    assert "raw pixels 0.9900 at the same 4 bits; train longer" in last
 
 
 def test_results_are_appended_one_line_each(workdir, tmp_path):
@@ -36,8 +82,11 @@ def test_results_are_appended_one_line_each(workdir, tmp_path):
 
 
 def test_the_line_for_a_person_names_protocol_distance_and_budget(workdir):
-    line = evaluate.describe(evaluate.evaluate(load(workdir), 7))
-    assert "step 7" in line and "mAP@10 " in line and "(l2, 4 bits; chance " in line
+    pixels = Baseline(0.5, {"1": 0.75})
+    result = evaluate.evaluate(load(workdir), 7, raw_pixels=pixels)
+    line = evaluate.describe(result)
+    assert "step 7" in line and "mAP@10 " in line and "(l2, 4 bits; unquantized 0." in line
+    assert f"; raw pixels with PCA and OPQ 0.5000; chance {result.chance:.4f}), P@1 0." in line
     assert "[folder, 1 in 10 is a query: 6 queries, 54 images]" in line
 
 

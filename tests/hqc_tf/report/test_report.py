@@ -14,7 +14,7 @@ from hqc_tf import config, evaluate, files, label_free, metrics, model
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
 from hqc_tf.report import figures, gallery, gather, numbers, page
-from hqc_tf.workdir import append_metrics, load, read_metrics, read_settings
+from hqc_tf.workdir import Baseline, append_metrics, load, read_metrics, read_settings
 from tests.support import browser
 
 HOSTILE = ['"><script>alert(1)', "a&b'$x_\\n$\n<b", "é \u202e目"]
@@ -157,6 +157,20 @@ def test_the_scores_are_those_of_evaluate(labelled, report, found):
     for row, line in ((trained, result), (at_first, untrained)):
         assert row[1] == f"{line.recall_at_1:.3f}"
         assert row[3] == f"{line.quantization_error:.3g}"
+
+
+def test_raw_pixels_stand_beside_the_codes(report):
+    pixels = Baseline(0.4321, {"1": 0.5, "10": 0.25})
+    runs = [
+        run._replace(
+            results=[dataclasses.replace(one, baselines={"pixels": pixels}) for one in run.results]
+        )
+        for run in report.runs
+    ]
+    found = Tables(page.render(report._replace(runs=runs)))
+    row = ["raw pixels, PCA and OPQ", "0.4321", "0.500", "0.250"]
+    assert table(found, "Means over 6 queries")[3] == row
+    assert {row[7] for row in table(found, "The newest results in metrics.jsonl")[1:]} == {"0.4321"}
 
 
 def test_embeddings_are_ranked_by_euclidean_distance(seen, found):

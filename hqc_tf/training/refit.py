@@ -1,0 +1,92 @@
+"""Fits rotation and codebooks anew to a trained network's embeddings, without labels.
+
+Training compares softly quantized embeddings, search compares hard codes. After it, optimized
+product quantization (`baselines.opq`) finds the rotation and the codebooks that lose least of the
+embeddings as they are. The rotation goes into the encoder's last layer, so that export, index and
+search see an encoder and codebooks as before.
+"""
+
+import numpy as np
+
+from hqc_tf import config, label_free, model
+from hqc_tf.baselines import opq
+from hqc_tf.data.images import Images
+from hqc_tf.data.pictures import spread
+from hqc_tf.errors import UserError
+from hqc_tf.workdir import WEIGHTS, Folder, load, save_weights, saved_step
+
+# FAISS takes no more.
+_MOST_IMAGES = 2**16
+
+
+def check(settings: config.Config, num_images: int) -> None:
+    """Raises `UserError` before the training where `--refit` could not be done after it."""
+    if settings.refit == "none":
+        return
+    if not opq.is_installed():
+        raise UserError(f"--refit=opq: FAISS is missing; {opq.FIX}, or take --refit=none")
+    if num_images < settings.num_words:
+        raise UserError(
+            f"--refit=opq: {num_images} training images for {settings.num_words} words a book; "
+            "give more images, or take --refit=none"
+        )
+
+
+def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
+    """Refits the best and the last weights of a trained run, where that makes better codes.
+
+    Better is a smaller quantization error and no lower recall@1 of the images held out from
+    training; without any, a smaller error of the training images. Weights that were refitted
+    before stay.
+
+    Args:
+        workdir: folder of the run.
+        images: the training images.
+        held: those held out, possibly none.
+
+    Returns:
+        A line for a person on each set of weights that was tried.
+    """
+    lines = {}
+    for weights in WEIGHTS:
+        step = saved_step(workdir, weights)
+        if saved_step(workdir, weights, refitted=True) == step:
+            continue
+        trained = load(workdir, weights, refitted=False)
+        sample = images.take(spread(len(images), _MOST_IMAGES))
+        before = _scores(trained, sample, held)
+        refit(trained, trained.encode_images(sample).embeddings)
+        after = _scores(trained, sample, held)
+        kept = after[0] < before[0] and after[1] >= before[1]
+        if kept:
+            save_weights(trained, workdir, step, weights, refitted=True)
+        lines[weights] = _describe(weights, before, after, kept)
+    return list(lines.values())
+
+
+def refit(trained: model.HQC, embeddings: np.ndarray) -> None:
+    """Changes a model's last layer and codebooks by float [N, M*D] embeddings that it gave."""
+    c = trained.settings
+    fit = opq.fit(embeddings, c.num_books, c.num_words)
+    layer = trained.encoder.get_layer("embedding")
+    # A length that is set after this layer is not changed by a rotation.
+    layer.set_weights([values @ fit.rotation for values in layer.get_weights()])
+    trained.quantizer.codebooks.assign(fit.codebooks)
+
+
+def _scores(trained, sample, held):
+    """Quantization error and recall@1, 0 without held-out images; a rotation leaves lengths."""
+    if len(held):
+        scores = label_free.evaluate(trained, held)
+        return scores.quantization_error, scores.recall_at_1
+    encoded = trained.encode_images(sample)
+    codebooks = trained.quantizer.codebooks.numpy()
+    return label_free.quantization_error(*encoded, codebooks), 0.0
+
+
+def _describe(weights, before, after, kept):
+    recall = f", recall@1 {before[1]:.3f} to {after[1]:.3f}" if before[1] or after[1] else ""
+    return (
+        f"refit of the {weights} weights: quantization error {before[0]:.3f} to {after[0]:.3f}"
+        f"{recall}: {'kept' if kept else 'not better, not kept'}"
+    )

@@ -1,0 +1,100 @@
+"""Refitting after training: the rotation is folded in, and only better codes are kept."""
+
+import dataclasses
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from hqc_tf import label_free
+from hqc_tf.baselines import opq
+from hqc_tf.data import catalog
+from hqc_tf.data.images import hold_out
+from hqc_tf.errors import UserError
+from hqc_tf.training import refit
+from hqc_tf.workdir import load, read_settings, save_weights, saved_step
+
+
+@pytest.fixture
+def run(workdir, tmp_path):
+    """(a workdir to change, the images it was trained on, those held out)."""
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    images = catalog.load_images(read_settings(folder).dataset)
+    return folder, *hold_out(images, 6)
+
+
+def error(trained, images):
+    encoded = trained.encode_images(images)
+    return label_free.quantization_error(*encoded, trained.quantizer.codebooks.numpy())
+
+
+@pytest.mark.parametrize("length", [0.0, 4.0])
+def test_embeddings_are_turned_and_the_error_falls(tiny_config, photos, length):
+    from hqc_tf.model import build_model
+
+    settings = tiny_config(dataset=f"folder:{photos}", embedding_length=length)
+    trained, images = build_model(settings), catalog.load_images(settings.dataset)
+    before, error_before = trained.encode_images(images).embeddings, error(trained, images)
+    fit = opq.fit(before, settings.num_books, settings.num_words)
+    refit.refit(trained, before)
+    after = trained.encode_images(images)
+    np.testing.assert_allclose(after.embeddings, before @ fit.rotation, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(
+        after.codes, opq.encode(after.embeddings, trained.quantizer.codebooks.numpy())
+    )
+    assert error(trained, images) < error_before
+
+
+def test_better_weights_are_kept_beside_the_learned_ones(run):
+    folder, images, held = run
+    nothing = held.take([])
+    lines = refit.refit_workdir(folder, images, nothing)
+    assert [line.split(":")[0] for line in lines] == [
+        "refit of the best weights", "refit of the last weights"
+    ]  # fmt: skip
+    assert all(line.endswith(": kept") for line in lines)
+    learned, refitted = load(folder, "last", refitted=False), load(folder, "last")
+    assert error(refitted, images) < error(learned, images)
+    # The same command again changes nothing, and neither does a kill before the evaluation.
+    assert refit.refit_workdir(folder, images, nothing) == []
+    shutil.rmtree(folder / "checkpoints/last_refitted")
+    refit.refit_workdir(folder, images, nothing)
+    for one, other in zip(refitted.get_weights(), load(folder, "last").get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_weights_trained_further_are_not_those_that_were_refitted(run):
+    folder, images, held = run
+    refit.refit_workdir(folder, images, held.take([]))
+    learned = load(folder, "last", refitted=False)
+    save_weights(learned, folder, 8, "last")
+    assert saved_step(folder, "last", refitted=True) == 7
+    assert error(load(folder, "last"), images) == error(learned, images)
+
+
+def test_what_is_not_better_is_not_kept(run):
+    folder, images, _ = run
+    nothing = images.take([])
+    refit.refit_workdir(folder, images, nothing)
+    best = load(folder, "best")
+    shutil.rmtree(folder / "checkpoints/best_refitted")
+    # Refitted weights as the learned ones: there is nothing to gain.
+    save_weights(best, folder, 9, "best")
+    lines = refit.refit_workdir(folder, images, nothing)
+    if lines[0].endswith("not better, not kept"):
+        assert saved_step(folder, "best", refitted=True) is None
+    else:
+        assert error(load(folder, "best"), images) < error(best, images)
+
+
+def test_what_cannot_be_refitted_is_refused_before_training(small_config, monkeypatch):
+    settings = small_config(refit="opq")
+    with pytest.raises(UserError, match="3 training images for 4 words a book"):
+        refit.check(settings, 3)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(opq, "is_installed", lambda: False)
+    with pytest.raises(UserError, match="--refit=opq: FAISS is missing; pip install"):
+        refit.check(settings, 100)
+    refit.check(dataclasses.replace(settings, refit="none"), 3)
