@@ -132,11 +132,7 @@ def is_done(folder: str | PathLike, number: int, num_shards: int) -> bool:
 
 
 def write_shard(
-    folder: str | PathLike,
-    number: int,
-    num_shards: int,
-    shard: Shard,
-    rejects: Sequence[Reject],
+    folder: str | PathLike, number: int, num_shards: int, shard: Shard, rejects: Sequence[Reject]
 ) -> None:
     """Writes a shard atomically; several processes may write at once.
 

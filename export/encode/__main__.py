@@ -139,11 +139,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "on_bad_image", "skip", ["skip", "stop"], "skip and list undecodable images, or stop at one"
     )
-    flags.DEFINE_string(
-        "data_dir",
-        "",
-        "folder of prepared TFDS data or of photo lists",
-    )
+    flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data or of photo lists")
     flags.DEFINE_string("image_feature", "image/encoded", "with tfrecord: the image's feature")
     flags.DEFINE_string(
         "id_feature", "", "with tfrecord: the id's feature; empty: file name and record number"

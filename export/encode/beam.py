@@ -82,11 +82,7 @@ def encode_on_beam(
         UserError: Beam has no such runner.
     """
     encode = EncodeShard(
-        str(encoder.path),
-        encoder.manifest["fingerprint"],
-        folder,
-        len(plan.shards),
-        batch_size,
+        str(encoder.path), encoder.manifest["fingerprint"], folder, len(plan.shards), batch_size
     )
     elements = [(number, plan.shards[number]) for number in numbers]
     with beam.Pipeline(**_runner(runner, arguments)) as pipeline:
