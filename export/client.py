@@ -57,7 +57,7 @@ def connect(server: str, model: str, deadline: float = 30.0) -> "GrpcModel | Res
 def encode_files(
     served: "GrpcModel | RestModel", paths: Iterable[str], fingerprint: str | None = None
 ) -> Iterator[tuple[list[str], Encoded]]:
-    """Yields the names of a batch of image files and their `Encoded`, in order, read as it sends.
+    """Yields names and `Encoded` of a batch of image files after the other; each is read as sent.
 
     Args:
         served: an encoder, as `connect` gives it.

@@ -20,28 +20,25 @@ from export.encoder import Encoder, load_encoder
 from hqc_tf import commands
 from hqc_tf.errors import UserError
 
+Runner = Callable[[Encoder, inputs.Plan, str | os.PathLike, list[int]], None]
+
 
 def encode_plan(
     encoder: Encoder,
     plan: inputs.Plan,
     folder: str | os.PathLike,
-    runner: Callable[[Encoder, inputs.Plan, str | os.PathLike, list[int]], None] = (
-        streaming.encode_here
-    ),
+    runner: Runner = streaming.encode_here,
 ) -> Sequence[int]:
     """Encodes the missing shards of a plan; stopped at any moment, the same call resumes.
 
     Args:
         encoder: encodes the images.
         plan: made for `folder`.
-        folder: absolute path; missing, empty or begun with this plan.
+        folder: absolute path; missing, empty or begun with this plan, else UserError.
         runner: encodes the shards with the given numbers.
 
     Returns:
         The numbers of the shards that were encoded now.
-
-    Raises:
-        UserError: as `codes.start`.
     """
     count = len(plan.shards)
     start(folder, encoder.codebooks, encoder.identity, count, plan.job, plan.names)
@@ -56,14 +53,8 @@ def main(arguments: list[str]) -> None:
     _end_on_signals()
     runner = _runner(values, arguments)
     encoder = load_encoder(values.saved_model)
-    plan = inputs.make_plan(
-        values.input,
-        values.output,
-        values.num_shards,
-        values.data_dir,
-        values.image_feature,
-        values.id_feature,
-    )
+    options = values.num_shards, values.data_dir, values.image_feature, values.id_feature
+    plan = inputs.make_plan(values.input, values.output, *options)
     folder = pathlib.Path(values.output).absolute()
     began = time.monotonic()
     try:
@@ -130,10 +121,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("output", None, "folder of shards; the same command resumes", required=True)
     flags.DEFINE_integer(
-        "num_shards",
-        None,
-        "shards to write; default: one per 50,000 images, or per TFRecord file",
-        lower_bound=1,
+        "num_shards", None, "shards to write; default: one per 50,000 images or TFRecord file", 1
     )
     flags.DEFINE_integer("batch_size", streaming.BATCH, "images encoded together", lower_bound=1)
     flags.DEFINE_enum(
