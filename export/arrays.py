@@ -30,7 +30,7 @@ def unpack_id(value: bytes) -> str:
 
 
 def text_of(ids: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
-    """Packed ids one after the other, [bytes] uint8, and where each begins, [n+1] int64; views."""
+    """Views of packed ids: their text, uint8, and where each begins, and the end, [n+1] int64."""
     _, offsets, data = ids.buffers()
     if not len(ids):
         return np.zeros(0, np.uint8), np.zeros(1, np.int64)

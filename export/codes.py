@@ -50,16 +50,16 @@ class Shards(NamedTuple):
 
 
 class _OnDisk(Sequence):
-    def __init__(self, folder, count, num_books):
-        self._folder, self._count, self._num_books = folder, count, num_books
+    def __init__(self, paths, num_books):
+        self._paths, self._num_books = paths, num_books
 
     def __len__(self):
-        return self._count
+        return len(self._paths)
 
     def __getitem__(self, number):
-        if not 0 <= number < self._count:
-            raise IndexError(number)
-        return _read_shard(_path(self._folder, "codes", number, self._count), self._num_books)
+        ids, codes = _only_batch(self._paths[number], _shard_schema(self._num_books)).columns
+        values = np.frombuffer(codes.buffers()[1] or b"", np.uint8)
+        return Shard(values[: len(codes) * self._num_books].reshape(-1, self._num_books), ids)
 
 
 def start(
@@ -160,7 +160,8 @@ def read_shards(folder: str | PathLike) -> Shards:
             f"{folder / 'codebooks.npy'} must hold finite float32 [M, K, D], but is damaged: "
             "encode into a new folder"
         )
-    return Shards(codebooks, manifest["encoder"], _OnDisk(folder, count, len(codebooks)))
+    paths = [_path(folder, "codes", number, count) for number in range(count)]
+    return Shards(codebooks, manifest["encoder"], _OnDisk(paths, len(codebooks)))
 
 
 def read_rejects(folder: str | PathLike) -> Iterator[Reject]:
@@ -197,12 +198,6 @@ def _clear(folder):
 
 def _partial(folder):
     return [path for path in folder.glob(".*.partial") if path.is_file()]
-
-
-def _read_shard(path, num_books):
-    ids, codes = _only_batch(path, _shard_schema(num_books)).columns
-    values = np.frombuffer(codes.buffers()[1] or b"", np.uint8)
-    return Shard(values[: len(codes) * num_books].reshape(-1, num_books), ids)
 
 
 def _shard_schema(num_books):

@@ -59,7 +59,10 @@ def load_encoder(path: str | PathLike) -> Encoder:
 
 
 def read_manifest(version: str | PathLike) -> dict[str, Any]:
-    """The encoder's manifest in folder `version`; UserError: missing, damaged or another format."""
+    """The manifest of the encoder in folder `version`.
+
+    UserError where it is missing, damaged or of another format version.
+    """
     found = folders.read_manifest(version, FORMAT)
     if found is None:
         wrong = f"no encoder with a {folders.MANIFEST} there; write it"

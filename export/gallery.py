@@ -29,14 +29,11 @@ def draw_gallery(queries: Images, neighbors: Sequence[Images], path: str | os.Pa
     has not, gray where there are no labels.
     """
     # Matplotlib is slow to import, and only this command draws.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     columns = 1 + len(neighbors[0])
-    size = columns * 0.95, len(queries) * 1.16
-    figure, axes = pyplot.subplots(len(queries), columns, figsize=size, squeeze=False)
+    figure = Figure(figsize=(columns * 0.95, len(queries) * 1.16))
+    axes = figure.subplots(len(queries), columns, squeeze=False)
     for row, found in enumerate(neighbors):
         query = queries.take([row])
         _show(axes[row][0], query, 0, "black", pictures.label_text(query, 0), width=2.5)
@@ -48,7 +45,6 @@ def draw_gallery(queries: Images, neighbors: Sequence[Images], path: str | os.Pa
     figure.tight_layout(rect=(0, 0, 1, 0.98), pad=0.4)
     save = functools.partial(figure.savefig, format="png", dpi=110)
     files.write_atomically(pathlib.Path(path), save)
-    pyplot.close(figure)
 
 
 def _verdict(query, found, place):
@@ -63,8 +59,7 @@ def _show(axis, images, row, color, title, width=2.0):
     # A label's name is not a formula, even where it has "$".
     axis.set_title(title, fontsize=6, color=color, pad=3.5, parse_math=False)
     axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(edgecolor=color, linewidth=width)
+    axis.spines[:].set(edgecolor=color, linewidth=width)
 
 
 def main(_: list[str]) -> None:

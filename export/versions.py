@@ -6,18 +6,18 @@ A version appears complete or not at all. The server runs the warm-up requests w
 import contextlib
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from os import PathLike
 
 import numpy as np
 import tensorflow as tf
 
+from export import folders
 from hqc_tf.errors import UserError
 
 # TensorFlow Serving's name for the file, and its place in a SavedModel.
 REQUESTS = "assets.extra/tf_serving_warmup_requests"
-# Number of images, height and width of each warm-up request.
+# Images, height and width of warm-up requests, of which TensorFlow Serving takes at most 1,000.
 WARMUP_SHAPES = ((1, 32, 32), (1, 480, 640), (8, 240, 320))
 
 
@@ -55,17 +55,11 @@ def free_version(output: str | PathLike, number: int | None = None) -> int:
 @contextlib.contextmanager
 def new_version(output: str | PathLike, number: int) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which becomes version `number` when the block ends without error."""
-    output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    # TensorFlow Serving looks only at folders whose name is a number.
-    aside = output / f".{number}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
-        yield aside
-        aside.rename(output / str(number))
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    # Until then its name is no number, and TensorFlow Serving looks only at those.
+    with folders.new_folder(pathlib.Path(output, str(number))) as folder:
+        yield folder
+        # Another process may have written it meanwhile, and a server may read it.
+        free_version(output, number)
 
 
 def write_warmup(

@@ -32,7 +32,6 @@ def encode_plan(
     """Encodes the missing shards of a plan; stopped at any moment, the same call resumes.
 
     Args:
-        encoder: encodes the images.
         plan: made for `folder`.
         folder: absolute path; missing, empty or begun with this plan, else UserError.
         runner: encodes the shards with the given numbers.
@@ -72,9 +71,8 @@ def _runner(values, arguments):
                 f"{arguments[0]}: not a flag; put a pattern of files in quotes, and give flags of "
                 "Beam only with a --runner of Beam"
             )
-        return functools.partial(
-            streaming.encode_here, batch_size=values.batch_size, on_bad_image=values.on_bad_image
-        )
+        options = {"batch_size": values.batch_size, "on_bad_image": values.on_bad_image}
+        return functools.partial(streaming.encode_here, **options)
     if values.on_bad_image == "stop":
         raise UserError("--on_bad_image=stop: needs --runner=local; give that, or skip")
     # Beam is an optional package.
@@ -129,13 +127,8 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data or of photo lists")
     flags.DEFINE_string("image_feature", "image/encoded", "with tfrecord: the image's feature")
+    flags.DEFINE_string("id_feature", "", "with tfrecord: the id's feature; empty: FILE:NUMBER")
     flags.DEFINE_string(
-        "id_feature", "", "with tfrecord: the id's feature; empty: file name and record number"
-    )
-    flags.DEFINE_string(
-        "runner",
-        "local",
-        "local, or a runner of Apache Beam: direct, flink, spark, dataflow, ...; Beam's own flags "
-        "follow after --",
+        "runner", "local", "local, or Apache Beam's direct, flink, ...; its flags follow after --"
     )
     commands.run(main)

@@ -40,7 +40,6 @@ def encode_shard(
     """Encodes a shard of a plan; a few batches of its images are in memory at a time.
 
     Args:
-        encoder: encodes the images.
         part: one of `inputs.Plan.shards`.
         batch_size: images encoded together, at least 1.
         report: called with each batch.
@@ -69,8 +68,6 @@ def encode_here(
     """Encodes shards of a plan in this process, one after the other, with a progress bar.
 
     Args:
-        encoder: encodes the images.
-        plan: what is encoded.
         folder: prepared for the plan by `codes.start`.
         numbers: of the shards.
         batch_size: images encoded together.
