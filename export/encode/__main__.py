@@ -119,7 +119,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("output", None, "folder of shards; the same command resumes", required=True)
     flags.DEFINE_integer(
-        "num_shards", None, "shards to write; default: one per 50,000 images or TFRecord file", 1
+        "num_shards", None, "shards; default: one per 50,000 images, or per TFRecord file", 1
     )
     flags.DEFINE_integer("batch_size", streaming.BATCH, "images encoded together", lower_bound=1)
     flags.DEFINE_enum(
