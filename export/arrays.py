@@ -1,7 +1,6 @@
 """Files that are memory-mapped: arrays as .npy, ids and codes as Arrow.
 
-Ids are packed as an Arrow array of UTF-8; file names that are not UTF-8 survive as lone
-surrogates.
+Ids are packed as an Arrow array of UTF-8; names that are not UTF-8 survive as lone surrogates.
 """
 
 import mmap
@@ -31,12 +30,7 @@ def unpack_id(value: bytes) -> str:
 
 
 def text_of(ids: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
-    """Views of packed ids.
-
-    Returns:
-        text: [bytes] uint8, all ids one after the other.
-        starts: [n+1] int64, where each id begins in `text`, and the end.
-    """
+    """Views of packed ids: their text, uint8, and where each begins, and the end, [n+1] int64."""
     _, offsets, data = ids.buffers()
     if not len(ids):
         return np.zeros(0, np.uint8), np.zeros(1, np.int64)
@@ -51,15 +45,7 @@ def write_ids(file: BinaryIO, parts: Iterable[pa.LargeBinaryArray]) -> None:
 
 
 def read_ids(path: str | PathLike, fix: str) -> pa.ChunkedArray:
-    """What `write_ids` wrote, memory-mapped and checked.
-
-    Args:
-        path: of the Arrow file.
-        fix: end of the error message.
-
-    Raises:
-        UserError: it cannot be read, is damaged or has other columns.
-    """
+    """What `write_ids` wrote, memory-mapped and checked; `fix` and errors as in `read_batches`."""
     return pa.Table.from_batches(read_batches(path, ID_SCHEMA, fix), ID_SCHEMA).column(0)
 
 
@@ -74,8 +60,7 @@ def read_batches(path: str | PathLike, schema: pa.Schema, fix: str) -> list[pa.R
     """The record batches of an Arrow file, memory-mapped and every value checked.
 
     Args:
-        path: of the file.
-        schema: columns it must have, the first of ids.
+        schema: columns that the file at `path` must have, the first of ids.
         fix: end of the error message.
 
     Raises:
@@ -92,14 +77,14 @@ def read_batches(path: str | PathLike, schema: pa.Schema, fix: str) -> list[pa.R
                 raise ValueError(f"its columns are {columns}, but must be {wanted}")
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             for batch in batches:
-                batch.validate(full=True)
-                _check_columns(batch)
+                _check(batch)
             return batches
         except (pa.ArrowException, MemoryError) as error:
             raise ValueError(error) from error
 
 
-def _check_columns(batch):
+def _check(batch):
+    batch.validate(full=True)
     if any(column.null_count for column in batch.columns):
         raise ValueError("a value is missing")
     text, starts = text_of(batch.column(0))
@@ -123,13 +108,7 @@ def write_array(
 def map_array(file: str | PathLike, name: str = "", fix: str = "write it again") -> np.ndarray:
     """The array in a .npy file, memory-mapped; nothing in it is unpickled.
 
-    Args:
-        file: path of the file.
-        name: what the message calls it; empty: its path.
-        fix: end of the error message.
-
-    Raises:
-        UserError: it cannot be read.
+    UserError where it cannot be read; the message calls it `name`, or its path, and ends in `fix`.
     """
     # A header is a Python literal, so a damaged one may fail in the tokenizer.
     with naming_damage(name or file, fix):

@@ -9,8 +9,8 @@ retry policy and by urllib3's; any other error ends the call and names the files
 """
 
 import base64
+import concurrent.futures
 import json
-import queue
 import re
 import threading
 import urllib.parse
@@ -23,6 +23,7 @@ import tensorflow as tf
 import urllib3
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_service_pb2_grpc
 
+from export.arrays import unpack_id
 from export.encoder import check_valid, read_file, signature_of
 from hqc_tf.data.folder import Item, in_batches
 from hqc_tf.errors import UserError
@@ -42,12 +43,9 @@ def connect(server: str, model: str, deadline: float = 30.0) -> "GrpcModel | Res
     """A served model; nothing is sent yet.
 
     Args:
-        server: host:port of gRPC, or http://host:port of REST.
+        server: host:port of gRPC, or http://host:port of REST; UserError where it has neither form.
         model: name that the server has it under.
         deadline: for the answer to a request, all tries included, in seconds.
-
-    Raises:
-        UserError: `server` has neither form.
     """
     if re.fullmatch(r"https?://\S+", server):
         return RestModel(server, model, deadline)
@@ -59,15 +57,11 @@ def connect(server: str, model: str, deadline: float = 30.0) -> "GrpcModel | Res
 def encode_files(
     served: "GrpcModel | RestModel", paths: Iterable[str], fingerprint: str | None = None
 ) -> Iterator[tuple[list[str], Encoded]]:
-    """Embeddings and codes of image files by a served encoder.
+    """Yields names and `Encoded` of a batch of image files after the other; each is read as sent.
 
     Args:
-        served: as `connect` gives it.
-        paths: of files, read as they are sent.
+        served: an encoder, as `connect` gives it.
         fingerprint: of the encoder that must answer; None: whichever the server has.
-
-    Yields:
-        The names of a batch of files and their `Encoded`, in order.
 
     Raises:
         UserError: a file cannot be read or is not an image, the server has another encoder, or as
@@ -83,25 +77,18 @@ def encode_files(
 def search_files(
     served: "GrpcModel | RestModel", paths: Iterable[str], k: int
 ) -> Iterator[dict[str, Any]]:
-    """The k nearest images of each file by a served searcher (`export.searcher`).
+    """Yields the k nearest images of each file by a served searcher (`export.searcher`).
 
-    Args:
-        served: as `connect` gives it.
-        paths: of files, read as they are sent.
-        k: 1 to the number of images.
-
-    Yields:
-        dict of "query", "ids" and "distances" per file, in order, as `export.search` does.
-
-    Raises:
-        UserError: a file cannot be read or is not an image, or as `predict`; the file is named.
+    A dict of "query", "ids" and "distances" per file, in order, as `export.search` does; k is 1 to
+    the number of images. UserError as in `encode_files`.
     """
     for names, contents in _batches(paths):
         inputs = {"image_bytes": contents, "k": np.int32(k)}
         answer = _query(served, names, "search_bytes", inputs)
         ids, distances = answer["ids"].tolist(), answer["distances"].tolist()
         for name, own_ids, own_distances in zip(names, ids, distances, strict=True):
-            yield {"query": name, "ids": [*map(_text, own_ids)], "distances": own_distances}
+            texts = [x if isinstance(x, str) else unpack_id(x) for x in own_ids]
+            yield {"query": name, "ids": texts, "distances": own_distances}
 
 
 def _query(served, names, signature, inputs):
@@ -124,10 +111,6 @@ def _batches(paths):
     """Lists of names with the contents of their files, object [B] of bytes."""
     for batch in in_batches((Item(path, read_file(path)) for path in paths), BATCH):
         yield [item.id for item in batch], np.array([item.contents for item in batch], object)
-
-
-def _text(value):
-    return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
 
 
 class _Model:
@@ -154,16 +137,14 @@ class _Model:
         except TimeoutError:
             self._fail(f"none within {self.deadline:g} seconds; allow more, or send less")
 
-    def _fail(self, why) -> NoReturn:
+    def _fail(self, why, unavailable=False) -> NoReturn:
         line = " ".join(str(why).split())
+        if unavailable:
+            raise UserError(
+                f"{self.server}: not available after {TRIES} tries ({line}); start it, wait for "
+                "it, or name another"
+            )
         raise UserError(f"{self.server}: model {self.model} gives no answer: {line}")
-
-    def _give_up(self, why) -> NoReturn:
-        line = " ".join(str(why).split())
-        raise UserError(
-            f"{self.server}: not available after {TRIES} tries ({line}); start it, wait for it, or "
-            "name another"
-        )
 
 
 class GrpcModel(_Model):
@@ -180,17 +161,15 @@ class GrpcModel(_Model):
         }
         service = [{"service": "tensorflow.serving.PredictionService"}]
         config = {"methodConfig": [{"name": service, "retryPolicy": retry}]}
-        channel = grpc.insecure_channel(
-            server,
-            [
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_receive_message_length", ANSWER_BYTES),
-                ("grpc.service_config", json.dumps(config)),
-                # A lost connection is otherwise not tried again before a second has passed.
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
-            ],
-        )
+        options = {
+            "grpc.max_send_message_length": -1,
+            "grpc.max_receive_message_length": ANSWER_BYTES,
+            "grpc.service_config": json.dumps(config),
+            # A lost connection is otherwise not tried again before a second has passed.
+            "grpc.initial_reconnect_backoff_ms": 100,
+            "grpc.min_reconnect_backoff_ms": 100,
+        }
+        channel = grpc.insecure_channel(server, [*options.items()])
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
     def _answer(self, signature, inputs):
@@ -203,8 +182,7 @@ class GrpcModel(_Model):
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise TimeoutError from error
-            unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
-            (self._give_up if unavailable else self._fail)(error.details())
+            self._fail(error.details(), error.code() is grpc.StatusCode.UNAVAILABLE)
         return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
 
@@ -213,17 +191,10 @@ class RestModel(_Model):
 
     def __init__(self, server: str, model: str, deadline: float):
         super().__init__(server, model, deadline)
-        retry = urllib3.Retry(
-            TRIES - 1,
-            redirect=0,
-            allowed_methods=None,
-            status_forcelist=[503],
-            backoff_factor=FIRST_PAUSE,
-            raise_on_status=False,
-        )
+        rule = {"allowed_methods": None, "status_forcelist": [503], "raise_on_status": False}
+        retry = urllib3.Retry(TRIES - 1, redirect=0, backoff_factor=FIRST_PAUSE, **rule)
         self._pool = urllib3.PoolManager(retries=retry, timeout=deadline)
-        name = urllib.parse.quote(model)
-        self._url = f"{server.rstrip('/')}/v1/models/{name}:predict"
+        self._url = f"{server.rstrip('/')}/v1/models/{urllib.parse.quote(model)}:predict"
 
     def _answer(self, signature, inputs):
         columns = {name: _to_json(np.asarray(value)) for name, value in inputs.items()}
@@ -232,12 +203,12 @@ class RestModel(_Model):
             response = self._pool.request("POST", self._url, json=body, preload_content=False)
             text = response.read(ANSWER_BYTES)
         except urllib3.exceptions.MaxRetryError as error:
-            self._give_up(error.reason)
+            self._fail(error.reason, unavailable=True)
         except urllib3.exceptions.HTTPError as error:
             self._fail(error)
         if response.status != 200:
             said = f"{response.status}, {text.decode('utf-8', 'replace')}"
-            (self._give_up if response.status == 503 else self._fail)(said)
+            self._fail(said, unavailable=response.status == 503)
         try:
             outputs = json.loads(text)["outputs"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -247,23 +218,17 @@ class RestModel(_Model):
 
 def _in_time(call: Callable[[], Any], seconds: float) -> Any:
     """What `call` returns; TimeoutError after so many seconds, whatever drips in meanwhile."""
-    answers = queue.SimpleQueue()
+    answer = concurrent.futures.Future()
 
     def run():
         try:
-            answers.put((call(), None))
+            answer.set_result(call())
         except Exception as error:
-            answers.put((None, error))
+            answer.set_exception(error)
 
-    # A late one ends with the process.
+    # A pool would wait for a late one; this thread ends with the process.
     threading.Thread(target=run, daemon=True).start()
-    try:
-        value, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error:
-        raise error
-    return value
+    return answer.result(seconds)
 
 
 def _to_json(value):

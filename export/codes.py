@@ -42,30 +42,24 @@ class Shard(NamedTuple):
 
 
 class Shards(NamedTuple):
-    """A complete folder of shards.
+    """A complete folder of shards."""
 
-    Attributes:
-        codebooks: [M, K, D] float32.
-        encoder: has "fingerprint" and "path".
-        shards: each `Shard` is memory-mapped on access and released with its last reference.
-    """
-
-    codebooks: np.ndarray
-    encoder: dict[str, Any]
-    shards: Sequence[Shard]
+    codebooks: np.ndarray  # [M, K, D] float32
+    encoder: dict[str, Any]  # has "fingerprint" and "path"
+    shards: Sequence[Shard]  # memory-mapped on access, each released with its last reference
 
 
 class _OnDisk(Sequence):
-    def __init__(self, folder, count, num_books):
-        self._folder, self._count, self._num_books = folder, count, num_books
+    def __init__(self, paths, num_books):
+        self._paths, self._num_books = paths, num_books
 
     def __len__(self):
-        return self._count
+        return len(self._paths)
 
     def __getitem__(self, number):
-        if not 0 <= number < self._count:
-            raise IndexError(number)
-        return _read_shard(_path(self._folder, "codes", number, self._count), self._num_books)
+        ids, codes = _only_batch(self._paths[number], _shard_schema(self._num_books)).columns
+        values = np.frombuffer(codes.buffers()[1] or b"", np.uint8)
+        return Shard(values[: len(codes) * self._num_books].reshape(-1, self._num_books), ids)
 
 
 def start(
@@ -84,7 +78,7 @@ def start(
         folder: missing, empty, or begun by this function.
         codebooks: [M, K, D] float32.
         encoder: has "fingerprint" and "path".
-        num_shards: number of shards the job has.
+        num_shards: of the job.
         job: strings and numbers that tell what is encoded; kept in the manifest.
         names: returned by `read_names` later; None where the job has no list of files.
 
@@ -97,8 +91,7 @@ def start(
     else:
         _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save = lambda file: np.save(file, codebooks, allow_pickle=False)  # noqa: E731
-        write_shared(folder / "codebooks.npy", save)
+        write_shared(folder / "codebooks.npy", lambda file: np.save(file, codebooks))
         if names is not None:
             write_shared(folder / "inputs.arrow", lambda file: write_ids(file, [names]))
         contents = {"format_version": FORMAT_VERSION, "num_shards": num_shards}
@@ -110,19 +103,14 @@ def start(
 def is_begun(folder: str | PathLike, job: dict[str, Any] | None = None) -> bool:
     """Whether `start` has prepared `folder`, for this job if one is given.
 
-    Raises:
-        UserError: the folder has codes of another format version.
+    UserError where the folder has codes of another format version.
     """
-    found = _checked_version(folder, read_manifest(folder, FORMAT))
+    found = _find_manifest(folder)
     return found is not None and (job is None or found.get("job") == job)
 
 
 def read_names(folder: str | PathLike) -> pa.LargeBinaryArray:
-    """The `names` given to `start`, memory-mapped.
-
-    Raises:
-        UserError: they are missing or damaged.
-    """
+    """The `names` given to `start`, memory-mapped; UserError where they are missing or damaged."""
     return _only_batch(pathlib.Path(folder, "inputs.arrow"), ID_SCHEMA).column(0)
 
 
@@ -132,20 +120,11 @@ def is_done(folder: str | PathLike, number: int, num_shards: int) -> bool:
 
 
 def write_shard(
-    folder: str | PathLike,
-    number: int,
-    num_shards: int,
-    shard: Shard,
-    rejects: Sequence[Reject],
+    folder: str | PathLike, number: int, num_shards: int, shard: Shard, rejects: Sequence[Reject]
 ) -> None:
-    """Writes a shard atomically; several processes may write at once.
+    """Writes shard `number` of a folder prepared by `start`, and the images that are not in it.
 
-    Args:
-        folder: prepared by `start`.
-        number: 0 to `num_shards` - 1.
-        num_shards: as given to `start`.
-        shard: what the images of the shard were encoded to.
-        rejects: the images that are not in it.
+    Each file is atomic; several processes may write at once.
     """
     rejected = _path(folder, "rejects", number, num_shards, "jsonl")
     write_shared(rejected, lambda file: file.write(files.to_text(rejects).encode()))
@@ -162,9 +141,7 @@ def write_shard(
 def read_shards(folder: str | PathLike) -> Shards:
     """The shards of a complete folder.
 
-    Raises:
-        UserError: it is no such folder, or shards are missing; and on access to a shard, its file
-            is damaged.
+    UserError where it is not one, and on access to a shard where its file is damaged.
     """
     folder = pathlib.Path(folder)
     manifest = _manifest(folder)
@@ -172,8 +149,7 @@ def read_shards(folder: str | PathLike) -> Shards:
     existing = {path.name for path in folder.glob("codes-*")}
     names = (_path(folder, "codes", number, count).name for number in range(count))
     # A damaged manifest may count more shards than could ever be looked for.
-    first = next((name for name in names if name not in existing), None)
-    if first:
+    if first := next((name for name in names if name not in existing), None):
         raise UserError(
             f"{folder}: at least {max(1, count - len(existing))} of {count} shards are missing, "
             f"the first is {first}: run the same export.encode again, which writes them"
@@ -184,25 +160,24 @@ def read_shards(folder: str | PathLike) -> Shards:
             f"{folder / 'codebooks.npy'} must hold finite float32 [M, K, D], but is damaged: "
             "encode into a new folder"
         )
-    return Shards(codebooks, manifest["encoder"], _OnDisk(folder, count, len(codebooks)))
+    paths = [_path(folder, "codes", number, count) for number in range(count)]
+    return Shards(codebooks, manifest["encoder"], _OnDisk(paths, len(codebooks)))
 
 
 def read_rejects(folder: str | PathLike) -> Iterator[Reject]:
     """Yields the images that are in no shard of a complete folder."""
     count = _manifest(folder)["num_shards"]
     for number in range(count):
-        path = _path(folder, "rejects", number, count, "jsonl")
-        yield from files.read_lines(path, Reject)
+        yield from files.read_lines(_path(folder, "rejects", number, count, "jsonl"), Reject)
 
 
 def _check_same(folder, encoder, num_shards, job):
     before = _manifest(folder)
-    changes = {
-        "the encoder": (before["encoder"]["fingerprint"], encoder["fingerprint"]),
-        "the number of shards": (before["num_shards"], num_shards),
-        "what is encoded": (before["job"], job),
-    }
-    for name, (old, new) in changes.items():
+    for name, old, new in [
+        ("the encoder", before["encoder"]["fingerprint"], encoder["fingerprint"]),
+        ("the number of shards", before["num_shards"], num_shards),
+        ("what is encoded", before["job"], job),
+    ]:
         if old != new:
             raise UserError(
                 f"{folder} belongs to another job: {name} was {old} and now is {new}; name another "
@@ -215,8 +190,7 @@ def _clear(folder):
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but shards need a folder: name another")
     left = [*_partial(folder), *(folder / name for name in _EARLY)]
-    others = [path.name for path in folder.glob("*") if path not in left]
-    if others:
+    if others := [path.name for path in folder.glob("*") if path not in left]:
         raise UserError(f"{folder} holds {min(others)}, which is no shard: name another folder")
     for path in left:
         path.unlink(missing_ok=True)
@@ -224,14 +198,6 @@ def _clear(folder):
 
 def _partial(folder):
     return [path for path in folder.glob(".*.partial") if path.is_file()]
-
-
-def _read_shard(path, num_books):
-    batch = _only_batch(path, _shard_schema(num_books))
-    ids, codes = batch.columns
-    values = np.frombuffer(codes.buffers()[1] or b"", np.uint8)
-    start = codes.offset * num_books
-    return Shard(values[start : start + len(codes) * num_books].reshape(-1, num_books), ids)
 
 
 def _shard_schema(num_books):
@@ -246,18 +212,18 @@ def _only_batch(path, schema):
 
 
 def _manifest(folder):
-    found = _checked_version(folder, read_manifest(folder, FORMAT))
+    found = _find_manifest(folder)
     if not found:
         raise UserError(f"{folder} holds no codes of export.encode: name a folder that it wrote")
-    encoder, count = found.get("encoder"), found.get("num_shards")
+    encoder, count, job = (found.get(key) for key in ("encoder", "num_shards", "job"))
     complete = isinstance(encoder, dict) and {"fingerprint", "path"} <= encoder.keys()
-    complete = complete and isinstance(found.get("job"), dict)
-    if not complete or not isinstance(count, int) or count < 1:
+    if not (complete and isinstance(job, dict) and isinstance(count, int) and count >= 1):
         raise UserError(f"{folder}/{MANIFEST} is damaged: restore a copy, or name another folder")
     return found
 
 
-def _checked_version(folder, found):
+def _find_manifest(folder):
+    found = read_manifest(folder, FORMAT)
     version = found and found.get("format_version")
     if found and version != FORMAT_VERSION:
         raise UserError(

@@ -4,7 +4,7 @@ Needs neither the training code nor TensorFlow Serving.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -27,19 +27,12 @@ BATCH = 256
 
 
 class Encoder(NamedTuple):
-    """A loaded SavedModel.
+    """A loaded SavedModel."""
 
-    Attributes:
-        path: folder of the version.
-        manifest: written beside it by `export.saved_model`; "fingerprint" identifies the encoder.
-        codebooks: [M, K, D] float32.
-        module: as `tf.saved_model.load` gives it.
-    """
-
-    path: pathlib.Path
-    manifest: dict[str, Any]
-    codebooks: np.ndarray
-    module: Any
+    path: pathlib.Path  # folder of the version
+    manifest: dict[str, Any]  # by `export.saved_model`; "fingerprint" identifies the encoder
+    codebooks: np.ndarray  # [M, K, D] float32
+    module: Any  # as `tf.saved_model.load` gives it
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -55,8 +48,7 @@ class Encoder(NamedTuple):
 def load_encoder(path: str | PathLike) -> Encoder:
     """Loads a SavedModel of `export.saved_model`: one version, or the newest of a folder of them.
 
-    Raises:
-        UserError: there is no encoder, or a damaged one.
+    UserError where there is no encoder, or a damaged one.
     """
     path = newest(path)
     manifest = read_manifest(path)
@@ -69,34 +61,27 @@ def load_encoder(path: str | PathLike) -> Encoder:
 def read_manifest(version: str | PathLike) -> dict[str, Any]:
     """The manifest of the encoder in folder `version`.
 
-    Raises:
-        UserError: it is missing, damaged or of another format version.
+    UserError where it is missing, damaged or of another format version.
     """
     found = folders.read_manifest(version, FORMAT)
     if found is None:
-        raise UserError(
-            f"--saved_model={version}: no encoder with a {folders.MANIFEST} there; "
-            "write it with python -m export.saved_model"
+        wrong = f"no encoder with a {folders.MANIFEST} there; write it"
+    elif found.get("format_version") != FORMAT_VERSION:
+        own = found.get("format_version", 1)
+        wrong = (
+            f"has format version {own}, but this program reads {FORMAT_VERSION}; export it again"
         )
-    if found.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"--saved_model={version}: has format version {found.get('format_version', 1)}, but "
-            f"this program reads {FORMAT_VERSION}; export it again with python -m "
-            "export.saved_model"
-        )
-    if not (isinstance(found.get("fingerprint"), str) and isinstance(found.get("bits"), int)):
-        raise UserError(
-            f"--saved_model={version}: its {folders.MANIFEST} is damaged; restore a copy or "
-            "export it again with python -m export.saved_model"
-        )
-    return found
+    elif not (isinstance(found.get("fingerprint"), str) and isinstance(found.get("bits"), int)):
+        wrong = f"its {folders.MANIFEST} is damaged; restore a copy or export it again"
+    else:
+        return found
+    raise UserError(f"--saved_model={version}: {wrong} with python -m export.saved_model")
 
 
 def signature_of(fingerprint: str) -> str:
     """Name of the `encode_bytes` signature that only the encoder with this fingerprint has.
 
-    A server changes versions at any moment. A client that calls the signature by this name gets
-    answers of its own encoder, or an error.
+    A server may change versions at any moment; by this name it answers with that encoder or fails.
     """
     return f"encode_bytes_{fingerprint[:16]}"
 
@@ -111,15 +96,8 @@ def encode_images(encoder: Encoder, images: Images) -> Encoded:
     Raises:
         UserError: a file is not an image; the message names it.
     """
-    if images.pixels is not None:
-        answers = _encode_pixels(encoder, images)
-    elif images.paths is not None:
-        answers = _encode_files(
-            encoder, images.paths, lambda rows: [*map(read_file, images.paths[rows])]
-        )
-    else:
-        answers = _encode_files(encoder, images.ids, lambda rows: images.contents[rows].tolist())
-    pairs = ((answer["embedding"], answer["codes"]) for answer in answers)
+    encode = _encode_files if images.pixels is None else _encode_pixels
+    pairs = ((answer["embedding"], answer["codes"]) for answer in encode(encoder, images))
     return collect(pairs, len(images), "images")
 
 
@@ -135,23 +113,21 @@ def check_valid(names: Sequence[str], valid: np.ndarray) -> None:
     """Raises UserError with the first of B `names` whose element of `valid`, [B] bool, is false."""
     if not valid.all():
         raise UserError(
-            f"{names[valid.argmin()]}: not a {NAMES} image of at most "
-            f"{MAX_PIXELS // 10**6} million pixels and sides of at most {MAX_RATIO}:1; fix or "
-            "remove it"
+            f"{names[valid.argmin()]}: not a {NAMES} image of at most {MAX_PIXELS // 10**6} "
+            f"million pixels and sides of at most {MAX_RATIO}:1; fix or remove it"
         )
 
 
-def _encode_pixels(encoder: Encoder, images: Images) -> Iterator[dict[str, tf.Tensor]]:
+def _encode_pixels(encoder, images):
     for batch in raw_batches(images, BATCH).prefetch(2):
         yield encoder.signatures["serving_default"](images=batch)
 
 
-def _encode_files(
-    encoder: Encoder, names: Sequence[str], read: Callable[[slice], list[bytes]]
-) -> Iterator[dict[str, tf.Tensor]]:
+def _encode_files(encoder, images):
+    names = images.paths or images.ids
     for start in range(0, len(names), BATCH):
         rows = slice(start, start + BATCH)
-        contents = tf.constant(read(rows))
-        answer = encoder.signatures["encode_bytes"](image_bytes=contents)
+        contents = [*map(read_file, names[rows])] if images.paths else [*images.contents[rows]]
+        answer = encoder.signatures["encode_bytes"](image_bytes=tf.constant(contents))
         check_valid(names[rows], answer["valid"].numpy())
         yield answer

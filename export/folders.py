@@ -36,11 +36,9 @@ def read_manifest(folder: str | PathLike, kind: str) -> dict[str, Any] | None:
 
 
 def write_shared(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file atomically, even if several processes write it at once.
+    """Writes a file atomically, in place of an older one, by calling `write` with a binary file.
 
-    Args:
-        path: the file; an existing one is replaced. A killed process leaves .NAME.*.partial.
-        write: called with a binary file.
+    Several processes may write it at once; a killed one leaves .NAME.*.partial.
     """
     # Processes on two machines that share the folder may have the same process id.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -52,10 +50,7 @@ def new_folder(path: str | PathLike) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which moves to `path` when the block ends without error.
 
     An existing folder stays at `path` at every instant until then and is removed afterwards;
-    readers keep the files they have open.
-
-    Raises:
-        UserError: another process is writing at `path`.
+    readers keep the files they have open. UserError where another process is writing at `path`.
     """
     path = pathlib.Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +60,8 @@ def new_folder(path: str | PathLike) -> Iterator[pathlib.Path]:
         try:
             aside.mkdir()
             yield aside
-            _sync_all(aside)
+            for written in [*aside.iterdir(), aside]:
+                _sync(written)
             _move(aside, path)
             _sync(path.parent)
         finally:
@@ -109,15 +105,9 @@ def _move(aside, path):
 
 def _exchange(one, other):
     rename = ctypes.CDLL(None, use_errno=True).renameat2
-    names = os.fsencode(one), os.fsencode(other)
-    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(other))
-
-
-def _sync_all(folder):
-    for file in [*folder.iterdir(), folder]:
-        _sync(file)
 
 
 def _sync(path):

@@ -3,6 +3,7 @@
 `python -m export.gallery --index=index/ --dataset=fashion_mnist --output=neighbors.png`
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -22,26 +23,17 @@ RIGHT, WRONG, UNKNOWN = "#2a8f3c", "#c8342b", "#888888"
 
 
 def draw_gallery(queries: Images, neighbors: Sequence[Images], path: str | os.PathLike) -> None:
-    """Writes a PNG with a row per query: the query, then its neighbors, nearest first.
+    """Writes a PNG, atomically, with a row for each of Q queries: it, then its k nearest images.
 
     A frame is green with a tick where the image has a label of the query, red with a cross where it
     has not, gray where there are no labels.
-
-    Args:
-        queries: Q images.
-        neighbors: k images for each query.
-        path: file to write, atomically.
     """
     # Matplotlib is slow to import, and only this command draws.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     columns = 1 + len(neighbors[0])
-    figure, axes = pyplot.subplots(
-        len(queries), columns, figsize=(columns * 0.95, len(queries) * 1.16), squeeze=False
-    )
+    figure = Figure(figsize=(columns * 0.95, len(queries) * 1.16))
+    axes = figure.subplots(len(queries), columns, squeeze=False)
     for row, found in enumerate(neighbors):
         query = queries.take([row])
         _show(axes[row][0], query, 0, "black", pictures.label_text(query, 0), width=2.5)
@@ -51,10 +43,8 @@ def draw_gallery(queries: Images, neighbors: Sequence[Images], path: str | os.Pa
             _show(axes[row][place + 1], found, place, color, title)
     figure.suptitle(f"Query (left) and its {columns - 1} nearest images", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 0.98), pad=0.4)
-    files.write_atomically(
-        pathlib.Path(path), lambda file: figure.savefig(file, format="png", dpi=110)
-    )
-    pyplot.close(figure)
+    save = functools.partial(figure.savefig, format="png", dpi=110)
+    files.write_atomically(pathlib.Path(path), save)
 
 
 def _verdict(query, found, place):
@@ -68,10 +58,8 @@ def _show(axis, images, row, color, title, width=2.0):
     axis.imshow(read_pixels(images, row))
     # A label's name is not a formula, even where it has "$".
     axis.set_title(title, fontsize=6, color=color, pad=3.5, parse_math=False)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set(edgecolor=color, linewidth=width)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(edgecolor=color, linewidth=width)
 
 
 def main(_: list[str]) -> None:
@@ -86,10 +74,8 @@ def main(_: list[str]) -> None:
             f"{index.num_images}; name the images that were indexed"
         )
     candidates = catalog.load_split(values.dataset, "query", values.data_dir) or images
-    rows = np.random.default_rng(values.seed).choice(
-        len(candidates), min(values.queries, len(candidates)), replace=False
-    )
-    queries = candidates.take(rows)
+    count, random = len(candidates), np.random.default_rng(values.seed)
+    queries = candidates.take(random.choice(count, min(values.queries, count), replace=False))
     found = index.rows(encode_images(encoder, queries).embeddings, values.k).rows
     draw_gallery(queries, [images.take(row) for row in found], values.output)
     print(values.output)

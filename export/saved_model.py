@@ -71,16 +71,13 @@ def export_encoder(
     version: int | None = None,
     weights: str = "best",
 ) -> pathlib.Path:
-    """Writes the encoder of `workdir` atomically as a version under `output`.
+    """Writes the encoder of `workdir` atomically as a version under `output`; returns its path.
 
     Args:
         workdir: folder of a training run.
         output: folder of versions, TensorFlow Serving's `model_base_path`.
         version: number of the version; None: the next.
         weights: "best", chosen without labels, or "last".
-
-    Returns:
-        Path of the version.
 
     Raises:
         UserError: the version exists, or there is no trained model.
@@ -105,26 +102,19 @@ def export_encoder(
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(served, str(folder), signatures=signatures)
-        versions.write_warmup(folder, _warmup_requests())
+        versions.write_warmup(folder, "serving_default", "encode_bytes", {})
         folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
 
 
 def fingerprint(trained: HQC) -> str:
     """Identifies an encoder: SHA-256, in hexadecimal, of its weights and image sizes."""
-    digest = hashlib.sha256()
     settings = trained.settings
-    digest.update(f"{settings.image_size} {settings.resize_size}".encode())
+    digest = hashlib.sha256(f"{settings.image_size} {settings.resize_size}".encode())
     for variable in [*trained.encoder.weights, *trained.quantizer.weights]:
         digest.update(f"{variable.dtype.name} {variable.shape}".encode())
         digest.update(variable.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _warmup_requests():
-    pixels = [("serving_default", {"images": batch}) for batch in versions.pixel_batches()]
-    files = [("encode_bytes", {"image_bytes": batch}) for batch in versions.file_batches()]
-    return pixels + files
 
 
 def main(_: list[str]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow
+import pyarrow as pa
 from absl import flags
 from pyarrow import parquet
 
@@ -30,24 +30,18 @@ from hqc_tf.errors import UserError
 
 # Queries that are searched, and answers that are written, together.
 BATCH = 1024
-# An answer: "query", "ids", "distances" and, to explain them, "books".
-Answer = dict[str, Any]
+# Each has "query", "ids", "distances" and, to explain them, "books".
+Answers = Iterator[dict[str, Any]]
 
 
-def search_files(
-    index: Index, encoder: Encoder, paths: list[str], k: int, **options
-) -> Iterator[Answer]:
-    """The k nearest images of each image file.
+def search_files(index: Index, encoder: Encoder, paths: list[str], k: int, **options) -> Answers:
+    """Yields the k nearest images of each image file: "query", "ids" and "distances", in order.
 
     Args:
-        index: what is searched.
         encoder: the one that the index belongs to.
         paths: image files.
         k: 1 to the number of images.
         **options: of `answers`.
-
-    Yields:
-        dict of "query", "ids" and "distances" per file, in order.
 
     Raises:
         UserError: the index is of another encoder, or a file is not an image.
@@ -55,24 +49,18 @@ def search_files(
     return search_images(index, encoder, Images.of_files(paths), k, **options)
 
 
-def search_images(
-    index: Index, encoder: Encoder, images: Images, k: int, **options
-) -> Iterator[Answer]:
+def search_images(index: Index, encoder: Encoder, images: Images, k: int, **options) -> Answers:
     """As `search_files`, of a set of images."""
     index.check_encoder(encoder.manifest["fingerprint"])
-    return answers(index, _embedded(encoder, images), k, **options)
+    parts = (images.take(rows) for rows in _batches(len(images)))
+    batches = ((part.ids, encode_images(encoder, part).embeddings) for part in parts)
+    return answers(index, batches, k, **options)
 
 
-def search_with_server(
-    index: Index, served: Any, paths: list[str], k: int, **options
-) -> Iterator[Answer]:
-    """As `search_files`, with the embeddings made by a server.
+def search_with_server(index: Index, served: Any, paths: list[str], k: int, **options) -> Answers:
+    """As `search_files`, embedded by the index's encoder at `served` (`export.client.connect`).
 
-    Args:
-        served: the index's encoder, as `export.client.connect` gives it.
-
-    Raises:
-        UserError: the server has another encoder or gives no answer, or a file is not an image.
+    UserError where the server has another encoder or gives no answer, or a file is not an image.
     """
     # It needs gRPC, which nothing else here does.
     from export import client
@@ -82,11 +70,10 @@ def search_with_server(
     return answers(index, ((names, batch.embeddings) for names, batch in encoded), k, **options)
 
 
-def search_embeddings(index: Index, path: str | os.PathLike, k: int, **options) -> Iterator[Answer]:
+def search_embeddings(index: Index, path: str | os.PathLike, k: int, **options) -> Answers:
     """As `search_files`, of the rows of a .npy file, [Q, M*D] float; row r has the name path:r.
 
-    Raises:
-        UserError: the file is not such an array.
+    UserError where the file is not such an array.
     """
     embeddings = map_array(path, f"--embeddings={path}", "name a .npy file of floats")
     width = index.codebooks.shape[0] * index.codebooks.shape[2]
@@ -109,7 +96,7 @@ def answers(
     rerank: int | None = None,
     leaves_to_search: int | None = None,
     explain: bool = False,
-) -> Iterator[Answer]:
+) -> Answers:
     """The k nearest images of each query.
 
     Args:
@@ -133,7 +120,7 @@ def answers(
             yield dict(zip(keys, row, strict=True))
 
 
-def write_answers(found: Iterable[Answer], output: str | os.PathLike) -> None:
+def write_answers(found: Iterable[dict[str, Any]], output: str | os.PathLike) -> None:
     """Writes answers to stdout where `output` is empty, else to that file, atomically.
 
     A file that ends in .parquet becomes a table, any other has lines of JSON.
@@ -151,19 +138,14 @@ def write_answers(found: Iterable[Answer], output: str | os.PathLike) -> None:
 
 
 def _write_table(found, file):
-    floats = pyarrow.list_(pyarrow.float32())
-    kinds = {
-        "query": pyarrow.string(),
-        "ids": pyarrow.list_(pyarrow.string()),
-        "distances": floats,
-        "books": pyarrow.list_(floats),
-    }
+    name, floats = pa.string(), pa.list_(pa.float32())
+    kinds = {"query": name, "ids": pa.list_(name), "distances": floats, "books": pa.list_(floats)}
     rows = map(_in_unicode, found)
     held = list(itertools.islice(rows, BATCH))
-    schema = pyarrow.schema([(key, kinds[key]) for key in next(iter(held), kinds)])
+    schema = pa.schema([(key, kinds[key]) for key in next(iter(held), kinds)])
     with parquet.ParquetWriter(file, schema) as writer:
         while held:
-            writer.write_table(pyarrow.Table.from_pylist(held, schema))
+            writer.write_table(pa.Table.from_pylist(held, schema))
             held = list(itertools.islice(rows, BATCH))
 
 
@@ -177,18 +159,10 @@ def _batches(count):
     return (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
 
 
-def _embedded(encoder, images):
-    for rows in _batches(len(images)):
-        part = images.take(rows)
-        yield part.ids, encode_images(encoder, part).embeddings
-
-
 def _check_flags(values, paths):
     sources = [bool(paths), bool(values.dataset), bool(values.embeddings)]
     if not any(sources):
-        raise UserError(
-            "no query; name image files after the flags, or give --dataset or --embeddings"
-        )
+        raise UserError("no query; give image files after the flags, --dataset or --embeddings")
     if sum(sources) > 1:
         raise UserError("image files, --dataset and --embeddings: queries of one kind; choose one")
     if values.server and not paths:
@@ -200,11 +174,7 @@ def _check_flags(values, paths):
 
 def _found(values, paths):
     index = load_index(values.index)
-    options = {
-        "rerank": values.rerank,
-        "leaves_to_search": values.leaves_to_search,
-        "explain": values.explain,
-    }
+    options = {key: getattr(values, key) for key in ("rerank", "leaves_to_search", "explain")}
     if values.embeddings:
         return search_embeddings(index, values.embeddings, values.k, **options)
     if values.server:
@@ -228,21 +198,15 @@ def main(paths: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("index", None, "folder that export.index wrote", required=True)
     flags.DEFINE_integer("k", 10, "results per query", lower_bound=1)
-    flags.DEFINE_string(
-        "dataset", "", "queries, instead of image files: a data set, as in hqc_tf.train"
-    )
+    flags.DEFINE_string("dataset", "", "queries instead of files: a data set, as in hqc_tf.train")
     flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data; empty: TFDS's own")
     flags.DEFINE_string("embeddings", "", "queries: .npy file of float [Q, M*D], instead of images")
     flags.DEFINE_string(
         "output", "", "file for the answers, lines of JSON or by .parquet a table; empty: stdout"
     )
     flags.DEFINE_bool("explain", False, "also give what each book adds to each distance")
-    flags.DEFINE_integer(
-        "rerank", None, "candidates ranked by exact tables; default: 100 or twice k", 1
-    )
-    flags.DEFINE_integer(
-        "leaves_to_search", None, "leaves that a query searches; default: as the index was built", 1
-    )
+    flags.DEFINE_integer("rerank", None, "candidates ranked exactly; default: 100 or twice k", 1)
+    flags.DEFINE_integer("leaves_to_search", None, "leaves per query; default: as it was built", 1)
     flags.DEFINE_string("saved_model", "", "the index's encoder, if it has moved since")
     flags.DEFINE_string(
         "server",
@@ -251,7 +215,5 @@ if __name__ == "__main__":
         "empty: the encoder runs here",
     )
     flags.DEFINE_string("model", "hqc", "the encoder's name on --server")
-    flags.DEFINE_float(
-        "deadline", 30, "for an answer of --server to a batch of files, in seconds", lower_bound=0
-    )
+    flags.DEFINE_float("deadline", 30, "seconds for --server's answer to a batch of files", 0)
     commands.run(main)

@@ -85,8 +85,7 @@ def nearest(
     tables = retrieval.distance_tables(embeddings, codebooks, "squared")
     by_book = tf.transpose(tables, [1, 2, 0])
     num_queries, count = tf.shape(tables)[0], tf.shape(codes)[0]
-    num_books = tables.shape[1]
-    step = tf.maximum(MIN_CHUNK, retrieval.CHUNK_ELEMENTS // (num_queries * num_books))
+    step = tf.maximum(MIN_CHUNK, retrieval.CHUNK_ELEMENTS // (num_queries * len(codebooks)))
 
     def scan(start, rows, distances):
         words = tf.cast(tf.transpose(codes[start : start + step]), tf.int32)
@@ -121,12 +120,10 @@ def export_searcher(
         version: number of the version; None: the next.
 
     Raises:
-        UserError: the version exists already, there is no encoder or no index, or the index is of
-            another encoder.
+        UserError: the version exists, encoder or index is missing, or they do not belong together.
     """
     version = versions.free_version(output, version)
-    index = load_index(index_path)
-    encoder = load_encoder(encoder_path)
+    index, encoder = load_index(index_path), load_encoder(encoder_path)
     index.check_encoder(encoder.manifest["fingerprint"])
     searcher = Searcher(encoder, index)
     signatures = {"search": searcher.search, "search_bytes": searcher.search_bytes}
@@ -140,16 +137,10 @@ def export_searcher(
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(searcher, str(folder), signatures=signatures)
-        versions.write_warmup(folder, _warmup_requests(index.num_images))
+        k = np.int32(min(10, index.num_images))
+        versions.write_warmup(folder, "search", "search_bytes", {"k": k})
         folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
-
-
-def _warmup_requests(num_images):
-    k = np.int32(min(10, num_images))
-    pixels = [("search", {"images": batch, "k": k}) for batch in versions.pixel_batches()]
-    files = [("search_bytes", {"image_bytes": batch, "k": k}) for batch in versions.file_batches()]
-    return pixels + files
 
 
 def main(_: list[str]) -> None:

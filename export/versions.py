@@ -6,18 +6,18 @@ A version appears complete or not at all. The server runs the warm-up requests w
 import contextlib
 import pathlib
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 
 import numpy as np
 import tensorflow as tf
 
+from export import folders
 from hqc_tf.errors import UserError
 
 # TensorFlow Serving's name for the file, and its place in a SavedModel.
 REQUESTS = "assets.extra/tf_serving_warmup_requests"
-# Number of images, height and width of each warm-up request.
+# Images, height and width of warm-up requests, of which TensorFlow Serving takes at most 1,000.
 WARMUP_SHAPES = ((1, 32, 32), (1, 480, 640), (8, 240, 320))
 
 
@@ -37,8 +37,7 @@ def newest(path: str | PathLike) -> pathlib.Path:
 def free_version(output: str | PathLike, number: int | None = None) -> int:
     """The version to write: `number`, or the next where it is None.
 
-    Raises:
-        UserError: `output` is a file, or version `number` exists.
+    UserError where `output` is a file, or version `number` exists.
     """
     output = pathlib.Path(output)
     if output.exists() and not output.is_dir():
@@ -56,59 +55,45 @@ def free_version(output: str | PathLike, number: int | None = None) -> int:
 @contextlib.contextmanager
 def new_version(output: str | PathLike, number: int) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which becomes version `number` when the block ends without error."""
-    output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    # TensorFlow Serving looks only at folders whose name is a number.
-    aside = output / f".{number}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
-        yield aside
-        aside.rename(output / str(number))
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    # Until then its name is no number, and TensorFlow Serving looks only at those.
+    with folders.new_folder(pathlib.Path(output, str(number))) as folder:
+        yield folder
+        # Another process may have written it meanwhile, and a server may read it.
+        free_version(output, number)
 
 
 def write_warmup(
-    folder: pathlib.Path, requests: Iterable[tuple[str, Mapping[str, np.ndarray]]]
+    folder: pathlib.Path, of_pixels: str, of_files: str, inputs: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes the warm-up requests of a SavedModel, a TFRecord of PredictionLog.
+    """Writes warm-up requests into a SavedModel's folder, as a TFRecord of PredictionLog.
 
     Args:
         folder: of the SavedModel.
-        requests: pairs of signature and inputs, at most 1,000 (TensorFlow Serving's limit).
+        of_pixels: signature that gets images [B, H, W, 3] uint8 of each of `WARMUP_SHAPES`.
+        of_files: signature that gets the same images as JPEG and PNG files, in turns.
+        inputs: what both get beside the images.
     """
     # Only a writer of SavedModels needs the package.
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
     path = folder / REQUESTS
     path.parent.mkdir()
+    pixels = [np.stack([_picture(h, w, turn) for turn in range(n)]) for n, h, w in WARMUP_SHAPES]
+    requests = [(of_pixels, {"images": batch}) for batch in pixels]
+    requests += [(of_files, {"image_bytes": _as_files(batch)}) for batch in pixels]
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, inputs in requests:
+        for signature, images in requests:
             request = predict_pb2.PredictRequest(
                 model_spec=model_pb2.ModelSpec(signature_name=signature),
-                inputs={name: tf.make_tensor_proto(value) for name, value in inputs.items()},
+                inputs={key: tf.make_tensor_proto(x) for key, x in (images | inputs).items()},
             )
             log = prediction_log_pb2.PredictLog(request=request)
             writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
-def pixel_batches() -> list[np.ndarray]:
-    """Images as clients send them decoded: [B, H, W, 3] uint8 of each of `WARMUP_SHAPES`."""
-    return [
-        np.stack([_picture(height, width, turn) for turn in range(count)])
-        for count, height, width in WARMUP_SHAPES
-    ]
-
-
-def file_batches() -> list[np.ndarray]:
-    """The same images as JPEG and PNG files, in turns: [B] object, of bytes."""
-    return [np.array([*map(_encode, range(len(b)), b)], object) for b in pixel_batches()]
-
-
-def _encode(turn, picture):
-    encode = (tf.io.encode_jpeg, tf.io.encode_png)[turn % 2]
-    return encode(picture).numpy()
+def _as_files(pictures):
+    encode = (tf.io.encode_jpeg, tf.io.encode_png)
+    return np.array([encode[turn % 2](x).numpy() for turn, x in enumerate(pictures)], object)
 
 
 def _picture(height, width, turn):

@@ -20,28 +20,24 @@ from export.encoder import Encoder, load_encoder
 from hqc_tf import commands
 from hqc_tf.errors import UserError
 
+Runner = Callable[[Encoder, inputs.Plan, str | os.PathLike, list[int]], None]
+
 
 def encode_plan(
     encoder: Encoder,
     plan: inputs.Plan,
     folder: str | os.PathLike,
-    runner: Callable[[Encoder, inputs.Plan, str | os.PathLike, list[int]], None] = (
-        streaming.encode_here
-    ),
+    runner: Runner = streaming.encode_here,
 ) -> Sequence[int]:
     """Encodes the missing shards of a plan; stopped at any moment, the same call resumes.
 
     Args:
-        encoder: encodes the images.
         plan: made for `folder`.
-        folder: absolute path; missing, empty or begun with this plan.
+        folder: absolute path; missing, empty or begun with this plan, else UserError.
         runner: encodes the shards with the given numbers.
 
     Returns:
         The numbers of the shards that were encoded now.
-
-    Raises:
-        UserError: as `codes.start`.
     """
     count = len(plan.shards)
     start(folder, encoder.codebooks, encoder.identity, count, plan.job, plan.names)
@@ -56,14 +52,8 @@ def main(arguments: list[str]) -> None:
     _end_on_signals()
     runner = _runner(values, arguments)
     encoder = load_encoder(values.saved_model)
-    plan = inputs.make_plan(
-        values.input,
-        values.output,
-        values.num_shards,
-        values.data_dir,
-        values.image_feature,
-        values.id_feature,
-    )
+    options = values.num_shards, values.data_dir, values.image_feature, values.id_feature
+    plan = inputs.make_plan(values.input, values.output, *options)
     folder = pathlib.Path(values.output).absolute()
     began = time.monotonic()
     try:
@@ -81,9 +71,8 @@ def _runner(values, arguments):
                 f"{arguments[0]}: not a flag; put a pattern of files in quotes, and give flags of "
                 "Beam only with a --runner of Beam"
             )
-        return functools.partial(
-            streaming.encode_here, batch_size=values.batch_size, on_bad_image=values.on_bad_image
-        )
+        options = {"batch_size": values.batch_size, "on_bad_image": values.on_bad_image}
+        return functools.partial(streaming.encode_here, **options)
     if values.on_bad_image == "stop":
         raise UserError("--on_bad_image=stop: needs --runner=local; give that, or skip")
     # Beam is an optional package.
@@ -130,28 +119,16 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("output", None, "folder of shards; the same command resumes", required=True)
     flags.DEFINE_integer(
-        "num_shards",
-        None,
-        "shards to write; default: one per 50,000 images, or per TFRecord file",
-        lower_bound=1,
+        "num_shards", None, "shards; default: one per 50,000 images, or per TFRecord file", 1
     )
     flags.DEFINE_integer("batch_size", streaming.BATCH, "images encoded together", lower_bound=1)
     flags.DEFINE_enum(
         "on_bad_image", "skip", ["skip", "stop"], "skip and list undecodable images, or stop at one"
     )
-    flags.DEFINE_string(
-        "data_dir",
-        "",
-        "folder of prepared TFDS data or of photo lists",
-    )
+    flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data or of photo lists")
     flags.DEFINE_string("image_feature", "image/encoded", "with tfrecord: the image's feature")
+    flags.DEFINE_string("id_feature", "", "with tfrecord: the id's feature; empty: FILE:NUMBER")
     flags.DEFINE_string(
-        "id_feature", "", "with tfrecord: the id's feature; empty: file name and record number"
-    )
-    flags.DEFINE_string(
-        "runner",
-        "local",
-        "local, or a runner of Apache Beam: direct, flink, spark, dataflow, ...; Beam's own flags "
-        "follow after --",
+        "runner", "local", "local, or Apache Beam's direct, flink, ...; its flags follow after --"
     )
     commands.run(main)

@@ -67,27 +67,16 @@ def encode_on_beam(
     runner: str,
     arguments: Sequence[str] = (),
 ) -> None:
-    """Encodes shards of a plan with a runner of Beam, and waits for it.
+    """As `streaming.encode_here`, with a runner of Beam, for which it waits.
 
     Args:
         encoder: loaded by all workers from its path.
-        plan: what is encoded.
         folder: absolute path, prepared for the plan by `codes.start`.
-        numbers: of the shards.
-        batch_size: images encoded together.
-        runner: its name, such as direct, flink, spark or dataflow.
+        runner: such as direct, flink, spark or dataflow; UserError where Beam has none of the name.
         arguments: Beam's own flags.
-
-    Raises:
-        UserError: Beam has no such runner.
     """
-    encode = EncodeShard(
-        str(encoder.path),
-        encoder.manifest["fingerprint"],
-        folder,
-        len(plan.shards),
-        batch_size,
-    )
+    own = encoder.identity
+    encode = EncodeShard(own["path"], own["fingerprint"], folder, len(plan.shards), batch_size)
     elements = [(number, plan.shards[number]) for number in numbers]
     with beam.Pipeline(**_runner(runner, arguments)) as pipeline:
         # Without the shuffle a runner may run all shards one after the other.

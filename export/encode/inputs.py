@@ -70,8 +70,7 @@ def make_plan(
         codes: folder that `codes.start` has begun or will begin.
         num_shards: None: one per 50,000 images, or per TFRecord file.
         data_dir: folder of prepared TFDS data, empty: TFDS's default; or of lists and photos.
-        image_feature: as in `records.Records`, with tfrecord.
-        id_feature: as in `records.Records`, with tfrecord.
+        image_feature, id_feature: as in `records.Records`, with tfrecord.
 
     Raises:
         UserError: the input is missing or empty, or there are more shards than images or files.
@@ -93,19 +92,15 @@ def read(part: Part) -> Iterator[Item]:
     if isinstance(part, Rows):
         images = _load(part.dataset, part.data_dir)
         return pictures.as_files(images.take(range(part.first, part.last)))
-    names = read_names(part.codes)
-    rows = names.slice(part.first, part.last - part.first)
-    return read_items(part.root, (unpack_id(name.as_py()) for name in rows))
+    names = read_names(part.codes).slice(part.first, part.last - part.first)
+    return read_items(part.root, (unpack_id(name.as_py()) for name in names))
 
 
 def count_images(parts: Sequence[Part]) -> int | None:
     """The number of images in shards of a `Plan`; None where only reading tells."""
-    counts = [
-        sum(piece.take for piece in part.pieces)
-        if isinstance(part, records.Records)
-        else part.last - part.first
-        for part in parts
-    ]
+    of_records = [piece.take for p in parts if isinstance(p, records.Records) for piece in p.pieces]
+    of_rows = [part.last - part.first for part in parts if not isinstance(part, records.Records)]
+    counts = of_records + of_rows
     return None if min(counts, default=0) < 0 else sum(counts)
 
 
@@ -118,21 +113,16 @@ def _load(dataset, data_dir):
 def _plan_rows(dataset, data_dir, num_shards):
     data_dir = data_dir and str(pathlib.Path(data_dir).absolute())
     count = len(_load(dataset, data_dir))
-    parts = [
-        Rows(dataset, data_dir, *bounds) for bounds in _bounds(count, num_shards, IMAGES, "images")
-    ]
+    parts = [Rows(dataset, data_dir, *bounds) for bounds in _bounds(count, num_shards)]
     return Plan({"dataset": dataset, "data_dir": data_dir}, None, parts)
 
 
 def _plan_files(source, parsed, codes, num_shards):
-    root = parsed.root.absolute()
-    own = {"pattern": parsed.name, "root": str(root)}
-    job = {"folder": str(root)} if parsed.kind == "folder" else own
+    folder, root = str(pathlib.Path(codes).absolute()), str(parsed.root.absolute())
+    own = {"pattern": parsed.name, "root": root}
+    job = {"folder": root} if parsed.kind == "folder" else own
     names = _keep_names(source, parsed, codes, job)
-    parts = [
-        Files(str(pathlib.Path(codes).absolute()), str(root), *bounds)
-        for bounds in _bounds(len(names), num_shards, IMAGES, "images")
-    ]
+    parts = [Files(folder, root, *bounds) for bounds in _bounds(len(names), num_shards)]
     return Plan(job, names, parts)
 
 
@@ -143,10 +133,8 @@ def _plan_tfds(name, split, data_dir, num_shards):
     if not count:
         raise UserError(f"--input=tfds:{name}/{split}: no image in it; take another split")
     image = tfds.image_feature(builder)
-    parts = [
-        records.Records(records.cut(pieces, *bounds), image)
-        for bounds in _bounds(count, num_shards, IMAGES, "images")
-    ]
+    shards = [records.cut(pieces, *bounds) for bounds in _bounds(count, num_shards)]
+    parts = [records.Records(shard, image) for shard in shards]
     return Plan({"tfds": f"{name}/{split}", "version": str(builder.version)}, None, parts)
 
 
@@ -156,10 +144,8 @@ def _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature):
     job = {"tfrecords": parsed.name, "root": str(root)} | features
     names = _keep_names(f"tfrecord:{parsed.name}", parsed, codes, job)
     pieces = [records.whole_file(str(root / unpack_id(name))) for name in names.to_pylist()]
-    parts = [
-        records.Records(pieces[first:last], **features)
-        for first, last in _bounds(len(names), num_shards, 1, "files, and none is divided")
-    ]
+    bounds = _bounds(len(names), num_shards or len(names), "files, and none is divided")
+    parts = [records.Records(pieces[first:last], **features) for first, last in bounds]
     records.check_features(parts[0])
     return Plan(job, names, parts)
 
@@ -178,9 +164,9 @@ def _keep_names(source, parsed, codes, job):
     return names
 
 
-def _bounds(count, num_shards, each, what):
+def _bounds(count, num_shards, what="images"):
     """First and last row of each shard."""
-    number = num_shards or -(-count // each)
+    number = num_shards or -(-count // IMAGES)
     if number > count:
         raise UserError(f"--num_shards={number}: there are only {count} {what}; lower it")
     return [(k * count // number, (k + 1) * count // number) for k in range(number)]

@@ -40,7 +40,6 @@ def encode_shard(
     """Encodes a shard of a plan; a few batches of its images are in memory at a time.
 
     Args:
-        encoder: encodes the images.
         part: one of `inputs.Plan.shards`.
         batch_size: images encoded together, at least 1.
         report: called with each batch.
@@ -49,9 +48,8 @@ def encode_shard(
         The shard and its rejects, as `codes.write_shard` takes them.
     """
     ids, codes, rejects = [], [np.zeros([0, len(encoder.codebooks)], np.uint8)], []
-    batches = in_batches(inputs.read(part), batch_size)
     encode = functools.partial(_encode_batch, encoder)
-    for batch in overlapped(encode, batches, ENCODERS):
+    for batch in overlapped(encode, in_batches(inputs.read(part), batch_size), ENCODERS):
         report(batch)
         ids += batch.ids
         codes.append(batch.codes)
@@ -70,15 +68,11 @@ def encode_here(
     """Encodes shards of a plan in this process, one after the other, with a progress bar.
 
     Args:
-        encoder: encodes the images.
-        plan: what is encoded.
         folder: prepared for the plan by `codes.start`.
         numbers: of the shards.
         batch_size: images encoded together.
-        on_bad_image: "skip" to list images that cannot be decoded, "stop" to end at the first.
-
-    Raises:
-        UserError: `on_bad_image` is "stop", and an image cannot be decoded; the message names it.
+        on_bad_image: "skip" to list images that cannot be decoded, "stop" for a UserError that
+            names the first.
     """
     total = inputs.count_images([plan.shards[number] for number in numbers])
     with tqdm.tqdm(total=total, unit=" images", disable=None) as progress:
@@ -86,10 +80,8 @@ def encode_here(
         def report(batch):
             progress.update(len(batch.ids) + len(batch.rejects))
             if batch.rejects and on_bad_image == "stop":
-                first = batch.rejects[0]
-                raise UserError(
-                    f"{first.id}: {first.reason}; fix or remove it, or give --on_bad_image=skip"
-                )
+                name, reason = batch.rejects[0].id, batch.rejects[0].reason
+                raise UserError(f"{name}: {reason}; fix or remove it, or give --on_bad_image=skip")
 
         for number in numbers:
             shard, rejects = encode_shard(encoder, plan.shards[number], batch_size, report)
@@ -101,10 +93,7 @@ def _encode_batch(encoder: Encoder, items: list[Item]) -> EncodedBatch:
     contents = tf.constant([item.contents for item in items])
     answer = encoder.signatures["encode_bytes"](image_bytes=contents)
     valid = answer["valid"].numpy()
-    rejects = [
-        Reject(item.id, item.reason or why_refused(item.contents))
-        for item, fits in zip(items, valid, strict=True)
-        if not fits
-    ]
     ids = [item.id for item, fits in zip(items, valid, strict=True) if fits]
+    bad = [item for item, fits in zip(items, valid, strict=True) if not fits]
+    rejects = [Reject(item.id, item.reason or why_refused(item.contents)) for item in bad]
     return EncodedBatch(ids, answer["codes"].numpy()[valid], rejects)

@@ -44,8 +44,10 @@ def load_index(path: str | os.PathLike) -> Index:
         try:
             return store.read_files(path, pathlib.Path(f"/proc/self/fd/{descriptor}"))
         except UserError:
-            if _is_same(descriptor, path):
-                raise
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.samestat(os.fstat(descriptor), path.stat()):
+                    continue
+            raise
         finally:
             os.close(descriptor)
 
@@ -100,9 +102,8 @@ def write_collection(
     _check_contents(codebooks, images, encoder)
     kind = _checked_kind(kind, codebooks.shape[1], num_leaves, leaves_to_search)
     check_replaceable(path)
-    leaves_to_search = leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
+    leaves = num_leaves, leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
     with folders.new_folder(path) as folder:
-        leaves = num_leaves, leaves_to_search
         store.write_files(folder, path, codebooks, images, encoder, kind, *leaves)
 
 
@@ -112,12 +113,6 @@ def check_replaceable(path: pathlib.Path) -> None:
         store.found_manifest(path, path)
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, but an index is a folder: name another.")
-
-
-def _is_same(descriptor, path):
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return True
 
 
 def _check_contents(codebooks, images, encoder) -> None:

@@ -29,11 +29,11 @@ def _contents(values):
     else:
         codebooks, encoder = old.codebooks, old.manifest["encoder"]
     leaves, to_search = values.num_leaves, values.leaves_to_search
-    kind = values.kind or (old.manifest["kind"] if old else "")
+    before = old.manifest if old else {}
     if leaves is None:
-        leaves = old.manifest["num_leaves"] if old else 0
-        if old and to_search is None:
-            to_search = old.manifest["leaves_to_search"] or None
+        leaves = before.get("num_leaves", 0)
+        to_search = to_search or before.get("leaves_to_search") or None
+    kind = values.kind or before.get("kind", "")
     return codebooks, images, encoder, leaves, to_search, kind
 
 
@@ -78,11 +78,8 @@ def main(_: list[str]) -> None:
         f"{manifest['num_distinct_codes']} distinct codes{leaves}"
     )
     if manifest["kind"] == "scan":
-        print(
-            f"codebooks of {manifest['num_words']} words: exact tables scan all codes; ScaNN's "
-            "faster search needs --num_words=16",
-            file=sys.stderr,
-        )
+        words = f"codebooks of {manifest['num_words']} words: exact tables scan all codes"
+        print(f"{words}; ScaNN's faster search needs --num_words=16", file=sys.stderr)
 
 
 if __name__ == "__main__":
@@ -91,22 +88,16 @@ if __name__ == "__main__":
         "saved_model", "", "instead of --codes: what export.saved_model wrote; its newest version"
     )
     flags.DEFINE_string(
-        "dataset",
-        "",
-        "images to encode with --saved_model: folder:PATH, name or name/split of TFDS",
+        "dataset", "", "images for --saved_model: folder:PATH, name or name/split of TFDS"
     )
     flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
     flags.DEFINE_string("output", None, "folder of the index; replaces an older one", required=True)
     flags.DEFINE_bool("append", False, "add to the index at --output")
-    flags.DEFINE_string(
-        "remove", "", "file of ids, one a line, whose images leave the index at --output"
-    )
+    flags.DEFINE_string("remove", "", "file of ids, one a line, to drop from the index at --output")
     flags.DEFINE_integer(
         "num_leaves", None, "parts that ScaNN divides the codes into, for millions; 0: none", 0
     )
-    flags.DEFINE_integer(
-        "leaves_to_search", None, "leaves that a query searches; default: a twentieth", 1
-    )
+    flags.DEFINE_integer("leaves_to_search", None, "leaves per query; default: a twentieth", 1)
     flags.DEFINE_enum(
         "kind", "", ["", *store.KINDS], "how it is searched; empty: scann for books of 16 words"
     )

@@ -26,8 +26,7 @@ class Collection:
     """
 
     def __init__(self, parts: Sequence[Callable[[], Shard]], sources: list[dict]):
-        self.sources = sources
-        self._parts = parts
+        self.sources, self._parts = sources, parts
         self.num_images = sum(source["images"] for source in sources)
 
     def __iter__(self) -> Iterator[Shard]:

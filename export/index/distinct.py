@@ -18,17 +18,11 @@ CHUNK = 2**20
 
 
 class Distinct(NamedTuple):
-    """N codes, sorted.
+    """N codes, sorted."""
 
-    Attributes:
-        columns: uint16 [C, N], the codes packed; see `pack`.
-        order: int64 [N], the rows by code, book after book, equal ones in rising order.
-        firsts: int64 [U], where in `order` a code occurs first.
-    """
-
-    columns: np.ndarray
-    order: np.ndarray
-    firsts: np.ndarray
+    columns: np.ndarray  # uint16 [C, N], the codes packed; see `pack`
+    order: np.ndarray  # int64 [N], the rows by code, book after book, equal ones in rising order
+    firsts: np.ndarray  # int64 [U], where in `order` a code occurs first
 
     def row_chunks(self, dtype: DTypeLike) -> Iterator[np.ndarray]:
         """Yields `order` in pieces of unsigned `dtype`."""
@@ -45,21 +39,22 @@ class Distinct(NamedTuple):
 def find_distinct(
     parts: Iterable[np.ndarray], num_images: int, num_books: int, num_words: int
 ) -> Distinct:
-    """Sorts the codes of a collection.
+    """Sorts the codes of a collection; UserError where one names a word beyond K.
 
     Args:
         parts: iterable of codes, uint8 [n, M] each, N rows in all.
         num_images: N.
         num_books: M.
         num_words: K, at most 256.
-
-    Raises:
-        UserError: a code names a word beyond K.
     """
     columns = np.empty([math.ceil(num_books / _books_a_column(num_words)), num_images], np.uint16)
     start = 0
     for codes in parts:
-        _check_words(codes, num_words)
+        if codes.size and codes.max() >= num_words:
+            raise UserError(
+                f"codes name word {codes.max()}, but the codebooks have words 0 to "
+                f"{num_words - 1}: pass what these codebooks encoded."
+            )
         columns[:, start : start + len(codes)] = pack(codes, num_words)
         start += len(codes)
     order = np.lexsort(columns[::-1])  # stable, and a radix sort for 16 bits
@@ -101,11 +96,3 @@ def _bits(num_words):
 
 def _books_a_column(num_words):
     return 16 // _bits(num_words)
-
-
-def _check_words(codes, num_words):
-    if codes.size and codes.max() >= num_words:
-        raise UserError(
-            f"codes name word {codes.max()}, but the codebooks have words 0 to {num_words - 1}: "
-            "pass what these codebooks encoded."
-        )

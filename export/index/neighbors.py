@@ -30,27 +30,16 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """An index in memory, as `load_index` gives it; the large arrays are memory-mapped.
+    """An index in memory, as `load_index` gives it; the large arrays are memory-mapped."""
 
-    Attributes:
-        path: folder it came from.
-        manifest: counts, shape of the codes, and under "encoder" what made them.
-        codebooks: [M, K, D] float32.
-        distinct_codes: [U, M] uint8, every code that occurs, in lexical order.
-        grouped_rows: [N] unsigned, the rows of the first code in rising order, then the second's.
-        group_starts: [U+1] unsigned, where each code's rows begin in `grouped_rows`.
-        ids: [N] packed ids of the images.
-        proposer: `scann.Scann` or `scan.Scan`; names candidates by `propose`.
-    """
-
-    path: pathlib.Path
-    manifest: dict[str, Any]
-    codebooks: np.ndarray
-    distinct_codes: np.ndarray
-    grouped_rows: np.ndarray
-    group_starts: np.ndarray
-    ids: pa.ChunkedArray
-    proposer: Any
+    path: pathlib.Path  # folder it came from
+    manifest: dict[str, Any]  # counts, shape of the codes, and under "encoder" what made them
+    codebooks: np.ndarray  # [M, K, D] float32
+    distinct_codes: np.ndarray  # [U, M] uint8, every code that occurs, in lexical order
+    grouped_rows: np.ndarray  # [N] unsigned, rows of the first code in rising order, then the next
+    group_starts: np.ndarray  # [U+1] unsigned, where each code's rows begin in `grouped_rows`
+    ids: pa.ChunkedArray  # [N] packed ids of the images
+    proposer: Any  # `scann.Scann` or `scan.Scan`; names candidates by `propose`
 
     @property
     def num_images(self) -> int:
@@ -61,9 +50,8 @@ class Index:
     def codes(self) -> np.ndarray:
         """[N, M] uint8, the code of every image; put together at each access."""
         codes = np.empty([self.num_images, self.distinct_codes.shape[1]], np.uint8)
-        codes[self.grouped_rows] = np.repeat(
-            self.distinct_codes, np.diff(self.group_starts), axis=0
-        )
+        sizes = np.diff(self.group_starts)
+        codes[self.grouped_rows] = np.repeat(self.distinct_codes, sizes, axis=0)
         return codes
 
     def check_encoder(self, fingerprint: str) -> None:
@@ -114,9 +102,6 @@ class Index:
                 `MIN_CANDIDATES`.
             leaves_to_search: of an index with leaves, 1 to their number; None: as it was built.
 
-        Returns:
-            `Found`.
-
         Raises:
             UserError: k, rerank or leaves_to_search is out of range, or the embeddings have another
                 width or are not finite.
@@ -142,14 +127,13 @@ class Index:
         codes, distances, bounds = self._candidates(embeddings, num_candidates, leaves)
         found = self._expand(codes, distances, k)
         if leaves:
-            unsettled = np.isinf(found.distances[:, -1])
-            leaves = None
+            unsettled, leaves = np.isinf(found.distances[:, -1]), None
+        elif num_candidates == len(self.distinct_codes):
+            return found
         else:
             # Settled means strictly below, so that all ties at the k-th place are candidates; the
             # margin covers float32 rounding on both sides.
             unsettled = found.distances[:, -1] * (1 + 1e-5) >= bounds
-            if num_candidates == len(self.distinct_codes):
-                unsettled[:] = False
             num_candidates *= 8
         if unsettled.any():
             again = self._nearest(embeddings[unsettled], k, num_candidates, leaves)
@@ -210,10 +194,8 @@ class Index:
             leaves = self.manifest["leaves_to_search"]
         elif not 1 <= leaves <= count:
             rule = f"must be 1 to {count}" if count else "the index has no leaves"
-            raise UserError(
-                f"leaves_to_search is {leaves}, but {rule}: leave it out, or rebuild the index "
-                "with --num_leaves."
-            )
+            fix = "leave it out, or rebuild the index with --num_leaves."
+            raise UserError(f"leaves_to_search is {leaves}, but {rule}: {fix}")
         return leaves if leaves < count else None
 
     def _checked_embeddings(self, embeddings, k) -> np.ndarray:
@@ -224,15 +206,14 @@ class Index:
             )
         with np.errstate(over="ignore"):
             embeddings = np.ascontiguousarray(embeddings, np.float32)
+            finite = np.isfinite(np.square(embeddings).sum(axis=-1)).all()
         num_books, _, word_dim = self.codebooks.shape
         if embeddings.shape != (max(1, len(embeddings)), num_books * word_dim):
             raise UserError(
                 f"embeddings have the shape {embeddings.shape}, but index {self.path} needs "
                 f"[Q, {num_books * word_dim}], Q at least 1: embed the queries with its encoder."
             )
-        with np.errstate(over="ignore"):
-            lengths = np.square(embeddings).sum(axis=1)
-        if not np.isfinite(lengths).all():
+        if not finite:
             raise UserError(
                 "embeddings hold NaN or infinity, or numbers whose squares are, but must be "
                 "finite: fix the input."

@@ -12,15 +12,10 @@ CHUNK = 2**20
 
 
 class Scan(NamedTuple):
-    """Proposes the nearest codes themselves.
+    """Proposes the nearest codes themselves."""
 
-    Attributes:
-        codebooks: [M, K, D] float32.
-        codes: [U, M] uint8.
-    """
-
-    codebooks: np.ndarray
-    codes: np.ndarray
+    codebooks: np.ndarray  # [M, K, D] float32
+    codes: np.ndarray  # [U, M] uint8
 
     def propose(
         self, embeddings: np.ndarray, count: int, leaves: int | None = None

@@ -30,15 +30,10 @@ _LEAVES = {"PARTITIONER": "serialized_partitioner.pb", "TOKENIZATION_NPY": "data
 
 
 class Scann(NamedTuple):
-    """Proposes the codes that ScaNN finds.
+    """Proposes the codes that ScaNN finds."""
 
-    Attributes:
-        searcher: ScaNN's own.
-        num_leaves: of its tree; 0: none.
-    """
-
-    searcher: Any
-    num_leaves: int
+    searcher: Any  # ScaNN's own
+    num_leaves: int  # of its tree; 0: none
 
     def propose(
         self, embeddings: np.ndarray, count: int, leaves: int | None = None
@@ -74,11 +69,8 @@ def write(
         final_path: where the folder will be; ScaNN's list of files has absolute paths.
         codebooks: [M, 16, D] float32.
         codes: [U, M] uint8, distinct.
-        num_leaves: 0 for a search through all codes.
+        num_leaves: 0 for a search through all codes; UserError where it is more than U.
         leaves_to_search: by a query that does not say.
-
-    Raises:
-        UserError: there are more leaves than codes.
     """
     if num_leaves > len(codes):
         raise UserError(
@@ -90,7 +82,7 @@ def write(
         leaves = leaf_chunks(centers_of(tree), codebooks, codes)
         write_array(folder / _LEAVES["TOKENIZATION_NPY"], [len(codes)], np.int32, leaves)
     config = _config(codebooks, num_leaves, leaves_to_search)
-    (folder / "ah_codebook.pb").write_bytes(_centers(codebooks).SerializeToString())
+    (folder / _FLAT["AH_CENTERS"]).write_bytes(_centers(codebooks).SerializeToString())
     (folder / "scann_config.pb").write_bytes(config.SerializeToString())
     assets = _assets(final_path, num_leaves)
     (folder / "scann_assets.pbtxt").write_text(assets, encoding="utf-8")
@@ -103,8 +95,7 @@ def load(
     from scann.scann_ops.py import scann_ops_pybind
 
     num_leaves = manifest["num_leaves"]
-    # Not its load_searcher: it takes absolute paths from scann_assets.pbtxt, which a move makes
-    # wrong.
+    # Not its load_searcher, whose absolute paths in scann_assets.pbtxt a move makes wrong.
     searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(folder, num_leaves))
     return Scann(scann_ops_pybind.ScannSearcher(searcher), num_leaves)
 
@@ -153,12 +144,11 @@ def _decode(codebooks, codes):
 
 
 def _assets(path, num_leaves):
-    files = _FLAT | _LEAVES if num_leaves else _FLAT
-    return "".join(
-        f"assets {{\n  asset_type: {kind}\n"
-        f"  asset_path: {json.dumps(f'{path}/{name}', ensure_ascii=False)}\n}}\n"
-        for kind, name in files.items()
-    )
+    lines = []
+    for kind, name in (_FLAT | _LEAVES if num_leaves else _FLAT).items():
+        file = json.dumps(f"{path}/{name}", ensure_ascii=False)
+        lines.append(f"assets {{\n  asset_type: {kind}\n  asset_path: {file}\n}}\n")
+    return "".join(lines)
 
 
 def _centers(codebooks):
@@ -185,12 +175,8 @@ def _config(codebooks, num_leaves, leaves_to_search):
         distance_measure {{ distance_measure: "SquaredL2Distance" }}
         {partitioning}
         hash {{ asymmetric_hash {{
-          projection {{
-            projection_type: CHUNK
-            input_dim: {num_books * word_dim}
-            num_blocks: {num_books}
-            num_dims_per_block: {word_dim}
-          }}
+          projection {{ projection_type: CHUNK input_dim: {num_books * word_dim}
+                        num_blocks: {num_books} num_dims_per_block: {word_dim} }}
           num_clusters_per_block: {num_words}
           lookup_type: INT8_LUT16
           use_residual_quantization: false
@@ -206,10 +192,8 @@ def _partitioning(num_leaves, leaves_to_search):
         partitioning {{
           num_children: {num_leaves}
           partitioning_distance {{ distance_measure: "SquaredL2Distance" }}
-          query_spilling {{
-            spilling_type: FIXED_NUMBER_OF_CENTERS
-            max_spill_centers: {leaves_to_search}
-          }}
+          query_spilling {{ spilling_type: FIXED_NUMBER_OF_CENTERS
+                            max_spill_centers: {leaves_to_search} }}
           query_tokenization_distance_override {{ distance_measure: "SquaredL2Distance" }}
           partitioning_type: GENERIC
           query_tokenization_type: FLOAT

@@ -25,7 +25,7 @@ FORMAT_VERSION = 3
 ARRAYS = ("codebooks", "hashed_dataset", "grouped_rows", "group_starts")
 # Name -> module with `write`, `load` and, of what it loads, `propose`.
 KINDS = {"scann": scann, "scan": scan}
-_REBUILD = "rebuild it with python -m export.index"
+_FIX = "rebuild the index or restore a copy"
 
 
 def write_files(
@@ -44,14 +44,11 @@ def write_files(
         folder: where, an empty folder.
         final_path: where the folder will be.
         codebooks: [M, K, D] float32.
-        collection: the images.
+        collection: the images; UserError where a code is not of these codebooks.
         encoder: JSON can hold it.
         kind: key of `KINDS`.
-        num_leaves: 0 for none.
+        num_leaves: 0 for none; UserError where there are more than distinct codes.
         leaves_to_search: by a query that does not say.
-
-    Raises:
-        UserError: a code is not of these codebooks, or there are more leaves than distinct codes.
     """
     num_books, num_words, word_dim = codebooks.shape
     np.save(folder / "codebooks.npy", codebooks, allow_pickle=False)
@@ -79,39 +76,26 @@ def write_files(
 
 
 def read_files(path: pathlib.Path, folder: pathlib.Path) -> Index:
-    """The index in `folder`, every byte of it checked.
+    """The index that the user calls `path`, every byte of it checked; UserError as in `load_index`.
 
-    Args:
-        path: what the user calls it.
-        folder: the same, by a name that no move changes.
-
-    Raises:
-        UserError: it is not an index or of another format version, or a file is damaged or missing.
+    `folder` is the same, by a name that no move changes.
     """
     manifest = _checked_manifest(path, folder)
     found = _digests(folder, manifest["sha256"])
     for name, expected in manifest["sha256"].items():
         if found[name] != expected:
             state = "damaged" if found[name] else "missing or unreadable"
-            raise UserError(f"{path / name} is {state}: rebuild the index or restore a copy")
-    arrays = {name: map_array(folder / f"{name}.npy") for name in ARRAYS}
-    codebooks, codes = np.array(arrays["codebooks"]), arrays["hashed_dataset"]
-    return Index(
-        path=path,
-        manifest=manifest,
-        codebooks=codebooks,
-        distinct_codes=codes,
-        grouped_rows=arrays["grouped_rows"],
-        group_starts=arrays["group_starts"],
-        ids=read_ids(folder / "ids.arrow", "rebuild the index or restore a copy"),
-        proposer=KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes),
-    )
+            raise UserError(f"{path / name} is {state}: {_FIX}")
+    codebooks, codes, rows, starts = (map_array(folder / f"{name}.npy") for name in ARRAYS)
+    codebooks = np.array(codebooks)
+    ids = read_ids(folder / "ids.arrow", _FIX)
+    proposer = KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes)
+    return Index(path, manifest, codebooks, codes, rows, starts, ids, proposer)
 
 
 def found_manifest(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
     """The manifest in `folder`, which the user calls `path`; UserError where it has none."""
-    manifest = read_manifest(folder, FORMAT)
-    if manifest:
+    if manifest := read_manifest(folder, FORMAT):
         return manifest
     raise UserError(
         f"{path} is not an index, it has no {MANIFEST} of one: name a folder that "
@@ -125,11 +109,11 @@ def _checked_manifest(path, folder):
     if version != FORMAT_VERSION:
         raise UserError(
             f"index {path} has format version {version}, but this program reads "
-            f"{FORMAT_VERSION}: {_REBUILD}."
+            f"{FORMAT_VERSION}: rebuild it with python -m export.index."
         )
     contents = {key: manifest[key] for key in manifest if key not in ("format", "own_sha256")}
     if manifest.get("own_sha256") != _own_digest(contents):
-        raise UserError(f"{path / MANIFEST} is damaged: rebuild the index or restore a copy")
+        raise UserError(f"{path / MANIFEST} is damaged: {_FIX}")
     return manifest
 
 
@@ -142,8 +126,7 @@ def _write_codes(folder, codebooks, collection):
     file, chunks = folder / "hashed_dataset.npy", distinct.code_chunks(num_books, num_words)
     write_array(file, [num_codes, num_books], np.uint8, chunks)
     write_array(folder / "grouped_rows.npy", [count], dtype, distinct.row_chunks(dtype))
-    starts = (distinct.firsts, [count])
-    write_array(folder / "group_starts.npy", [num_codes + 1], dtype, starts)
+    write_array(folder / "group_starts.npy", [num_codes + 1], dtype, (distinct.firsts, [count]))
     return map_array(file)
 
 

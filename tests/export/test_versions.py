@@ -40,6 +40,13 @@ def test_a_version_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["1", "all"]
 
 
+def test_a_version_that_another_process_wrote_meanwhile_stays(tmp_path):
+    rule = "--version=1: exists in "
+    with pytest.raises(UserError, match=rule), versions.new_version(tmp_path, 1):
+        (tmp_path / "1").mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["1"]
+
+
 def test_manifests_are_read_by_their_kind(tmp_path):
     assert folders.read_manifest(tmp_path, "kind") is None
     folders.write_manifest(tmp_path, "kind", {"bits": 8})
