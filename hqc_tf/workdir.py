@@ -62,7 +62,7 @@ class SpeedLine:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A line of metrics.jsonl, an evaluation; what needs labels, or held-out images, may be None."""
+    """A line of metrics.jsonl, an evaluation; None for what needs labels or held-out images."""
 
     time: str  # UTC, as 2024-01-31T12:00:00Z
     weights: str  # "best", "last" or "untrained"
