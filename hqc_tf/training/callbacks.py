@@ -39,7 +39,7 @@ def make_callbacks(
     """The callbacks of a run, in their order: nothing non-finite is saved, the state comes last.
 
     Args:
-        state: of the run, restored; it trains `per_epoch` steps per epoch.
+        state: of the run, restored.
         workdir: folder of the run.
         held: images held out from training, possibly none.
         per_epoch: steps per epoch.
@@ -61,8 +61,7 @@ def make_callbacks(
 class StopAtNonFinite(tf.keras.callbacks.Callback):
     """Raises `UserError` after the first step in which a loss term is infinite or NaN.
 
-    Args:
-        first_step: steps before training starts or resumes.
+    Training starts or resumes after `first_step` steps.
     """
 
     def __init__(self, first_step: int):
@@ -82,12 +81,8 @@ class ShowProgress(tf.keras.callbacks.Callback):
     """Shows epoch, step, mean loss of the epoch, images/s and the time left on a terminal.
 
     The clock starts at the end of the first step, which may compile. Keras prints after this
-    callback has cleared the line.
-
-    Args:
-        first_step: steps before training starts or resumes.
-        last_step: of the run.
-        per_epoch: steps per epoch.
+    callback has cleared the line. Training starts or resumes after `first_step` steps, and ends
+    with `last_step`, of `per_epoch` an epoch.
     """
 
     def __init__(self, first_step: int, last_step: int, per_epoch: int):
@@ -127,10 +122,9 @@ class ShowProgress(tf.keras.callbacks.Callback):
 
 
 class _LinePerEpoch(tf.keras.callbacks.Callback):
-    """Keeps a line for each epoch, in a file and as curves of TensorBoard, those before included.
+    """Keeps a line per epoch, in a file and as TensorBoard's curves; the chief alone writes both.
 
-    The chief alone draws and writes. `folder` is that of the curves in the workdir, `lines` are
-    those in the file, of which those of epochs that are trained again are dropped.
+    Lines and curves of epochs that are trained again are replaced.
     """
 
     def __init__(self, workdir, folder, lines, first_epoch):
@@ -166,7 +160,7 @@ class CloseEpoch(_LinePerEpoch):
 
     They become the "last" weights, and the "best" ones where the recall is above that of all epochs
     before; without held-out images the last are the best. epochs.jsonl gets a line, and TensorBoard
-    its scalars. Lines and curves of epochs that are trained again are replaced.
+    its scalars.
 
     Args:
         workdir: folder of the run.
@@ -217,12 +211,8 @@ class MeasureSpeed(_LinePerEpoch):
 
     speed.jsonl gets a line per epoch, and TensorBoard the scalar `images_per_second`. The clock
     runs from the end of the epoch's first step in this process, which may compile, to the end of
-    its last; an epoch of one step has no speed. Lines of epochs that are trained again are
-    replaced. `CloseEpoch` has to come first, since it empties TensorBoard's folder.
-
-    Args:
-        workdir: folder of the run.
-        first_epoch: the one in which training starts or resumes, from 0.
+    its last; an epoch of one step has no speed. `CloseEpoch`, whose arguments it has, has to come
+    first, since it empties TensorBoard's folder.
     """
 
     def __init__(self, workdir: Folder, first_epoch: int):
