@@ -1,8 +1,9 @@
 """Runs a command: flags, one-line errors and exit status, and --help with flags by theme."""
 
+import argparse
+import functools
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
@@ -12,8 +13,9 @@ from hqc_tf.errors import UserError, printable
 
 OWN = "this command"
 _MAX_WIDTH_CHARACTERS = 100
-# Where the texts of flags begin; a longer name has a line of its own.
+# Where the texts of flags begin at the latest; a longer name has a line of its own.
 _COLUMN = 26
+_END = "--flagfile=FILE takes flags from a file, one a line; --helpfull lists all flags."
 
 
 def run(main: Callable[[list[str]], object]) -> None:
@@ -86,33 +88,29 @@ def define(themes: Mapping[str, str], flag_values: flags.FlagValues = flags.FLAG
 
 
 def describe(about: str | None, groups: Mapping[str, Sequence[flags.Flag]], width: int) -> str:
-    """The help text of a command.
+    """The help text of a command, laid out by argparse.
 
     Args:
         about: its docstring.
         groups: theme -> its flags, in the order in which they are listed.
         width: of a line, in characters.
     """
-    parts = [about.strip()] if about else []
-    for theme, some in groups.items():
-        if some:
-            parts.append("\n".join([f"{theme}:", *(_entry(flag, width) for flag in some)]))
-    parts.append("--flagfile=FILE takes flags from a file, one a line; --helpfull lists all flags.")
-    return "\n\n".join(parts)
-
-
-def _entry(flag, width):
-    name = f"  --{'[no]' if flag.boolean else ''}{flag.name}"
-    indent = " " * _COLUMN
-    text = textwrap.fill(
-        _explain(flag),
-        max(width, 2 * _COLUMN),
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+    layout = functools.partial(
+        argparse.RawDescriptionHelpFormatter, max_help_position=_COLUMN, width=width
     )
-    return name + text[len(name) :] if len(name) < _COLUMN - 1 else f"{name}\n{text}"
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description=about,
+        epilog=_END,
+        formatter_class=layout,
+        add_help=False,
+    )
+    for theme, some in groups.items():
+        group = parser.add_argument_group(theme)
+        for flag in some:
+            name = f"--{'[no]' if flag.boolean else ''}{flag.name}"
+            group.add_argument(name, action="store_true", help=_explain(flag).replace("%", "%%"))
+    return parser.format_help().strip()
 
 
 def _explain(flag):

@@ -157,8 +157,7 @@ def gather_batch(tensors: list[tf.Tensor]) -> tuple[list[tf.Tensor], int | tf.Te
         tensors: list of float [b, ...], one dtype.
 
     Returns:
-        (list of float [B, ...], offset): the tensors of the global batch, and the row at which this
-        replica's begin.
+        The tensors of the global batch, float [B, ...], and the row at which this replica's begin.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:

@@ -7,15 +7,7 @@ import sys
 from collections.abc import Iterator
 
 # What Python raises on files whose bytes are not those that were written.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-)
+_DAMAGE = OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError
 # The system's words for a full disk, an exceeded quota and a file that is too large.
 _FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -26,11 +18,9 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def naming_damage(path: str | os.PathLike, fix: str) -> Iterator[None]:
-    """Turns errors of Python and TensorFlow on a damaged file into a `UserError`.
+    """Turns errors of Python and TensorFlow on a damaged file or folder into a `UserError`.
 
-    Args:
-        path: file or folder that is read, for the message.
-        fix: what to do about it, the end of the message.
+    The message names `path`, and ends with `fix`, what to do about it.
     """
     try:
         yield
@@ -42,11 +32,7 @@ def naming_damage(path: str | os.PathLike, fix: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_a_full_disk(path: str | os.PathLike) -> Iterator[None]:
-    """Turns errors of Python and TensorFlow on a full disk into a `UserError`.
-
-    Args:
-        path: file or folder that is written, for the message.
-    """
+    """Turns errors of Python and TensorFlow on a full disk into a `UserError` that names `path`."""
     try:
         yield
     except (OSError, *_tensorflow_errors()) as error:
@@ -61,8 +47,7 @@ def naming_a_full_disk(path: str | os.PathLike) -> Iterator[None]:
 
 def printable(text: object) -> str:
     r"""Text with a backslash escape, such as \n, for every character that is not printable."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(shown)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _tensorflow_errors():

@@ -19,12 +19,9 @@ REST = {"rest": True}
 def write_atomically(
     path: pathlib.Path, write: Callable[[BinaryIO], object], aside: pathlib.Path | None = None
 ) -> None:
-    """Writes a file, on the disk before this returns; until then the old one stays.
+    """Writes a file by `write`, on the disk before this returns; until then the old one stays.
 
-    Args:
-        path: the file.
-        write: called with a binary file.
-        aside: file beside `path` that is written first, and left by a killed process; None: .NAME.
+    `aside`, by default .NAME, is written first; a killed process leaves it there.
     """
     aside = aside or path.with_name(f".{path.name}")
     try:
@@ -38,11 +35,7 @@ def write_atomically(
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file atomically.
-
-    Raises:
-        UserError: the disk is full.
-    """
+    """Writes a text file atomically; UserError where the disk is full."""
     with naming_a_full_disk(path):
         write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -50,13 +43,9 @@ def replace_text(path: pathlib.Path, text: str) -> None:
 def read_lines(path: pathlib.Path, kind: type[Line]) -> list[Line]:
     """The lines of a file of JSON objects, decoded; empty where there is no file.
 
-    Args:
-        path: the file.
-        kind: dataclass with a field for each name; a field whose metadata is `REST` takes the
-            other names, which are ignored where there is no such field.
-
-    Raises:
-        UserError: the file cannot be read, or a line does not fit `kind`; its number is named.
+    `kind` is a dataclass with a field for each name; a field whose metadata is `REST` takes the
+    other names, which are ignored where there is no such field. UserError where the file cannot be
+    read or a line does not fit `kind`; its number is named.
     """
     if not path.exists():
         return []
@@ -67,8 +56,8 @@ def read_lines(path: pathlib.Path, kind: type[Line]) -> list[Line]:
         try:
             found.append(_from_json(json.loads(text), kind))
         except (ValueError, RecursionError) as error:
-            reason = f"{path}: line {number}: {error}; fix it or remove the line"
-            raise UserError(reason) from error
+            fix = "fix it or remove the line"
+            raise UserError(f"{path}: line {number}: {error}; {fix}") from error
     return found
 
 

@@ -32,42 +32,30 @@ _SHORTEST = 1e-12
 
 
 class Encoding(NamedTuple):
-    """What the model makes of a batch of images.
+    """What the model makes of a batch of images."""
 
-    Attributes:
-        embedding: float [B, M*D], f.
-        quantized: float [B, M*D], z, softly quantized.
-        similarity: float [B, M, K], cosine of each part with each codeword.
-    """
-
-    embedding: tf.Tensor
-    quantized: tf.Tensor
-    similarity: tf.Tensor
+    embedding: Tensor  # float [B, M*D], f
+    quantized: Tensor  # float [B, M*D], z, softly quantized
+    similarity: Tensor  # float [B, M, K], cosine of each part with each codeword
 
 
 class Pair(NamedTuple):
-    """Both views of a batch, encoded: all that a loss term may look at.
+    """Both views of a batch, encoded: all that a loss term may look at."""
 
-    Attributes:
-        a, b: `Encoding` of each view of this replica's b images.
-        all_a, all_b: the same of the B images of all replicas.
-        offset: row of the global batch at which this replica's rows begin.
-        classify_books: float [n, D] parts -> float [n, M] logits of the book each came from; None
-            where the book classification term has no weight.
-    """
-
-    a: Encoding
+    a: Encoding  # of each view of this replica's b images
     b: Encoding
-    all_a: Encoding
+    all_a: Encoding  # of each view of the B images of all replicas
     all_b: Encoding
-    offset: int | tf.Tensor = 0
-    classify_books: Callable[[tf.Tensor], tf.Tensor] | None = None
+    offset: Offset = 0  # row of the global batch at which this replica's rows begin
+    # Float [n, D] parts -> float [n, M] logits of the book each came from; None where the book
+    # classification term has no weight.
+    classify_books: Callable[[Tensor], Tensor] | None = None
 
-    def views(self, *names: str) -> tuple[tf.Tensor, ...]:
+    def views(self, *names: str) -> tuple[Tensor, ...]:
         """The named tensors of this replica's images, both views of each in turn."""
         return tuple(getattr(view, name) for name in names for view in (self.a, self.b))
 
-    def everyone(self, *names: str) -> tuple[tf.Tensor, ...]:
+    def everyone(self, *names: str) -> tuple[Tensor, ...]:
         """As `views`, of the images of all replicas."""
         return tuple(getattr(view, name) for name in names for view in (self.all_a, self.all_b))
 
@@ -77,12 +65,11 @@ def instance_contrastive_loss(
 ) -> Tensor:
     """NT-Xent over the 2B items: mean cross-entropy with the other view as the positive.
 
-    Source: the paper's instance contrast, on quantized and on raw embeddings; the authors'
-    temperature is 0.5.
+    Source: the paper's instance contrast, on quantized and on raw embeddings.
 
     Args:
         a, b: float [b, dim], the two views.
-        temperature: divides the cosines.
+        temperature: divides the cosines; the authors' is 0.5.
     """
     all_a, all_b = everyone or (a, b)
     negatives = _negatives(_cosines(a, b, all_a, all_b) / temperature, offset)
@@ -106,17 +93,14 @@ def consistency_loss(
 
     For image i, the cosines of r_a,i and of r_b,i to the same 2B-2 negatives become two
     distributions; the loss is their symmetric KL divergence, half each way, mean over B. Source:
-    the paper's consistency term; the authors' temperature is 0.2, and 2.0 (weight 40) for "cross".
+    the paper's consistency term.
 
     Args:
         embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
-        temperature: divides the cosines.
+        temperature: divides the cosines; the authors' is 0.2, and 2.0 (weight 40) for "cross".
         fusion: what r is: "sum" f + z, "concat" [f; z], "max" elementwise, "quantized" z,
             "embedding" f, or "cross": z_a's distribution over the negatives' z against f_b's over
-            their f, plus f_a's against z_b's.
-
-    Raises:
-        ValueError: unknown fusion.
+            their f, plus f_a's against z_b's; ValueError for another.
     """
     if fusion not in FUSIONS:
         raise ValueError(f"fusion={fusion!r}: not one of {', '.join(FUSIONS)}; take one of these")
@@ -145,13 +129,11 @@ def part_neighbor_loss(
 
     Per book, the mean over the 2B anchors of
     -log(sum over the `num_neighbors` largest of exp(cos/t) / sum over all of exp(cos/t)), cosines
-    taken between parts of z; then the mean over books. Source: the paper's part neighbor term; the
-    authors' temperature is 0.5.
+    taken between parts of z; then the mean over books. Source: the paper's part neighbor term.
 
     Args:
-        quantized_a, quantized_b: float [b, M*D].
-        num_books: M.
-        temperature: divides the cosines.
+        quantized_a, quantized_b: float [b, M*D], of M = `num_books` parts.
+        temperature: divides the cosines; the authors' is 0.5.
         num_neighbors: how many of the largest count as neighbors.
         include_positive: keep the other view and the anchor itself, as the authors can.
     """
@@ -190,12 +172,10 @@ def decorrelation_loss(
 ) -> Tensor:
     """Decorrelation: squared correlations between different numbers of f over a view's batch.
 
-    Their sum over all pairs of numbers, divided by how many numbers there are; mean of both views.
-    Source: VICReg's covariance term (Bardes, Ponce and LeCun, ICLR 2022) on standardized numbers.
-    Not the paper's: contrast alone leaves most of f's variance in a few directions for many epochs.
-
-    Args:
-        embedding_a, embedding_b: float [b, M*D].
+    Their sum over all pairs of numbers of `embedding_a`, and `embedding_b`, float [b, M*D] each,
+    divided by how many numbers there are; mean of both views. Source: VICReg's covariance term
+    (Bardes, Ponce and LeCun, ICLR 2022) on standardized numbers. Not the paper's: contrast alone
+    leaves most of f's variance in a few directions for many epochs.
     """
     all_a, all_b = everyone or (embedding_a, embedding_b)
     both = tf.stack([all_a, all_b])
@@ -278,8 +258,7 @@ def _cosines(a, b, all_a, all_b):
 def _negatives(logits, offset):
     """Masks, in [..., b, 2B], the two columns of each row that are views of the row's own image."""
     count, columns = tf.shape(logits)[-2], tf.shape(logits)[-1]
-    own = tf.range(count) + offset
-    same_image = tf.one_hot(own, columns // 2, dtype=logits.dtype)
+    same_image = tf.one_hot(tf.range(count) + offset, columns // 2, dtype=logits.dtype)
     return logits + _MASKED * tf.concat([same_image, same_image], 1)
 
 
@@ -295,27 +274,22 @@ def _symmetric_divergence(log_p, log_q):
 
 def _fuse(fusion, f_a, f_b, z_a, z_b):
     """The spaces (r_a, r_b) in which `fusion` compares neighbors; "cross" has two."""
-    if fusion == "sum":
-        return [(f_a + z_a, f_b + z_b)]
-    if fusion == "concat":
-        return [(tf.concat([f_a, z_a], -1), tf.concat([f_b, z_b], -1))]
-    if fusion == "max":
-        return [(tf.maximum(f_a, z_a), tf.maximum(f_b, z_b))]
-    return {
-        "quantized": [(z_a, z_b)],
-        "embedding": [(f_a, f_b)],
-        "cross": [(z_a, z_b), (f_a, f_b)],
+    if fusion == "cross":
+        return [(z_a, z_b), (f_a, f_b)]
+    fuse = {
+        "sum": tf.add,
+        "concat": lambda f, z: tf.concat([f, z], -1),
+        "max": tf.maximum,
+        "quantized": lambda f, z: z,
+        "embedding": lambda f, z: f,
     }[fusion]
+    return [(fuse(f_a, z_a), fuse(f_b, z_b))]
 
 
 def _by_book(z, num_books):
     """[n, M*D] -> [M, n, D]."""
     parts = tf.reshape(z, [tf.shape(z)[0], num_books, z.shape[-1] // num_books])
     return tf.transpose(parts, [1, 0, 2])
-
-
-def _parts(embedding, c):
-    return tf.reshape(embedding, [-1, c.word_dim])
 
 
 # The setting NAME_weight weighs the term NAME.
@@ -349,7 +323,10 @@ TERMS: dict[str, Callable[[Pair, Config], Tensor]] = {
         *pair.views("embedding"), pair.everyone("embedding")
     ),
     "book_classification": lambda pair, c: book_classification_loss(
-        *(tf.nn.log_softmax(pair.classify_books(_parts(f, c))) for f in pair.views("embedding")),
+        *(
+            tf.nn.log_softmax(pair.classify_books(tf.reshape(f, [-1, c.word_dim])))
+            for f in pair.views("embedding")
+        ),
         everyone_rows=tf.shape(pair.all_a.embedding)[0] * c.num_books,
     ),
     "cross_quantized": lambda pair, c: cross_quantized_loss(

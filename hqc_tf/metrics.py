@@ -53,9 +53,6 @@ def evaluate_codes(
         top_k: places to score, 1 to N.
         distance: "l2" (authors' program) or "squared" (ScaNN).
 
-    Returns:
-        `RetrievalMetrics`.
-
     Raises:
         ValueError: the labels do not fit the codes, the embeddings or each other, `top_k` is not
             in 1 to N, or an argument is one that `retrieval.asymmetric_distances` refuses.
@@ -100,15 +97,8 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Precision and recall down to every place, of a search that ranks the whole database.
 
-    Args:
-        chunks: the `Nearest` of consecutive queries, with N places each.
-        database_labels, query_labels: as in `evaluate_codes`.
-
-    Returns:
-        `PrecisionRecall`; a query with nothing relevant in the database adds 0 to both.
-
-    Raises:
-        ValueError: the labels do not fit each other.
+    Takes and raises what `evaluate_rankings` does, with N places of each query. A query with
+    nothing relevant in the database adds 0 to both.
     """
     hits, found_shares, queries = 0, 0, 0
     for relevant in _relevance_by_chunk(chunks, database_labels, query_labels):
@@ -122,11 +112,8 @@ def precision_recall(
 def average_precision(relevant: np.ndarray) -> np.ndarray:
     """Mean, over the relevant places, of the precision down to that place.
 
-    Args:
-        relevant: [Q, R] bool, whether the image at each place is relevant, nearest first.
-
-    Returns:
-        [Q] float64; 0 for a query with nothing relevant in its R places.
+    [Q, R] bool, whether the image at each place is relevant, nearest first -> [Q] float64; 0 for a
+    query with nothing relevant in its R places.
     """
     hits = np.cumsum(relevant, axis=1)
     precision = hits / np.arange(1, relevant.shape[1] + 1)
@@ -134,23 +121,17 @@ def average_precision(relevant: np.ndarray) -> np.ndarray:
 
 
 def chance_level(database_labels: np.ndarray, query_labels: np.ndarray, top_k: int) -> float:
-    """mAP@top_k that a random order of the database has in expectation.
+    """Expected mAP@top_k of a random order of the database; labels as in `evaluate_codes`.
 
     Of the top_k = R places, n are relevant, about R p for a share p of the database, and at least
     one with probability P = 1 - (1 - p)^R. The relevant place i has precision
     (1 + (i - 1) (n - 1) / (R - 1)) / i; its mean over places and n is
     P h + (R p - P) / (R - 1) (1 - h), where h is the mean of 1/i. (Draws count as independent:
     the database is taken to be much larger than R.)
-
-    Args:
-        database_labels, query_labels, top_k: as in `evaluate_codes`.
     """
     database_labels, query_labels = np.asarray(database_labels), np.asarray(query_labels)
     kinds, queries_of_kind = np.unique(query_labels, axis=0, return_counts=True)
-    if kinds.ndim == 1:
-        shares = np.array([np.mean(database_labels == kind) for kind in kinds])
-    else:
-        shares = np.array([np.mean((database_labels & kind).any(axis=1)) for kind in kinds])
+    shares = np.array([relevance(database_labels[None], kind[None]).mean() for kind in kinds])
     first = np.mean(1 / np.arange(1, top_k + 1))
     any_relevant = 1 - (1 - shares) ** top_k
     more = (top_k * shares - any_relevant) / max(top_k - 1, 1)
@@ -182,7 +163,7 @@ def _relevance_by_chunk(chunks, database_labels, query_labels):
         start = stop
 
 
-def _check_label_forms(database_labels: np.ndarray, query_labels: np.ndarray) -> None:
+def _check_label_forms(database_labels, query_labels):
     shapes = f"database_labels {database_labels.shape} and query_labels {query_labels.shape}"
     if database_labels.ndim not in (1, 2) or database_labels.shape[1:] != query_labels.shape[1:]:
         raise ValueError(

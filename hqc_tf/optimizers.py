@@ -10,26 +10,38 @@ from hqc_tf.errors import UserError
 
 @tf.keras.utils.register_keras_serializable("hqc_tf")
 class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """See `warmup_cosine`, whose arguments it takes."""
+    """The authors' schedule: a rise of whole steps, then a cosine of whole epochs.
+
+    The cosine c(e) falls from `base` at e = 0 to `final_fraction * base` at e = `epochs`. The rise
+    goes in equal steps from `warmup_from` to c(`warmup_epochs`), which it would reach with the
+    first step after the warm-up; from there on epoch e, counted from 0, has c(e + 1).
+
+    Args:
+        base: learning rate at the top of the cosine.
+        epochs, warmup_epochs: of the run, and of its rise; 0 leaves the rise out.
+        steps_per_epoch: steps in an epoch.
+        final_fraction: of `base`, in the last epoch.
+        warmup_from: rate of step 0.
+        decay: "epoch"; or "step": step s after the warm-up has c(s / `steps_per_epoch`).
+
+    Call arguments:
+        step: int; a call returns its rate, float32.
+    """
 
     def __init__(
         self,
-        base,
-        epochs,
-        warmup_epochs,
-        steps_per_epoch,
-        final_fraction,
-        warmup_from=1e-5,
-        decay="epoch",
+        base: float,
+        epochs: int,
+        warmup_epochs: int,
+        steps_per_epoch: int,
+        final_fraction: float,
+        warmup_from: float = 1e-5,
+        decay: str = "epoch",
     ):
         super().__init__()
-        self.base = base
-        self.epochs = epochs
-        self.warmup_epochs = warmup_epochs
-        self.steps_per_epoch = steps_per_epoch
-        self.final_fraction = final_fraction
-        self.warmup_from = warmup_from
-        self.decay = decay
+        self.base, self.final_fraction, self.warmup_from = base, final_fraction, warmup_from
+        self.epochs, self.warmup_epochs = epochs, warmup_epochs
+        self.steps_per_epoch, self.decay = steps_per_epoch, decay
 
     def __call__(self, step):
         # Whole numbers first: float32 cannot tell steps apart beyond 2**24.
@@ -51,46 +63,11 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         return final + (self.base - final) * 0.5 * (1 + tf.cos(math.pi * epoch / self.epochs))
 
     def get_config(self) -> dict:
-        return {
-            "base": self.base,
-            "epochs": self.epochs,
-            "warmup_epochs": self.warmup_epochs,
-            "steps_per_epoch": self.steps_per_epoch,
-            "final_fraction": self.final_fraction,
-            "warmup_from": self.warmup_from,
-            "decay": self.decay,
-        }
+        return vars(self).copy()
 
 
-def warmup_cosine(
-    base: float,
-    epochs: int,
-    warmup_epochs: int,
-    steps_per_epoch: int,
-    final_fraction: float,
-    warmup_from: float = 1e-5,
-    decay: str = "epoch",
-) -> WarmupCosine:
-    """The authors' schedule: a rise of whole steps, then a cosine of whole epochs.
-
-    The cosine c(e) falls from `base` at e = 0 to `final_fraction * base` at e = `epochs`. The rise
-    goes in equal steps from `warmup_from` to c(`warmup_epochs`), which it would reach with the
-    first step after the warm-up; from there on epoch e, counted from 0, has c(e + 1).
-
-    Args:
-        base: learning rate at the top of the cosine.
-        epochs, warmup_epochs: of the run, and of its rise; 0 leaves the rise out.
-        steps_per_epoch: steps in an epoch.
-        final_fraction: of `base`, in the last epoch.
-        warmup_from: rate of step 0.
-        decay: "epoch"; or "step": step s after the warm-up has c(s / `steps_per_epoch`).
-
-    Returns:
-        A Keras learning-rate schedule: int step -> float32 rate.
-    """
-    return WarmupCosine(
-        base, epochs, warmup_epochs, steps_per_epoch, final_fraction, warmup_from, decay
-    )
+# The public name.
+warmup_cosine = WarmupCosine
 
 
 class CoupledAdam(tf.keras.optimizers.Adam):

@@ -43,12 +43,10 @@ _APT_GET = ["apt-get", "-qq", "-o", "Acquire::Retries=1", "-o", "Acquire::http::
 
 
 def restore_gzip_header(content: bytes, name: str, mtime: int) -> bytes:
-    """A gzip file with the original name, without .gz, and time in its header.
+    """A gzip file with the original name, without .gz, and time in its header; its data unchanged.
 
-    The data is unchanged. A file whose header has a name is returned as it is: it is as published.
-
-    Raises:
-        ValueError: content is no gzip file, or its header has other optional fields.
+    A file whose header has a name is returned as it is: it is as published. ValueError where
+    content is no gzip file, or its header has other optional fields.
     """
     magic_and_method, level_and_system = content[:3], content[8:_GZIP_HEADER_BYTES]
     if magic_and_method != _GZIP_DEFLATE or len(content) < _GZIP_HEADER_BYTES:
@@ -69,10 +67,8 @@ def has_debian_files(debian_dir: str | os.PathLike) -> bool:
 def fetch_debian_files(debian_dir: str | os.PathLike) -> str:
     """Unpacks Debian's package into `debian_dir`, without root, where apt-get and dpkg-deb exist.
 
-    The folder appears complete or not at all.
-
-    Returns:
-        Why it could not be fetched; empty where it was, or where these programs are missing.
+    The folder appears complete or not at all. Returns why it could not be fetched; empty where it
+    was, or where these programs are missing.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return ""
@@ -128,14 +124,13 @@ def prepare(
 ) -> tuple[pathlib.Path, bool]:
     """Makes `tfds.load(dataset, data_dir=data_dir, download=False)` work.
 
+    Returns the data set's folder, and whether this call made it.
+
     Args:
         dataset: a data set's name in TFDS, such as fashion_mnist or cifar10.
         data_dir: folder of the prepared data sets.
         debian_dir: folder of the files of Debian's package, put there if they are missing.
         manual_dir: folder with the lists and photos that `data.photo_sets` describes.
-
-    Returns:
-        (folder, new): the data set's folder, and whether this call made it.
 
     Raises:
         UserError: TFDS has no such data set, its files are not the registered ones or cannot be
@@ -205,10 +200,8 @@ def _unregistered_files(debian_dir, reason):
 def _prepare_from_manual(builder, manual_dir):
     folder = pathlib.Path(manual_dir)
     if not manual_dir or not folder.is_dir() or not any(folder.iterdir()):
-        placed = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-        raise UserError(
-            f"manual_dir={manual_dir}: no folder, or an empty one; name another. {placed}"
-        )
+        fix = "name another. " + " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise UserError(f"manual_dir={manual_dir}: no folder, or an empty one; {fix}")
     with tempfile.TemporaryDirectory() as scratch:
         _download_and_prepare(builder, scratch, manual_dir)
 
@@ -233,24 +226,18 @@ def _check_connection(builder, debian_dir):
                     "install it, or give the folder of its four .gz files (or the ones that "
                     "Zalando published) as --debian_dir"
                 )
-            reason = getattr(error, "reason", error)
-            raise UserError(
-                f"dataset={builder.name}: {url} cannot be reached ({reason}); {fix}"
-            ) from error
+            reason = f"{url} cannot be reached ({getattr(error, 'reason', error)})"
+            raise UserError(f"dataset={builder.name}: {reason}; {fix}") from error
 
 
 def define_flags() -> None:
     """Defines this command's flags; called late, as `hqc_tf.config` has flags of the same names."""
     flags.DEFINE_string("dataset", "fashion_mnist", "The data set's name in TFDS.")
     flags.DEFINE_string("data_dir", "data/tfds", "Folder of the prepared data sets.")
-    flags.DEFINE_string(
-        "debian_dir",
-        DEBIAN_DIR,
-        "Folder of the files of Debian's package dataset-fashion-mnist; put there if missing.",
-    )
-    flags.DEFINE_string(
-        "manual_dir", "", "Folder with the lists and photos of flickr25k or nuswide."
-    )
+    text = f"Folder of the files of Debian's package {DEBIAN_PACKAGE}; put there if missing."
+    flags.DEFINE_string("debian_dir", DEBIAN_DIR, text)
+    text = "Folder with the lists and photos of flickr25k or nuswide."
+    flags.DEFINE_string("manual_dir", "", text)
 
 
 def main(rest: list[str]) -> None:

@@ -9,15 +9,10 @@ from hqc_tf.numerics import branches
 
 
 class Quantization(NamedTuple):
-    """What the quantizer makes of a batch.
+    """What the quantizer makes of a batch."""
 
-    Attributes:
-        quantized: float [B, M*D], the softly quantized embedding z.
-        similarity: float [B, M, K], cosine of each part with each codeword of its book.
-    """
-
-    quantized: tf.Tensor
-    similarity: tf.Tensor
+    quantized: tf.Tensor  # float [B, M*D], the softly quantized embedding z
+    similarity: tf.Tensor  # float [B, M, K], cosine of each part with each codeword of its book
 
 
 class ProductQuantizer(tf.keras.layers.Layer):
@@ -63,9 +58,7 @@ class ProductQuantizer(tf.keras.layers.Layer):
                 f"num_books={num_books}, word_dim={word_dim}, temperature={temperature}: "
                 "each must be above zero; give positive numbers"
             )
-        self.num_books = num_books
-        self.num_words = num_words
-        self.word_dim = word_dim
+        self.num_books, self.num_words, self.word_dim = num_books, num_words, word_dim
         self.temperature = temperature
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -112,12 +105,8 @@ class ProductQuantizer(tf.keras.layers.Layer):
         return self._merge(tf.transpose(words, [1, 0, 2]))
 
     def get_config(self) -> dict:
-        return super().get_config() | {
-            "num_books": self.num_books,
-            "num_words": self.num_words,
-            "word_dim": self.word_dim,
-            "temperature": self.temperature,
-        }
+        names = "num_books", "num_words", "word_dim", "temperature"
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
     def _split(self, embedding):
         return tf.reshape(embedding, [-1, self.num_books, self.word_dim])

@@ -17,6 +17,8 @@ from hqc_tf.config import DISTANCES
 # the database is larger, and 8 bytes for each of the N*M words, whatever the number of queries.
 CHUNK_ELEMENTS = 2**22
 
+Tensor = tf.Tensor
+
 
 class Encoded(NamedTuple):
     """Embeddings float32 [N, M*D] and codes uint8 [N, M] of N images, in their order."""
@@ -26,18 +28,17 @@ class Encoded(NamedTuple):
 
 
 def collect(batches: Iterable, count: int, label: str = "") -> Encoded:
-    """Puts (embedding, codes) batches into one `Encoded` of `count` rows, the rest left out.
+    """Puts batches into one `Encoded` of N = `count` rows, the rest left out.
 
     Args:
-        batches: pairs of tensors float [b, M*D] and uint8 [b, M].
+        batches: pairs of embeddings, float [b, M*D], and codes, uint8 [b, M].
         count: N.
         label: what the progress bar calls the images; no bar where it is empty.
     """
     embeddings, codes = [], []
-    bar = tqdm.tqdm(
+    with tqdm.tqdm(
         total=count, desc=f"encoding {label}", unit=" images", disable=None if label else True
-    )
-    with bar:
+    ) as bar:
         for embedding, code in batches:
             embeddings.append(embedding.numpy().astype(np.float32))
             codes.append(code.numpy())
@@ -48,14 +49,12 @@ def collect(batches: Iterable, count: int, label: str = "") -> Encoded:
 class Nearest(NamedTuple):
     """The k nearest database rows of each query, nearest first."""
 
-    rows: tf.Tensor  # [Q, k] int32
-    distances: tf.Tensor  # [Q, k] float32
+    rows: Tensor  # [Q, k] int32
+    distances: Tensor  # [Q, k] float32
 
 
-def distance_tables(
-    query_embeddings: tf.Tensor, codebooks: tf.Tensor, distance: str = "l2"
-) -> tf.Tensor:
-    """Distances of every query part to every word of its book.
+def distance_tables(query_embeddings: Tensor, codebooks: Tensor, distance: str = "l2") -> Tensor:
+    """Distances of every query part to every word of its book, [Q, M, K] float32.
 
     Differences are taken directly: the three-term expansion loses digits where a part lies near
     a word, and those are the distances that decide the first places.
@@ -65,16 +64,12 @@ def distance_tables(
         codebooks: [M, K, D] float.
         distance: "l2" for norms (authors' program), "squared" for squared norms (ScaNN).
 
-    Returns:
-        [Q, M, K] float32.
-
     Raises:
         ValueError: `distance` is unknown, or the embeddings are not M*D wide.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}, but must be one of {DISTANCES}: pass one.")
-    queries = tf.cast(query_embeddings, tf.float32)
-    codebooks = tf.cast(codebooks, tf.float32)
+    queries, codebooks = (tf.cast(x, tf.float32) for x in (query_embeddings, codebooks))
     num_books, _, word_dim = codebooks.shape
     if queries.shape.rank != 2 or queries.shape[1] != num_books * word_dim:
         raise ValueError(
@@ -88,14 +83,12 @@ def distance_tables(
 
 
 def asymmetric_distances(
-    query_embeddings: tf.Tensor,
-    codes: tf.Tensor,
-    codebooks: tf.Tensor,
-    distance: str = "l2",
-) -> tf.Tensor:
-    """Distances of every query to every code (method, "Evaluation"; authors' program).
+    query_embeddings: Tensor, codes: Tensor, codebooks: Tensor, distance: str = "l2"
+) -> Tensor:
+    """Distances of every query to every code, [Q, N] float32.
 
-    Equal codes get bit-identical distances to a query, so that ties are ties.
+    Equal codes get bit-identical distances to a query, so that ties are ties. Source: the paper's
+    method, "Evaluation"; the authors' program.
 
     Args:
         query_embeddings: [Q, M*D] float.
@@ -103,16 +96,12 @@ def asymmetric_distances(
         codebooks: [M, K, D] float.
         distance: "l2" for the sum over books of norms, "squared" for that of squared norms.
 
-    Returns:
-        [Q, N] float32.
-
     Raises:
         ValueError: as `distance_tables`, or the codes are not M wide or name a word beyond K.
     """
     tables = distance_tables(query_embeddings, codebooks, distance)
     _, num_books, num_words = tables.shape
-    codes = np.asarray(codes)
-    _check_codes(codes, num_books, num_words)
+    codes = _checked_codes(codes, num_books, num_words)
     # Adds the M table rows of each code in the order of the books. A product with one-hot codes
     # is slower, and at the edges of its blocks it rounds equal codes differently.
     words = codes + np.arange(num_books, dtype=np.int32) * num_words
@@ -121,52 +110,30 @@ def asymmetric_distances(
     return tf.transpose(tf.sparse.segment_sum(by_word, words.ravel(), images))
 
 
-def candidate_distances(tables: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+def candidate_distances(tables: Tensor, codes: Tensor) -> Tensor:
     """Exact distances of each query to candidates of its own, to re-rank an approximate search.
 
-    Args:
-        tables: [Q, M, K] float32 from `distance_tables`.
-        codes: [Q, R, M] uint8, the codes of the R candidates of each query.
-
-    Returns:
-        [Q, R] float32.
+    [Q, M, K] float32 `tables` of `distance_tables` and the [Q, R, M] uint8 `codes` of the R
+    candidates of each query -> [Q, R] float32.
     """
     words = tf.transpose(tf.cast(codes, tf.int32), [0, 2, 1])
     return tf.reduce_sum(tf.gather(tables, words, batch_dims=2), axis=1)
 
 
 def nearest(
-    query_embeddings: tf.Tensor,
-    codes: tf.Tensor,
-    codebooks: tf.Tensor,
-    k: int,
-    distance: str = "l2",
+    query_embeddings: Tensor, codes: Tensor, codebooks: Tensor, k: int, distance: str = "l2"
 ) -> Nearest:
     """The k nearest images of each query by exhaustive search; ties go to the lower row.
 
-    Args:
-        query_embeddings: [Q, M*D] float, Q at least 1.
-        codes: [N, M] uint8.
-        codebooks: [M, K, D] float.
-        k: how many to return, 1 to N.
-        distance: "l2" or "squared", as in `asymmetric_distances`.
-
-    Returns:
-        `Nearest` with `.rows` [Q, k] int32 and `.distances` [Q, k] float32.
-
-    Raises:
-        ValueError: as `asymmetric_distances`, or k is not in 1 to N.
+    Takes and raises what `asymmetric_distances` does, with Q at least 1; k is how many are
+    returned, and a ValueError unless it is in 1 to N.
     """
     chunks = list(nearest_by_chunk(query_embeddings, codes, codebooks, k, distance))
     return Nearest(*(tf.concat(parts, axis=0) for parts in zip(*chunks, strict=True)))
 
 
 def nearest_by_chunk(
-    query_embeddings: tf.Tensor,
-    codes: tf.Tensor,
-    codebooks: tf.Tensor,
-    k: int,
-    distance: str = "l2",
+    query_embeddings: Tensor, codes: Tensor, codebooks: Tensor, k: int, distance: str = "l2"
 ) -> Iterator[Nearest]:
     """`nearest` for one run of consecutive queries after the other, where Q*k is too large to hold.
 
@@ -182,18 +149,11 @@ def nearest_by_chunk(
     yield from _nearest_by_chunk(query_embeddings, distances_of, len(codes), widest, k)
 
 
-def embedding_distances(query_embeddings: tf.Tensor, database_embeddings: tf.Tensor) -> tf.Tensor:
+def embedding_distances(query_embeddings: Tensor, database_embeddings: Tensor) -> Tensor:
     """Euclidean distances of embeddings, nothing quantized: what codes are measured against.
 
-    The squared distance is expanded into three terms, so that it is right to float32 rounding of
-    the embeddings' squared lengths.
-
-    Args:
-        query_embeddings: [Q, E] float.
-        database_embeddings: [N, E] float.
-
-    Returns:
-        [Q, N] float32.
+    Float [Q, E] and [N, E] -> [Q, N] float32. The squared distance is expanded into three terms, so
+    that it is right to float32 rounding of the embeddings' squared lengths.
     """
     queries, images = (tf.cast(x, tf.float32) for x in (query_embeddings, database_embeddings))
     of_queries, of_images = (tf.reduce_sum(tf.square(x), axis=1) for x in (queries, images))
@@ -202,17 +162,11 @@ def embedding_distances(query_embeddings: tf.Tensor, database_embeddings: tf.Ten
 
 
 def nearest_embeddings_by_chunk(
-    query_embeddings: tf.Tensor, database_embeddings: tf.Tensor, k: int
+    query_embeddings: Tensor, database_embeddings: Tensor, k: int
 ) -> Iterator[Nearest]:
-    """`nearest_by_chunk` by `embedding_distances`.
+    """`nearest_by_chunk` by `embedding_distances`, of float [Q, E] and [N, E].
 
-    Args:
-        query_embeddings: [Q, E] float.
-        database_embeddings: [N, E] float.
-        k: how many to return, 1 to N.
-
-    Raises:
-        ValueError: k is not in 1 to N.
+    k is how many are returned, and a ValueError unless it is in 1 to N.
     """
     images = tf.cast(database_embeddings, tf.float32)
 
@@ -235,7 +189,8 @@ def _nearest_by_chunk(query_embeddings, distances_of, num_images, elements_per_q
         yield Nearest(rows, -negated)
 
 
-def _check_codes(codes: np.ndarray, num_books: int, num_words: int) -> None:
+def _checked_codes(codes, num_books, num_words):
+    codes = np.asarray(codes)
     if codes.ndim != 2 or codes.shape[1] != num_books:
         raise ValueError(
             f"codes have the shape {codes.shape}, but {num_books} codebooks need "
@@ -246,3 +201,4 @@ def _check_codes(codes: np.ndarray, num_books: int, num_words: int) -> None:
             f"codes name word {codes.max()}, but the codebooks have words 0 to {num_words - 1}: "
             "use the codebooks that the codes were made with."
         )
+    return codes

@@ -27,38 +27,28 @@ STATES = "checkpoints/state"
 TENSORBOARD = "tensorboard"
 # TensorBoard shows each folder as a run of this name.
 SPEED_RUN, HELD_OUT_RUN = f"{TENSORBOARD}/speed", f"{TENSORBOARD}/held_out"
-EPOCHS, SPEED = "epochs.jsonl", "speed.jsonl"
-METRICS, REJECTS = "metrics.jsonl", "rejects.jsonl"
+EPOCHS, SPEED, METRICS, REJECTS = "epochs.jsonl", "speed.jsonl", "metrics.jsonl", "rejects.jsonl"
 _FIX = "restore a copy, or train again"
 
 Folder = str | os.PathLike
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Perplexity = Annotated[list[float], msgspec.Meta(min_length=1)]
+_PrecisionAtK = Annotated[dict[str, float], msgspec.Meta(min_length=1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochLine:
-    """A line of epochs.jsonl; what needs held-out images is None without them.
+    """A line of epochs.jsonl; what needs held-out images is None without them."""
 
-    Attributes:
-        epoch: from 0.
-        step: training steps before its end.
-        losses: means over the epoch of "loss" and of each unweighted term.
-        learning_rate: of its last step.
-        held_out: images behind the label-free figures.
-        recall_at_1: share of changed views that find their own image first.
-        perplexity: words of each book in use, [M].
-        quantization_error: share of the embeddings' squared length.
-    """
-
-    epoch: _Count
-    step: _Count
+    epoch: _Count  # from 0
+    step: _Count  # training steps before its end
+    # Means over the epoch of "loss" and of each unweighted term.
     losses: dict[str, float] = dataclasses.field(default_factory=dict, metadata=files.REST)
-    learning_rate: float | None = None
-    held_out: _Count | None = None
-    recall_at_1: float | None = None
-    perplexity: _Perplexity | None = None
-    quantization_error: float | None = None
+    learning_rate: float | None = None  # of its last step
+    held_out: _Count | None = None  # images behind the label-free figures
+    recall_at_1: float | None = None  # share of changed views that find their own image first
+    perplexity: _Perplexity | None = None  # words of each book in use, [M]
+    quantization_error: float | None = None  # share of the embeddings' squared length
 
     def __post_init__(self):
         _check_together(self, "recall_at_1", "perplexity")
@@ -82,39 +72,23 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A line of metrics.jsonl, one evaluation; what needs labels, or held-out images, may be None.
+    """A line of metrics.jsonl, an evaluation; None for what needs labels or held-out images."""
 
-    Attributes:
-        time: UTC, as 2024-01-31T12:00:00Z.
-        weights: "best", "last" or "untrained".
-        step: training steps behind the weights.
-        protocol: name of the data set's protocol.
-        bits: of a code.
-        distance: "l2" or "squared".
-        queries: how many queries.
-        database: how many images are searched.
-        top_k: R of mAP@R.
-        mean_average_precision: mAP@R, 0 to 1.
-        chance: mAP@R of a random ranking.
-        precision_at_k: k, as text -> P@k.
-        baselines: "embedding", the same embeddings without quantization, and "pixels", PCA and OPQ
-            of raw pixels at as many bits, where FAISS is installed; None in older lines.
-        held_out, recall_at_1, perplexity, quantization_error: as in `EpochLine`.
-    """
-
-    time: str
-    weights: str
-    step: _Count
-    protocol: str
-    bits: _Count
-    distance: str
-    queries: _Count | None = None
-    database: _Count | None = None
-    top_k: _Count | None = None
-    mean_average_precision: float | None = None
-    chance: float | None = None
-    precision_at_k: Annotated[dict[str, float], msgspec.Meta(min_length=1)] | None = None
+    time: str  # UTC, as 2024-01-31T12:00:00Z
+    weights: str  # "best", "last" or "untrained"
+    step: _Count  # training steps behind the weights
+    protocol: str  # name of the data set's protocol
+    bits: _Count  # of a code
+    distance: str  # "l2" or "squared"
+    queries: _Count | None = None  # how many queries
+    database: _Count | None = None  # how many images are searched
+    top_k: _Count | None = None  # R of mAP@R
+    mean_average_precision: float | None = None  # mAP@R, 0 to 1
+    chance: float | None = None  # mAP@R of a random ranking
+    precision_at_k: _PrecisionAtK | None = None  # k, as text -> P@k
+    # "embedding": the same without quantization; "pixels": PCA and OPQ of raw pixels, by FAISS.
     baselines: dict[str, Baseline] | None = None
+    # As in `EpochLine`.
     held_out: _Count | None = None
     recall_at_1: float | None = None
     perplexity: _Perplexity | None = None
@@ -127,11 +101,7 @@ class Result:
 
 
 def read_settings(workdir: Folder) -> config.Config:
-    """The settings that a training left in `workdir`.
-
-    Raises:
-        UserError: there are none, or they cannot be read.
-    """
+    """The settings that a training left in `workdir`; UserError where none can be read."""
     path = pathlib.Path(workdir, FLAGFILE)
     if not path.is_file():
         raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
@@ -165,17 +135,11 @@ def write_settings(workdir: Folder, settings: config.Config) -> None:
 def save_weights(
     trained: model.HQC, workdir: Folder, step: int, weights: str, refitted: bool = False
 ) -> None:
-    """Saves the weights that encoding needs.
+    """Saves the weights that encoding needs, `step` training steps behind them.
 
-    Args:
-        trained: the model. Every process of a run has to call this, and the chief writes.
-        workdir: folder of the run.
-        step: training steps behind the model.
-        weights: "best" or "last", which are replaced.
-        refitted: saves them beside those that training left.
-
-    Raises:
-        UserError: a weight is not finite; the weights saved before stay.
+    They replace `weights`, "best" or "last", or are `refitted` ones beside those; UserError where
+    one is not finite, and those saved before stay. Every process of a run has to call this, and the
+    chief writes.
     """
     numerics.check_weights(trained, step)
     saved = tf.train.Checkpoint(
@@ -199,13 +163,8 @@ def saved_step(workdir: Folder, weights: str = "last", refitted: bool = False) -
 def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model.HQC:
     """The model that a training left in `workdir`, ready to encode.
 
-    Args:
-        workdir: folder of the run.
-        weights: "best", chosen without labels, or "last".
-        refitted: takes them as `--refit` left them, where it did.
-
-    Raises:
-        UserError: `workdir` has no such weights, or damaged ones.
+    Its weights are the "best", chosen without labels, or the "last", as `--refit` left them where
+    it did, unless `refitted` is false; UserError where `workdir` has none, or damaged ones.
     """
     settings = read_settings(workdir)
     # Weights that were trained again since are of another step.

@@ -18,77 +18,54 @@ LUMA = 0.2989, 0.587, 0.114
 # Operations in the jitter's order.
 BRIGHTNESS, CONTRAST, SATURATION, HUE_SHIFT, NOTHING = range(5)
 
-
-Channels = list[tf.Tensor]
+Tensor = tf.Tensor
+Channels = list[Tensor]
 
 
 class Strength(NamedTuple):
-    """How far views are from their image; the defaults are the authors'.
+    """How far views are from their image; the defaults are the authors'."""
 
-    Attributes:
-        area: least area of the crop, as a fraction of the image.
-        ratio: most ratio of its sides, in either direction.
-        flip: probability of mirroring.
-        jitter: most change of brightness, contrast and saturation, as a factor.
-        hue: most shift of the hue, in turns.
-        gray: probability of losing color.
-        sigma: most sigma of the blur, in pixels.
-    """
-
-    area: float = 0.08
-    ratio: float = 4 / 3
-    flip: float = 0.5
-    jitter: float = 0.4
-    hue: float = 0.1
-    gray: float = 0.2
-    sigma: float = 2.0
+    area: float = 0.08  # least area of the crop, as a fraction of the image
+    ratio: float = 4 / 3  # most ratio of its sides, in either direction
+    flip: float = 0.5  # probability of mirroring
+    jitter: float = 0.4  # most change of brightness, contrast and saturation, as a factor
+    hue: float = 0.1  # most shift of the hue, in turns
+    gray: float = 0.2  # probability of losing color
+    sigma: float = 2.0  # most sigma of the blur, in pixels
 
 
 AUTHORS = Strength()
 
 
 class Draw(NamedTuple):
-    """One random view of each of B images.
+    """One random view of each of B images."""
 
-    Attributes:
-        crop: float [B, 2 * CROP_TRIES + 2] in [0, 1), for `crop_boxes`.
-        flip: bool [B], mirrored left to right.
-        order: int32 [B, 4], the jitter's operations in their order; NOTHING in all four: no jitter.
-        factors: float [B, 4], of brightness, contrast, saturation, and the shift of hue in turns.
-        gray: bool [B].
-        sigma: float [B], of the blur, in pixels.
-    """
-
-    crop: tf.Tensor
-    flip: tf.Tensor
-    order: tf.Tensor
-    factors: tf.Tensor
-    gray: tf.Tensor
-    sigma: tf.Tensor
+    crop: Tensor  # float [B, 2 * CROP_TRIES + 2] in [0, 1), for `crop_boxes`
+    flip: Tensor  # bool [B], mirrored left to right
+    order: Tensor  # int32 [B, 4], the jitter's operations in order; NOTHING in all four: no jitter
+    factors: Tensor  # float [B, 4], of brightness, contrast, saturation, and hue's shift in turns
+    gray: Tensor  # bool [B]
+    sigma: Tensor  # float [B], of the blur, in pixels
 
 
 class Boxes(NamedTuple):
     """Whole-pixel rectangles, int32 [B] each."""
 
-    top: tf.Tensor
-    left: tf.Tensor
-    height: tf.Tensor
-    width: tf.Tensor
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
 
 
-def draw(seed: tf.Tensor, batch_size: int, strength: Strength = AUTHORS) -> Draw:
+def draw(seed: Tensor, batch_size: int, strength: Strength = AUTHORS) -> Draw:
     """Parameters of one view of each of `batch_size` images.
 
     Row i is a function of int [2] `seed` and of i alone: a larger batch begins with the same rows.
     """
     columns = 2 * CROP_TRIES + 2
     uniform = tf.random.stateless_uniform([batch_size, columns + 12], seed)
-    crop, (flip, jitter, gray, sigma), ranks, factors = (
-        uniform[:, :columns],
-        tf.unstack(uniform[:, columns : columns + 4], axis=1),
-        uniform[:, columns + 4 : columns + 8],
-        uniform[:, columns + 8 :],
-    )
+    crop, chances, ranks, factors = tf.split(uniform, [columns, 4, 4, 4], axis=1)
+    flip, jitter, gray, sigma = tf.unstack(chances, axis=1)
     order = tf.where(jitter[:, None] < JITTER_PROBABILITY, tf.argsort(ranks), NOTHING)
     spread = tf.constant([*3 * [strength.jitter], strength.hue])
     middle = tf.constant([1.0, 1.0, 1.0, 0.0])
@@ -103,10 +80,7 @@ def draw(seed: tf.Tensor, batch_size: int, strength: Strength = AUTHORS) -> Draw
 
 
 def crop_boxes(
-    uniform: tf.Tensor,
-    height: int | tf.Tensor,
-    width: int | tf.Tensor,
-    strength: Strength = AUTHORS,
+    uniform: Tensor, height: int | Tensor, width: int | Tensor, strength: Strength = AUTHORS
 ) -> Boxes:
     """RandomResizedCrop's boxes: a uniform area of the image, a log-uniform ratio of the sides.
 
@@ -114,8 +88,7 @@ def crop_boxes(
 
     Args:
         uniform: `Draw.crop`.
-        height: of the images in pixels, int scalar or [B].
-        width: likewise.
+        height, width: of the images in pixels, int scalar or [B].
         strength: its `area` and `ratio` count.
     """
     full_h, full_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -137,20 +110,12 @@ def crop_boxes(
 
 
 @tf.function(jit_compile=True, autograph=False)
-def crop(images: tf.Tensor, boxes: Boxes, flip: tf.Tensor, size: int) -> tf.Tensor:
-    """Cuts a box out of each image, mirrors it where `flip` is true and resizes it to a square.
+def crop(images: Tensor, boxes: Boxes, flip: Tensor, size: int) -> Tensor:
+    """Cuts a box out of each image, mirrors it where bool [B] `flip` is true and resizes it.
 
-    Bilinear with anti-aliasing, pixels outside the box unused, as `crop_one`. Resampling is a
-    matrix per image and axis, so a batch takes two matrix products.
-
-    Args:
-        images: float [B, H, W, 3].
-        boxes: one for each image.
-        flip: bool [B].
-        size: side of the square, in pixels.
-
-    Returns:
-        float [B, size, size, 3].
+    Float [B, H, W, 3] -> [B, size, size, 3]. Bilinear with anti-aliasing, pixels outside the box
+    unused, as `crop_one`. Resampling is a matrix per image and axis, so a batch takes two matrix
+    products.
     """
     rows = _resampling(boxes.top, boxes.height, size, images.shape[1])
     columns = _resampling(boxes.left, boxes.width, size, images.shape[2])
@@ -158,14 +123,14 @@ def crop(images: tf.Tensor, boxes: Boxes, flip: tf.Tensor, size: int) -> tf.Tens
     return tf.einsum("bih,bhwc,bjw->bijc", rows, images, columns)
 
 
-def crop_one(image: tf.Tensor, box: Boxes, flip: tf.Tensor, size: int) -> tf.Tensor:
+def crop_one(image: Tensor, box: Boxes, flip: Tensor, size: int) -> Tensor:
     """`crop` of a single image of any size, float [H, W, 3] -> [size, size, 3]."""
     cut = tf.slice(image, [box.top, box.left, 0], [box.height, box.width, 3])
     square = tf.image.resize(cut, [size, size], antialias=True)
     return tf.where(flip, square[:, ::-1], square)
 
 
-def recolor(crops: tf.Tensor, drawn: Draw) -> tf.Tensor:
+def recolor(crops: Tensor, drawn: Draw) -> Tensor:
     """Color jitter, gray and blur of crops, float [B, H, W, 3]; the shape stays."""
     planes = _jitter_and_gray(crops, drawn.order, drawn.factors, drawn.gray)
     return tf.transpose(blur(planes, drawn.sigma), [1, 2, 3, 0])
@@ -180,16 +145,15 @@ def _jitter_and_gray(images, order, factors, gray):
     return tf.stack(grayscale(channels, gray))
 
 
-def color_jitter(channels: Channels, order: tf.Tensor, factors: tf.Tensor) -> Channels:
+def color_jitter(channels: Channels, order: Tensor, factors: Tensor) -> Channels:
     """Brightness, contrast, saturation and hue, in each image's own order.
 
     Brightness f: f x. Contrast f: f x + (1 - f) mean(gray(x)). Saturation f: f x + (1 - f) gray(x).
-    Each is clipped to [0, 1]. Hue h: turns the hue by h of a full circle.
+    Each is clipped to [0, 1]. Hue h: turns the hue by h of a full circle, at most half of one.
 
     Args:
         channels: red, green and blue, float [B, H, W] each, like the result.
-        order: `Draw.order`.
-        factors: `Draw.factors`; hue turns by at most half a circle.
+        order, factors: those of a `Draw`.
     """
     for slot in range(4):
         operation = order[:, slot]
@@ -200,14 +164,14 @@ def color_jitter(channels: Channels, order: tf.Tensor, factors: tf.Tensor) -> Ch
     return channels
 
 
-def grayscale(channels: Channels, chosen: tf.Tensor) -> Channels:
+def grayscale(channels: Channels, chosen: Tensor) -> Channels:
     """Gray where bool [B] `chosen` is true: 0.2989 R + 0.587 G + 0.114 B in all three channels."""
     gray = _gray(channels)
     return [tf.where(chosen[:, None, None], gray, channel) for channel in channels]
 
 
 @tf.function(jit_compile=True, autograph=False)
-def blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+def blur(planes: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of 3x3 pixels, mirrored at the border: weights exp(-d^2 / 2 sigma^2), sum 1.
 
     Float [3, B, H, W] -> the same, with float [B] `sigma` in pixels.
@@ -221,16 +185,11 @@ def blur(planes: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     return middle * planes + side * (padded[..., :-2] + padded[..., 2:])
 
 
-def plain_view(images: tf.Tensor, resize_size: int, size: int) -> tf.Tensor:
+def plain_view(images: Tensor, resize_size: int, size: int) -> Tensor:
     """The view that is encoded: shorter side to `resize_size`, then the center square.
 
-    Args:
-        images: uint8 or float in [0, 255], [H, W, 3] or [B, H, W, 3].
-        resize_size: in pixels, at least `size`.
-        size: side of the square, in pixels.
-
-    Returns:
-        float32 [size, size, 3] or [B, size, size, 3] in [0, 1].
+    Uint8 or float in [0, 255], [H, W, 3] or [B, H, W, 3] -> float32 in [0, 1], [size, size, 3] or
+    [B, size, size, 3]; both sizes in pixels, `resize_size` at least `size`.
     """
     height, width = tf.unstack(tf.shape(images)[-3:-1])
     shorter = tf.minimum(height, width)

@@ -35,9 +35,8 @@ def training_views(
 
     Args:
         images: the training images.
-        config: batch_size, image_size, augment_on and seed are read.
-        first_step: counted from the start of the run, from 0.
-        last_step: exclusive.
+        config: batch_size, image_size, augment_on, seed and the strength of augmentation are read.
+        first_step, last_step: counted from the start of the run, from 0; the last one exclusive.
         context: of this process, whose replicas take elements in turn; None: one replica.
 
     Returns:
@@ -99,13 +98,9 @@ def changed_views(images: Images, config: Config) -> tf.data.Dataset:
         return rows, (augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch, strength),)
 
     steps = tf.data.Dataset.range(-(-len(images) // batch)).map(plan)
+    recolor = no_autograph(lambda crops, draws: augment.recolor(crops[0], draws[0]))
     crops = _crops(steps, images, batch, config)
-
-    @no_autograph
-    def recolor_view(crops, draws):
-        return augment.recolor(crops[0], draws[0])
-
-    return crops.map(recolor_view, num_parallel_calls=tf.data.AUTOTUNE)
+    return crops.map(recolor, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 @no_autograph
@@ -128,11 +123,7 @@ def steps_per_epoch(images: Images, config: Config) -> int:
 
 def plain_batches(images: Images, resize_size: int, size: int, batch_size: int) -> tf.data.Dataset:
     """The plain views in order: Dataset of float32 [b, size, size, 3] in [0, 1]."""
-
-    @no_autograph
-    def view(pixels):
-        return augment.plain_view(pixels, resize_size, size)
-
+    view = no_autograph(lambda pixels: augment.plain_view(pixels, resize_size, size))
     if images.pixels is not None:
         batches = raw_batches(images, batch_size)
         return batches.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
@@ -149,16 +140,15 @@ def raw_batches(images: Images, batch_size: int) -> tf.data.Dataset:
     return starts.map(lambda start: pixels[start : start + batch_size])
 
 
-# Shared by all data sets of files, so that decoding is traced once.
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+# Both are shared by all data sets of files, so that decoding is traced once.
+_traced_once = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+_decode = _traced_once(decoding.decode_image)
+
+
+@_traced_once
 def read_image(path: tf.Tensor) -> tf.Tensor:
     """The file at string scalar `path` -> uint8 [H, W, 3], as `decoding.decode_image`."""
     return decoding.decode_image(tf.io.read_file(path))
-
-
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-def _decode(contents):
-    return decoding.decode_image(contents)
 
 
 def read_pixels(images: Images, row: int) -> np.ndarray:
@@ -212,13 +202,10 @@ def _crops_of_files(steps, images, batch, size, strength):
     def cut(row, drawn):
         image = tf.cast(read(held[row]), tf.float32) / 255.0
         height, width = tf.unstack(tf.shape(image)[:2])
-        crops = []
-        for d in drawn:
-            box = augment.Boxes(
-                *(side[0] for side in augment.crop_boxes(d.crop[None], height, width, strength))
-            )
-            crops.append(augment.crop_one(image, box, d.flip, size))
-        return tuple(crops), drawn
+        boxes = [augment.crop_boxes(d.crop[None], height, width, strength) for d in drawn]
+        boxes = [augment.Boxes(*(side[0] for side in box)) for box in boxes]
+        pairs = zip(boxes, drawn, strict=True)
+        return tuple(augment.crop_one(image, box, d.flip, size) for box, d in pairs), drawn
 
     items = steps.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
     return items.batch(batch, drop_remainder=True)

@@ -21,15 +21,10 @@ TFDS_NAMES = ("fashion_mnist", "cifar10")
 
 
 class DataSet(NamedTuple):
-    """A row: a data set whose roles are fixed.
+    """A row: a data set whose roles are fixed."""
 
-    Attributes:
-        read: function of a role and data_dir that returns `Images`.
-        protocol: the name under which results are reported.
-    """
-
-    read: Callable[[str, str], Images]
-    protocol: str
+    read: Callable[[str, str], Images]  # of a role and data_dir
+    protocol: str  # the name under which results are reported
 
 
 DATA_SETS = {
@@ -42,17 +37,11 @@ DATA_SETS = {
 
 
 class Source(NamedTuple):
-    """What `--dataset` or `--input` names.
+    """What `--dataset` or `--input` names."""
 
-    Attributes:
-        kind: "name" (in `DATA_SETS`), "folder", "pattern", "tfds" or "tfrecord".
-        name: the name, folder or pattern.
-        split: of a name or of a TFDS data set; empty where none is given.
-    """
-
-    kind: str
-    name: str
-    split: str = ""
+    kind: str  # "name" (in `DATA_SETS`), "folder", "pattern", "tfds" or "tfrecord"
+    name: str  # the name, folder or pattern
+    split: str = ""  # of a name or of a TFDS data set; empty where none is given
 
     @property
     def is_files(self) -> bool:
@@ -71,9 +60,8 @@ class Source(NamedTuple):
                 raise UserError(f"folder:{self.name}: no such folder; name one that holds images")
             return walk(self.root)
         if self.kind == "pattern" and self.name and pathlib.Path(self.name).is_dir():
-            raise UserError(
-                f"{self.name}: a folder; write folder:{self.name}, or a pattern of files"
-            )
+            fix = f"write folder:{self.name}, or a pattern of files"
+            raise UserError(f"{self.name}: a folder; {fix}")
         return match(self.name)
 
     def items(self) -> Iterator[Item]:
@@ -110,16 +98,13 @@ def load_split(
     database; the test split has the queries. `tfds:NAME/SPLIT` takes SPLIT in place of the train
     split. For CIFAR-10's protocols see `cifar10`, for `flickr25k` and `nuswide` see `photo_sets`.
     In files with sub-folders for labels every tenth image is a query and the others are trained on
-    and are the database; without labels, all are trained on and there is no query.
+    and are the database; without labels, all are trained on and the queries are None.
 
     Args:
         dataset: `--dataset`.
         role: "train", "database" or "query".
         data_dir: folder of prepared TFDS data, empty: TFDS's own; or of lists and photos.
         rejected: ids of images in files that are left out.
-
-    Returns:
-        `Images`, or None for the queries of images without labels.
 
     Raises:
         UserError: the data set is unknown, not prepared, missing or empty.

@@ -9,15 +9,11 @@ QUERIES_PER_CLASS, TRAIN_PER_CLASS = 1000, 500
 
 
 def read_protocol(number: int, role: str, data_dir: str) -> Images:
-    """The images of a role in protocol I or II.
+    """The images of a role, "train", "database" or "query", in protocol `number`, 1 or 2.
 
     1,000 images of each class are queries and the others are the database. Protocol I trains on
-    the whole database, protocol II on 500 images of each class.
-
-    Args:
-        number: 1 or 2.
-        role: "train", "database" or "query".
-        data_dir: folder of prepared TFDS data; empty: TFDS's own.
+    the whole database, protocol II on 500 images of each class. `data_dir` is the folder of
+    prepared TFDS data; empty: TFDS's own.
     """
     pooled = _read_pooled(data_dir)
     # Places within an image's class, in the order that FLICKR25K's split takes its queries from.
@@ -33,9 +29,6 @@ def read_protocol(number: int, role: str, data_dir: str) -> Images:
 
 def _read_pooled(data_dir):
     train, test = (read_tfds("cifar10", split, data_dir) for split in ("train", "test"))
-    return Images.of_pixels(
-        pixels=np.concatenate([train.pixels, test.pixels]),
-        ids=train.ids + test.ids,
-        labels=np.concatenate([train.labels, test.labels]),
-        label_names=train.label_names,
-    )
+    pixels = np.concatenate([train.pixels, test.pixels])
+    labels = np.concatenate([train.labels, test.labels])
+    return Images.of_pixels(pixels, train.ids + test.ids, labels, train.label_names)

@@ -44,31 +44,20 @@ def _open_bmp(contents):
     return contents, tf.abs(tf.io.decode_raw(tf.strings.substr(contents, 18, 8), tf.int32))
 
 
-def _open_unknown(contents):
-    return contents, tf.zeros([2], tf.int32)
-
-
 def _decode_other(contents):
     return tf.io.decode_image(contents, channels=3, expand_animations=False)
 
 
 class Format(NamedTuple):
-    """A row: how files of a format are recognized and decoded.
+    """A row: how files of a format are recognized and decoded."""
 
-    Attributes:
-        name: as users know it.
-        suffixes: endings of file names, lower case.
-        magic: the first bytes of a file.
-        open: file contents, string scalar, to (contents to decode, the two sides of the image,
-            int32 [2], read off the header); raises, when run, where the header is broken.
-        decode: string scalar to uint8 [H, W, 3].
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    magic: bytes
+    name: str  # as users know it
+    suffixes: tuple[str, ...]  # endings of file names, lower case
+    magic: bytes  # the first bytes of a file
+    # File contents, string scalar, to (contents to decode, the two sides of the image, int32 [2],
+    # read off the header); raises, when run, where the header is broken.
     open: Callable
-    decode: Callable = _decode_other
+    decode: Callable = _decode_other  # string scalar to uint8 [H, W, 3]
 
 
 FORMATS = (
@@ -88,8 +77,7 @@ def decode_views(
 
     Args:
         image_bytes: string [B], contents of files, or anything else.
-        resize_size: as in `augment.plain_view`, in pixels.
-        size: side of a view in pixels.
+        resize_size, size: as in `augment.plain_view`, in pixels.
 
     Returns:
         (views, valid): float32 [B, size, size, 3] in [0, 1] and bool [B]. The row of a file that
@@ -122,16 +110,10 @@ def decodable(image_bytes: tf.Tensor) -> tf.Tensor:
 
 
 def decode_image(contents: tf.Tensor) -> tf.Tensor:
-    """As `decode_known`, but refuses an image over `MAX_PIXELS` or `MAX_RATIO`.
-
-    Args:
-        contents: string scalar, the contents of an image file; of a GIF the first frame is decoded.
-
-    Returns:
-        uint8 [H, W, 3].
+    """The contents of an image file, string scalar -> uint8 [H, W, 3]; a GIF's first frame.
 
     Raises:
-        tf.errors.InvalidArgumentError: the file is no image or too large a one.
+        tf.errors.InvalidArgumentError: no image, or over `MAX_PIXELS` or `MAX_RATIO`.
     """
     contents, sides = _open(contents)
     # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
@@ -156,9 +138,8 @@ def why_refused(contents: bytes) -> str:
     if not sides.any():
         return f"no {NAMES} image"
     if not fits(sides):
-        return "sides of {} and {} pixels, over {} million or {}:1".format(
-            *sides, MAX_PIXELS // 10**6, MAX_RATIO
-        )
+        limits = f"{MAX_PIXELS // 10**6} million or {MAX_RATIO}:1"
+        return f"sides of {sides[0]} and {sides[1]} pixels, over {limits}"
     return "broken or cut short"
 
 
@@ -181,7 +162,8 @@ def _read_sides(contents):
 
 def _open(contents):
     """`Format.open` of a file; both sides are 0 where its format is unknown."""
-    return _by_format(contents, [*(row.open for row in FORMATS), _open_unknown])
+    unknown = contents, tf.zeros([2], tf.int32)
+    return _by_format(contents, [*(row.open for row in FORMATS), lambda _: unknown])
 
 
 def _by_format(contents, functions):

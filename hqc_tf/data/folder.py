@@ -31,17 +31,11 @@ QUERY_EVERY = 10
 
 
 class Item(NamedTuple):
-    """An image, or why there is none.
+    """An image, or why there is none."""
 
-    Attributes:
-        id: its name.
-        contents: of its file; empty where they could not be read.
-        reason: why not; else empty.
-    """
-
-    id: str
-    contents: bytes
-    reason: str = ""
+    id: str  # its name
+    contents: bytes  # of its file; empty where they could not be read
+    reason: str = ""  # why not; else empty
 
 
 def walk(root: str | os.PathLike, below: str = "") -> Iterator[str]:
@@ -128,17 +122,15 @@ def read_files(
 ) -> Images:
     """The image files `names` under `root`, labeled by sub-folders where there are several.
 
-    Sub-folders of a pattern are those below its part without wildcards.
+    Sub-folders of a pattern are those below its part without wildcards. UserError where no image
+    is left.
 
     Args:
-        source: folder or pattern, as given.
+        source: folder (with `is_folder`) or pattern, as given.
         root: folder that the names are relative to.
         names: of the files, in order; anything that is not a file is left out.
         is_folder: whether `source` is a folder.
         rejected: names that are left out.
-
-    Raises:
-        UserError: no image is left.
     """
     found = [name for name in names if (root / name).is_file()]
     ids = [name for name in found if name not in rejected]

@@ -19,10 +19,7 @@ def open_gif(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _first_frame(values):
-    """Where the first frame of a file, uint8 [bytes], begins and ends.
-
-    Raises, when run, where there is none.
-    """
+    """Where the first frame of a file, uint8 [bytes], begins and ends; fails where it has none."""
     values = tf.pad(values, [[0, 10]])
 
     def colors(flags):

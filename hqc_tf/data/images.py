@@ -15,23 +15,16 @@ class Images:
     """A set of images; made by `of_files`, `of_pixels` or `of_contents`.
 
     Exactly one of pixels, paths and contents is not None.
-
-    Attributes:
-        pixels: uint8 [N, H, W, 3].
-        paths: N file names.
-        contents: N bytes objects, each the contents of an image file, np.ndarray of objects.
-        ids: N names by which search results tell images apart.
-        labels: int [N], or uint8 [N, C] of 0 and 1 where an image has several, or None where
-            nothing is known; only evaluation reads them.
-        label_names: name of each label, or None.
     """
 
-    pixels: np.ndarray | None
-    paths: list[str] | None
-    contents: np.ndarray | None
-    ids: list[str]
+    pixels: np.ndarray | None  # uint8 [N, H, W, 3]
+    paths: list[str] | None  # N file names
+    contents: np.ndarray | None  # N bytes objects, each the contents of an image file
+    ids: list[str]  # N names by which search results tell images apart
+    # Int [N], or uint8 [N, C] of 0 and 1 where an image has several, or None where nothing is
+    # known; only evaluation reads them.
     labels: np.ndarray | None
-    label_names: list[str] | None
+    label_names: list[str] | None  # name of each label
 
     @classmethod
     def of_files(
@@ -63,25 +56,20 @@ class Images:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """The images at int [n] `rows`."""
-        return Images(
-            pixels=None if self.pixels is None else self.pixels[rows],
-            paths=None if self.paths is None else [self.paths[row] for row in rows],
-            contents=None if self.contents is None else self.contents[rows],
-            ids=[self.ids[row] for row in rows],
-            labels=None if self.labels is None else self.labels[rows],
-            label_names=self.label_names,
+        pixels, contents, labels = (
+            None if values is None else values[rows]
+            for values in (self.pixels, self.contents, self.labels)
         )
+        paths = None if self.paths is None else [self.paths[row] for row in rows]
+        ids = [self.ids[row] for row in rows]
+        return Images(pixels, paths, contents, ids, labels, self.label_names)
 
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:
-    """Divides training images into those trained on and those held out to choose weights by.
+    """Divides training images into (those trained on, those held out to choose weights by).
 
-    Args:
-        images: `Images` of the role "train".
-        count: how many are held out, `--held_out`; a tenth of fewer than ten times as many images.
-
-    Returns:
-        (trained on, held out), `Images` each; the same division for every seed.
+    `count`, `--held_out`, are held out, a tenth of fewer than ten times as many images; the
+    division is the same for every seed.
     """
     trained_on, held = _divided(images, count)
     return images.take(trained_on), images.take(held)

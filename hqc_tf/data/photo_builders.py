@@ -33,15 +33,11 @@ class _PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        labels = (photo_sets.NUM_LABELS[self.name],)
-        features = {
-            "image": tfds.features.Image(),
-            "file_name": tfds.features.Text(),
-            "labels": tfds.features.Tensor(shape=labels, dtype=np.uint8),
-        }
+        labels = tfds.features.Tensor(shape=(photo_sets.NUM_LABELS[self.name],), dtype=np.uint8)
+        features = {"image": tfds.features.Image(), "file_name": tfds.features.Text()}
         return self.dataset_info_from_configs(
             description=inspect.getdoc(self),
-            features=tfds.features.FeaturesDict(features),
+            features=tfds.features.FeaturesDict(features | {"labels": labels}),
             homepage=self.HOMEPAGE,
             citation=self.CITATION,
         )
@@ -62,13 +58,11 @@ class Flickr25k(_PhotoBuilder):
     )
 
     def _split_generators(self, dl_manager):
-        roles = {"train": "train", "test": "query"}
-        return {
-            split: self._generate_examples(
-                photo_sets.read_photos("flickr25k", role, dl_manager.manual_dir)
-            )
-            for split, role in roles.items()
-        }
+        train, query = (
+            photo_sets.read_photos("flickr25k", role, dl_manager.manual_dir)
+            for role in ("train", "query")
+        )
+        return {"train": self._generate_examples(train), "test": self._generate_examples(query)}
 
 
 class Nuswide(_PhotoBuilder):

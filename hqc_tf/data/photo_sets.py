@@ -47,7 +47,7 @@ NUSWIDE_LISTS = {
 
 
 def read_photos(dataset: str, role: str, data_dir: str | os.PathLike) -> Images:
-    """The photos that play a role in the benchmark of `dataset`; each is checked to exist.
+    """The photos of a role in the benchmark of `dataset`, in files; each is checked to exist.
 
     The queries of FLICKR25K are the 2,000 photos at RandomState(2022).permutation(25000)[:2000], in
     this order; the other 23,000 are trained on and are the database, in the order of the list. The
@@ -61,8 +61,8 @@ def read_photos(dataset: str, role: str, data_dir: str | os.PathLike) -> Images:
             photos are relative to the folder of the lists, or to images/ (or mirflickr/) in it.
 
     Returns:
-        `Images` in files, relative where data_dir is; ids are the names in the list, labels uint8
-        [N, C] are 1 for each label of a photo, which may have none.
+        Paths are relative where data_dir is; ids are the names in the list, labels uint8 [N, C] are
+        1 for each label of a photo, which may have none.
 
     Raises:
         UserError: a folder, list or photo is missing, or a list is not as published.
@@ -78,8 +78,7 @@ def read_photos(dataset: str, role: str, data_dir: str | os.PathLike) -> Images:
 def nuswide_splits(data_dir: str | os.PathLike) -> dict[str, Images]:
     """The splits of NUS-WIDE whose lists are in `data_dir`, by name.
 
-    Raises:
-        UserError: no list is there; or as `read_photos`.
+    UserError where no list is there; or as `read_photos`.
     """
     folder = _list_folder("nuswide", data_dir)
     found = {name: of for name, of in NUSWIDE_LISTS.items() if (folder / of.file).is_file()}
@@ -116,7 +115,6 @@ def _read_flickr25k(folder, role):
             f"{folder}: {FLICKR_NAMES.file} has {len(names)} lines and {FLICKR_LABELS.file} "
             f"{len(labels)}, but line by line they belong together; take both as published"
         )
-    _check_length(folder, FLICKR_NAMES, names)
     paths = _find_photos(folder, FLICKR_NAMES, names, PHOTO_FOLDERS["flickr25k"])
     order = np.random.RandomState(FLICKR_SEED).permutation(len(names))
     rows = order[:FLICKR_QUERIES] if role == "query" else np.sort(order[FLICKR_QUERIES:])
@@ -125,7 +123,6 @@ def _read_flickr25k(folder, role):
 
 def _read_nuswide(folder, of):
     names, labels = _read_columns(folder, of)
-    _check_length(folder, of, names)
     paths = _find_photos(folder, of, names, PHOTO_FOLDERS["nuswide"])
     return Images.of_files(paths, names, labels)
 
@@ -134,9 +131,8 @@ def _read_columns(folder, of):
     """The names [N] in a list, empty strings where it has none, and its labels, uint8 [N, C]."""
     path = folder / of.file
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such list; put it there: {of.lines} lines, each with {of.form}"
-        )
+        form = f"{of.lines} lines, each with {of.form}"
+        raise UserError(f"{path}: no such list; put it there: {form}")
     try:
         with path.open(encoding="utf-8-sig") as lines:
             rows = [line.split() for line in lines]
@@ -144,11 +140,8 @@ def _read_columns(folder, of):
         raise UserError(f"{path}: cannot be read ({error}); take it as published") from error
     # Checked in bulk, as a list has up to four million columns.
     digits = "".join(["".join(row[of.names :]) for row in rows])
-    if (
-        {*map(len, rows)} - {of.names + of.labels}
-        or {*digits} - {"0", "1"}
-        or (len(digits) != len(rows) * of.labels)
-    ):
+    widths = {*map(len, rows)} | {of.names + of.labels}
+    if len(widths) > 1 or {*digits} - {"0", "1"} or len(digits) != len(rows) * of.labels:
         faults = ((line, _fault(row, of)) for line, row in enumerate(rows, start=1))
         line, fault = next((line, fault) for line, fault in faults if fault)
         raise UserError(f"{path} line {line}: {fault}")
@@ -169,16 +162,11 @@ def _fault(row, of):
     return ""
 
 
-def _check_length(folder, of, names):
-    if len(names) != of.lines:
-        raise UserError(
-            f"{folder / of.file}: {len(names)} lines, but the protocol has {of.lines}; "
-            "take the list as published"
-        )
-
-
 def _find_photos(folder, of, names, tried):
-    """Paths of the photos `names`, in the first folder of `tried` that has the first of them."""
+    """Paths of the photos of a list, in the first folder of `tried` that has the first of them."""
+    if len(names) != of.lines:
+        found = f"{len(names)} lines, but the protocol has {of.lines}"
+        raise UserError(f"{folder / of.file}: {found}; take the list as published")
     places = [folder / sub for sub in tried]
     # Where no folder has it, the last that exists: sub-folders are made for photos.
     having = [p for p in places if (p / names[0]).is_file()]
@@ -188,16 +176,13 @@ def _find_photos(folder, of, names, tried):
     listed = set().union(*map(_files, {path.rpartition("/")[0] for path in paths}))
     # A folder that cannot be listed, or spells a name otherwise, may still have the file.
     # (A pathlib.Path apiece would make 195,000 missing photos take ten seconds.)
-    missing = [
-        row
-        for row, path in enumerate(paths)
-        if path not in listed and not os.path.isfile(path)  # noqa: PTH113
-    ]
+    unlisted = [row for row, path in enumerate(paths) if path not in listed]
+    missing = [row for row in unlisted if not os.path.isfile(paths[row])]  # noqa: PTH113
     if missing:
+        fix = f"put them into {' or '.join(map(str, places))}"
         raise UserError(
             f"{folder / of.file} line {missing[0] + 1}: no photo {paths[missing[0]]}; "
-            f"{len(missing)} of {len(names)} are missing; put them into "
-            f"{' or '.join(map(str, places))}"
+            f"{len(missing)} of {len(names)} are missing; {fix}"
         )
     return paths
 

@@ -13,16 +13,7 @@ from hqc_tf.errors import printable
 
 
 def thumbnail(images: Images, row: int, side: int) -> np.ndarray:
-    """One image, made smaller where it is larger than `side`.
-
-    Args:
-        images: a set of images.
-        row: of the image in the set.
-        side: limit of its longer side, in pixels.
-
-    Returns:
-        uint8 [h, w, 3].
-    """
+    """The image at `row`, uint8 [h, w, 3], made smaller where a side is over `side` pixels."""
     picture = PIL.Image.fromarray(read_pixels(images, row))
     picture.thumbnail((side, side))
     return np.asarray(picture)

@@ -50,12 +50,11 @@ def cut(pieces: list[Piece], first: int, last: int) -> list[Piece]:
     """The records `first` up to `last` of pieces whose `take` is known."""
     begin, kept = 0, []
     for piece in pieces:
-        end = begin + piece.take
-        low, high = max(first, begin) - begin, min(last, end) - begin
+        low, high = max(first - begin, 0), min(last - begin, piece.take)
         if low < high:
             skip, number = piece.skip + low, piece.first + low
             kept.append(piece._replace(skip=skip, take=high - low, first=number))
-        begin = end
+        begin += piece.take
     return kept
 
 
@@ -88,10 +87,8 @@ def check_features(part: Records) -> None:
     for flag in ("image_feature", "id_feature"):
         name = getattr(part, flag)
         if name and name not in features:
-            raise UserError(
-                f"--{flag}={name}: not in the first record of {first.file}; name one of "
-                f"{', '.join(sorted(features))}"
-            )
+            fix = f"name one of {', '.join(sorted(features))}"
+            raise UserError(f"--{flag}={name}: not in the first record of {first.file}; {fix}")
 
 
 def read_records(part: Records) -> Iterator[Item]:

@@ -37,12 +37,9 @@ class Reject:
 def screen(
     items: Iterable[Item], count: int | None = None, label: str = "checking"
 ) -> Iterator[Reject]:
-    """Yields a `Reject` for each item that training cannot read.
+    """Yields a `Reject` for each item that training cannot read; they are read while checked.
 
-    Args:
-        items: read while they are checked.
-        count: number of items, if known.
-        label: of the progress bar.
+    `count`, the number of items if it is known, and `label` are for the progress bar.
     """
     with tqdm(total=count, desc=label, unit="image", disable=None) as progress:
         for batch in in_batches(items, _BATCH):
@@ -56,16 +53,13 @@ def screen(
 def find_rejects(dataset: str, on_bad_image: str) -> list[Reject]:
     """The images in the files of `--dataset` that cannot be decoded; [] of a data set by name.
 
-    Raises:
-        UserError: `on_bad_image` is "stop", and there is one; it is named.
+    UserError, which names the first of them, where `on_bad_image` is "stop".
     """
     source, rejects = catalog.parse(dataset), []
     for reject in screen(source.items()) if source.is_files else ():
         if on_bad_image == "stop":
-            raise UserError(
-                f"{source.root / reject.id}: {reject.reason}; fix or remove it, or take "
-                "--on_bad_image=skip"
-            )
+            fix = "fix or remove it, or take --on_bad_image=skip"
+            raise UserError(f"{source.root / reject.id}: {reject.reason}; {fix}")
         rejects.append(reject)
     return rejects
 

@@ -17,8 +17,7 @@ _DECODED_PIXELS = 64 * 64
 def open_tfds(name: str, split: str, data_dir: str = "") -> tuple:
     """The builder of a prepared TFDS data set, and the list of FileInstructions of a split.
 
-    Raises:
-        UserError: TFDS knows no such data set, it is not prepared, or it has no such split.
+    UserError where TFDS knows no such data set, it is not prepared, or it has no such split.
     """
     # TFDS takes seconds to import, and a folder of files does not need it.
     import tensorflow_datasets as tfds
@@ -43,15 +42,10 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> tuple:
 
 def image_feature(builder) -> str:
     """The name of a data set's first image feature; UserError where it has none."""
-    import tensorflow_datasets as tfds
-
-    features = builder.info.features
-    for key in features:
-        if isinstance(features[key], tfds.features.Image):
-            return key
-    raise UserError(
-        f"dataset {builder.name}: has no image, only {', '.join(features)}; take another"
-    )
+    if name := _first_feature(builder, "Image"):
+        return name
+    names = ", ".join(builder.info.features)
+    raise UserError(f"dataset {builder.name}: has no image, only {names}; take another")
 
 
 def read_role(name: str, split: str, role: str, data_dir: str) -> Images | None:
@@ -63,7 +57,8 @@ def read_role(name: str, split: str, role: str, data_dir: str) -> Images | None:
     if role != "query":
         return read_tfds(name, split or "train", data_dir)
     builder, _ = open_tfds(name, split or "train", data_dir)
-    if "test" not in builder.info.splits or "test" in split or not _label_feature(builder):
+    labeled = _first_feature(builder, "ClassLabel")
+    if "test" not in builder.info.splits or "test" in split or not labeled:
         return None
     return read_tfds(name, "test", data_dir)
 
@@ -76,7 +71,7 @@ def read_tfds(name: str, split: str, data_dir: str) -> Images:
     much memory as their files, twice while they are trained on.
     """
     builder, pieces = open_tfds(name, split, data_dir)
-    image, label = image_feature(builder), _label_feature(builder)
+    image, label = image_feature(builder), _first_feature(builder, "ClassLabel")
     sides = builder.info.features[image].shape[:2]  # None where images differ
     decode = None not in sides and sides[0] * sides[1] <= _DECODED_PIXELS
     read = [_read_records(piece, image, label, decode) for piece in pieces]
@@ -90,21 +85,18 @@ def read_tfds(name: str, split: str, data_dir: str) -> Images:
     return make(contents, ids, labels, builder.info.features[label].names)
 
 
-def _label_feature(builder):
+def _first_feature(builder, kind):
+    """The name of a data set's first feature of a class of `tfds.features`; empty without any."""
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
-    labels = (key for key in features if isinstance(features[key], tfds.features.ClassLabel))
-    return next(labels, "")
+    kind, features = getattr(tfds.features, kind), builder.info.features
+    return next((key for key in features if isinstance(features[key], kind)), "")
 
 
 def _read_records(piece, image, label, decode):
-    """Images and labels, int [n], of a TFRecord file of TFDS.
+    """Images and labels of a TFRecord file of TFDS; its own reader is six times slower.
 
-    TFDS's own reader parses the examples one by one; in batches it is six times faster.
-
-    Returns:
-        (uint8 [n, H, W, 3] with `decode`, else n bytes objects; labels, zeros without `label`).
+    (uint8 [n, H, W, 3] with `decode`, else n bytes objects; int [n], zeros without `label`).
     """
     features = {image: tf.io.FixedLenFeature([], tf.string)}
     if label:

@@ -20,12 +20,8 @@ def write_report(
 ) -> pathlib.Path:
     """Writes the report of the first of some workdirs atomically; returns its path.
 
-    Args:
-        workdirs, data_dir, untrained: as in `gather.gather`.
-        output: file to write; None: report.html in the first workdir.
-
-    Raises:
-        UserError: as `gather.gather`, or `output` cannot be a file.
+    `output` is by default report.html in the first workdir; the rest is as in `gather.gather`.
+    UserError as there, or where `output` cannot be a file.
     """
     gather.read_runs(workdirs)
     output = pathlib.Path(output or pathlib.Path(workdirs[0], REPORT))
@@ -42,15 +38,10 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string(
-        "workdir",
-        None,
-        "folder of a training; repeat it to compare others on the same data",
-        required=True,
-    )
+    text = "folder of a training; repeat it to compare others on the same data"
+    flags.DEFINE_multi_string("workdir", None, text, required=True)
     flags.DEFINE_string("output", None, "page to write; default: report.html in the first workdir")
     flags.DEFINE_string("data_dir", None, "folder of the data, if it has moved since the training")
-    flags.DEFINE_bool(
-        "untrained", True, "compare the network before training, which takes as long again"
-    )
+    text = "compare the network before training, which takes as long again"
+    flags.DEFINE_bool("untrained", True, text)
     commands.run(main)

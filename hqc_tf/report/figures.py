@@ -48,28 +48,21 @@ _STYLE = {
 
 
 class Drawing(NamedTuple):
-    """A figure of the page.
+    """A figure of the page."""
 
-    Attributes:
-        svg: its element, without any words for those who do not see it.
-        title: what is drawn.
-        finding: what it shows, in words and numbers.
-    """
-
-    svg: str
-    title: str
-    finding: str
+    svg: str  # its element, without any words for those who do not see it
+    title: str  # what is drawn
+    finding: str  # what it shows, in words and numbers
 
 
-def score_curves(rankings: list[numbers.Ranking]) -> list[Drawing]:
+def score_curves(rankings: list[numbers.Ranking]) -> Drawing:
     """P@k over k, of `numbers.Ranking`s."""
-    lines = {}
-    for ranking in rankings:
-        at_k = ranking.scores.precision_at_k
-        lines[ranking.name] = np.arange(1, len(at_k) + 1), at_k
+    top_k = rankings[0].scores.top_k
+    places = np.arange(1, top_k + 1)
+    lines = {one.name: (places, one.scores.precision_at_k) for one in rankings}
     findings = [
         f"P@{k}: " + ", ".join(f"{name} {values[k - 1]:.3f}" for name, (_, values) in lines.items())
-        for k in sorted({1, min(100, len(at_k)), len(at_k)})
+        for k in sorted({1, min(100, top_k), top_k})
     ]
     axes = {"xlabel": "k, images found", "ylabel": "P@k", "xscale": "log", "ylim": (0, 1)}
     svg = _draw("precision", SIZE, lambda axis: _lines(axis, lines, axes))
@@ -109,9 +102,8 @@ def training_curve(name: str, epochs: list[int], values: list[float]) -> Drawing
     """One quantity after each epoch, in small; epochs count from 1."""
 
     def paint(axis):
-        whole = MaxNLocator(5, integer=True)
         _lines(axis, {"": (epochs, values)}, {"xlabel": "epoch", "title": name}, marker=".")
-        axis.xaxis.set_major_locator(whole)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
     ends = [f"{values[place]:.4g} after epoch {epochs[place]}" for place in (0, -1)]
     finding = f"From {ends[0]} to {ends[1]}" if len(values) > 1 else ends[0]
@@ -120,17 +112,16 @@ def training_curve(name: str, epochs: list[int], values: list[float]) -> Drawing
 
 def word_usage(shares: np.ndarray, perplexity: np.ndarray) -> Drawing:
     """How often each word of each book is taken: float [M, K], and float [M]."""
-    names = "book", "word"
 
     def paint(axis):
         clear = [(*to_rgb(COLORS[0]), opacity) for opacity in (0, 1)]
         shades = LinearSegmentedColormap.from_list("shades", clear)
         axis.pcolormesh(shares, cmap=shades, vmin=0)
         axis.grid(False)
-        for side, name, count in zip((axis.yaxis, axis.xaxis), names, shares.shape, strict=True):
+        for side, count in zip((axis.yaxis, axis.xaxis), shares.shape, strict=True):
             shown = np.arange(0, count, -(-count // 16))
             side.set_ticks(shown + 0.5, shown)
-            side.set_label_text(name)
+        axis.set(xlabel="word", ylabel="book")
         axis.invert_yaxis()
 
     book, word = np.unravel_index(shares.argmax(), shares.shape)
@@ -160,8 +151,7 @@ def planes(plane: numbers.Plane) -> list[Drawing]:
         f"stand for {len(plane.codewords)} images, {moved:.3g} from the embedding in the mean",
     }
     drawings = []
-    pairs = zip(findings, (plane.embeddings, plane.codewords), strict=True)
-    for name, points in pairs:
+    for name, points in zip(findings, (plane.embeddings, plane.codewords), strict=True):
         svg = _draw(name, SQUARE, lambda axis, x=points: _points(axis, x, plane.labels, axes))
         drawings.append(Drawing(svg, name, findings[name]))
     return drawings
@@ -176,8 +166,8 @@ def pair_distances(pairs: numbers.Pairs) -> Drawing:
             style = {"color": COLORS[place], "linestyle": _DASHES[place], "label": name}
             axis.stairs(shares, pairs.edges, linewidth=1.8, **style)
         highest = max(pairs.within.max(), pairs.between.max())
-        axes = {"xlabel": f"distance by {pairs.name}", "ylabel": "share of the pairs"}
-        axis.set(ylim=(0, 1.3 * highest), **axes)
+        axis.set(xlabel=f"distance by {pairs.name}", ylabel="share of the pairs")
+        axis.set_ylim(0, 1.3 * highest)
         axis.legend(loc="upper right")
 
     finding = (
@@ -195,10 +185,10 @@ def single_books(precision: np.ndarray, k: int) -> Drawing:
         axis.grid(False, axis="x")
         axis.set(xlabel="book", ylabel=f"P@{k}", xticks=np.arange(len(precision)))
 
-    best, worst = precision.argmax(), precision.argmin()
-    finding = (
-        f"P@{k} from {precision[worst]:.3f} (book {worst}) to {precision[best]:.3f} (book {best})"
-    )
+    ends = [
+        f"{precision[book]:.3f} (book {book})" for book in (precision.argmin(), precision.argmax())
+    ]
+    finding = f"P@{k} from {ends[0]} to {ends[1]}"
     return Drawing(_draw("books", SIZE, paint), "What each book finds alone", finding)
 
 
@@ -232,12 +222,9 @@ def _draw(name, size, paint):
         paint(figure.subplots())
         file = io.StringIO()
         figure.savefig(file, format="svg")
-    return _inline(file.getvalue())
-
-
-def _inline(text):
-    """An SVG file as an element of the page: colors by variables, no ids but those referred to."""
-    svg = text[text.index("<svg") :].strip()
+    # An element of the page: colors by variables, no ids but those referred to.
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

@@ -18,39 +18,23 @@ KINDS_BY_DISTANCE = "Nearest", "Median", "Farthest"
 
 
 class Shown(NamedTuple):
-    """An image on the page.
+    """An image on the page."""
 
-    Attributes:
-        png: bytes of its picture.
-        name: its id, with all characters visible.
-        label: its label's name, likewise; "" where none is known.
-        distance: to the query, None of the query itself.
-        relevant: whether it has a label of the query, None where none is known.
-    """
-
-    png: bytes
-    name: str
-    label: str
-    distance: float | None = None
-    relevant: bool | None = None
+    png: bytes  # of its picture
+    name: str  # its id, with all characters visible
+    label: str  # its label's name, likewise; "" where none is known
+    distance: float | None = None  # to the query, None of the query itself
+    relevant: bool | None = None  # whether it has a label of the query, None where none is known
 
 
 class Neighbors(NamedTuple):
-    """A query and what is found for it.
+    """A query and what is found for it."""
 
-    Attributes:
-        kind: one of `KINDS_BY_PRECISION` or `KINDS_BY_DISTANCE`.
-        query: `Shown`.
-        average_precision: of the query's whole result, or None.
-        found: `Shown`, nearest first.
-        by_book: for each book, the `Shown` found where it alone is compared; empty of most queries.
-    """
-
-    kind: str
+    kind: str  # one of `KINDS_BY_PRECISION` or `KINDS_BY_DISTANCE`
     query: Shown
-    average_precision: float | None
-    found: list
-    by_book: list
+    average_precision: float | None  # of the query's whole result
+    found: list[Shown]  # nearest first
+    by_book: list[list[Shown]]  # found where one book alone is compared; empty of most queries
 
 
 def choose(order: np.ndarray, count: int) -> list[np.ndarray]:
@@ -61,27 +45,18 @@ def choose(order: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def by_precision(scene: Scene, average_precision: np.ndarray) -> list[Neighbors]:
-    """Best, median and worst queries: list of `Neighbors`.
-
-    Args:
-        scene: `Scene` with labels.
-        average_precision: float [Q], of its queries.
-    """
+    """Best, median and worst queries of a scene with labels, by float [Q] average precision."""
     chosen = choose(np.argsort(average_precision, kind="stable"), QUERIES)
-    kinds = zip(KINDS_BY_PRECISION, chosen, strict=True)
-    return [
-        found
-        for kind, rows in reversed(list(kinds))
-        for found in _neighbors(scene, kind, rows, average_precision)
-    ]
+    kinds = reversed(list(zip(KINDS_BY_PRECISION, chosen, strict=True)))
+    return [one for kind in kinds for one in _neighbors(scene, *kind, average_precision)]
 
 
 def by_distance(scene: Scene) -> list[Neighbors]:
-    """The queries whose nearest image is nearest, median and farthest: list of `Neighbors`."""
+    """The queries whose nearest image is nearest, median and farthest."""
     nearest = [found.distances[:, 0] for found in scene.by_codes(scene.query.embeddings, 1)]
     chosen = choose(np.argsort(np.concatenate(nearest), kind="stable"), QUERIES)
     kinds = zip(KINDS_BY_DISTANCE, chosen, strict=True)
-    return [found for kind, rows in kinds for found in _neighbors(scene, kind, rows)]
+    return [one for kind in kinds for one in _neighbors(scene, *kind)]
 
 
 def _neighbors(scene, kind, rows, average_precision=None):
@@ -90,18 +65,13 @@ def _neighbors(scene, kind, rows, average_precision=None):
     # A row of pictures for each book is much to look at: of the first query of a kind only.
     k = min(FOUND_BY_BOOK, count)
     by_book = [_search(scene.by_embeddings(embeddings[:1], k, part)) for part in scene.parts]
-    return [
-        Neighbors(
-            kind,
-            _shown(scene.queries, row),
-            None if average_precision is None else float(average_precision[row]),
-            _shown_found(scene, row, *(values[place] for values in found)),
-            [_shown_found(scene, row, *(values[0] for values in one)) for one in by_book]
-            if place == 0
-            else [],
-        )
-        for place, row in enumerate(rows)
-    ]
+    neighbors = []
+    for place, row in enumerate(rows):
+        precision = None if average_precision is None else float(average_precision[row])
+        by_code = _shown_found(scene, row, found, place)
+        books = [_shown_found(scene, row, one, 0) for one in by_book if place == 0]
+        neighbors.append(Neighbors(kind, _shown(scene.queries, row), precision, by_code, books))
+    return neighbors
 
 
 def _search(chunks):
@@ -109,7 +79,8 @@ def _search(chunks):
     return np.concatenate(rows), np.concatenate(distances)
 
 
-def _shown_found(scene, query, rows, distances):
+def _shown_found(scene, query, found, place):
+    rows, distances = (values[place] for values in found)
     relevant = [None] * len(rows)
     if scene.images.labels is not None:
         labels = scene.images.labels[rows][None], scene.queries.labels[[query]]

@@ -32,48 +32,33 @@ class Run(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the page shows; the first workdir is the one that is looked into.
-
-    Attributes:
-        workdir: its name.
-        settings: of its run.
-        step: training steps of its best weights, which all figures are of.
-        runs: of all workdirs.
-        without_labels: name of a model -> its scores.
-        queries: how many there are.
-        rankings: empty without labels, as are pairs and book_precision; chance is None.
-        chance: mAP of a random order.
-        book_precision: [M] float, of each book alone.
-        word_shares: [M, K] float, how often each word of each book stands for an image.
-        perplexity: [M] float, of these.
-        label_names: of the plane's labels.
-    """
+    """What the page shows; the first workdir is the one that is looked into."""
 
     workdir: str
     settings: config.Config
-    step: int
-    runs: list[Run]
+    step: int  # training steps of its best weights, which all figures are of
+    runs: list[Run]  # of all workdirs
     epochs: list[EpochLine]
     speed: list[SpeedLine]
-    without_labels: dict[str, label_free.Scores]
-    queries: int
-    rankings: list[numbers.Ranking]
-    chance: float | None
-    pairs: list[numbers.Pairs]
-    book_precision: np.ndarray | None
-    word_shares: np.ndarray
-    perplexity: np.ndarray
+    without_labels: dict[str, label_free.Scores]  # by name of the model
+    queries: int  # how many there are
+    word_shares: np.ndarray  # [M, K] float, how often each word of each book stands for an image
+    perplexity: np.ndarray  # [M] float, of these
     plane: numbers.Plane
-    label_names: list[str] | None
+    label_names: list[str] | None  # of the plane's labels
     gallery: list[gallery.Neighbors]
     search: numbers.Search
+    # What needs labels.
+    rankings: Sequence[numbers.Ranking] = ()
+    chance: float | None = None  # mAP of a random order
+    pairs: Sequence[numbers.Pairs] = ()
+    book_precision: np.ndarray | None = None  # [M] float, of each book alone
 
 
 def read_runs(workdirs: Sequence[str]) -> list[Run]:
     """The runs in some workdirs, those of fewer bits first.
 
-    Raises:
-        UserError: one of them holds no run, or one of another data set than the first.
+    UserError where one of them holds no run, or one of another data set than the first.
     """
     runs = [Run(name, read_settings(name), _newest_results(name)) for name in workdirs]
     for run in runs:
@@ -86,10 +71,8 @@ def read_runs(workdirs: Sequence[str]) -> list[Run]:
 
 
 def _newest_results(workdir):
-    newest = {}
-    for line in read_metrics(workdir):
-        newest[line.weights, line.distance, line.top_k] = line
-    return list(newest.values())
+    lines = read_metrics(workdir)
+    return list({(line.weights, line.distance, line.top_k): line for line in lines}.values())
 
 
 def gather(workdirs: Sequence[str], data_dir: str | None = None, untrained: bool = True) -> Report:
@@ -137,7 +120,7 @@ def gather(workdirs: Sequence[str], data_dir: str | None = None, untrained: bool
         plane=numbers.plane(seen),
         label_names=seen.images.label_names,
         search=numbers.measure_search(seen),
-        **(_with_labels(seen, before) if labeled else _without_labels(seen)),
+        **(_with_labels(seen, before) if labeled else {"gallery": gallery.by_distance(seen)}),
     )
 
 
@@ -153,14 +136,4 @@ def _with_labels(seen, before):
         "pairs": numbers.compare_pairs(seen),
         "book_precision": numbers.book_precision(seen),
         "gallery": gallery.by_precision(seen, rankings[0].scores.average_precision),
-    }
-
-
-def _without_labels(seen):
-    return {
-        "rankings": [],
-        "chance": None,
-        "pairs": [],
-        "book_precision": None,
-        "gallery": gallery.by_distance(seen),
     }

@@ -62,80 +62,52 @@ class Scene(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """How well a search finds images of the query's labels.
+    """How well a search finds images of the query's labels."""
 
-    Attributes:
-        name: of what is searched.
-        scores: `RetrievalMetrics` over all queries.
-        curve: `PrecisionRecall` over `CURVE_QUERIES` of them, at some places.
-    """
-
-    name: str
-    scores: metrics.RetrievalMetrics
-    curve: metrics.PrecisionRecall
+    name: str  # of what is searched
+    scores: metrics.RetrievalMetrics  # over all queries
+    curve: metrics.PrecisionRecall  # over `CURVE_QUERIES` of them, at some places
 
 
 class Plane(NamedTuple):
-    """Images in the plane of the two largest principal components of their embeddings.
+    """Images in the plane of the two largest principal components of their embeddings."""
 
-    Attributes:
-        embeddings, codewords: float [n, 2], and the codewords that stand for them in the same
-            plane.
-        explained: float [2], share of the embeddings' variance along each axis.
-        labels: int [n], or None.
-    """
-
-    embeddings: np.ndarray
-    codewords: np.ndarray
-    explained: np.ndarray
-    labels: np.ndarray | None
+    embeddings: np.ndarray  # float [n, 2]
+    codewords: np.ndarray  # float [n, 2], those that stand for them
+    explained: np.ndarray  # float [2], share of the embeddings' variance along each axis
+    labels: np.ndarray | None  # int [n]
 
 
 class Pairs(NamedTuple):
-    """Distances of images with a label in common, and of others.
+    """Distances of images with a label in common (within), and of others (between)."""
 
-    Attributes:
-        name: of the distance.
-        edges: float [bins + 1].
-        within, between: float [bins], share of the pairs of either kind in each bin.
-        means: of either kind.
-        separation: how often a pair with a label in common is nearer than one without; ties half.
-    """
-
-    name: str
-    edges: np.ndarray
-    within: np.ndarray
+    name: str  # of the distance
+    edges: np.ndarray  # float [bins + 1]
+    within: np.ndarray  # float [bins], share of these pairs in each bin
     between: np.ndarray
-    means: tuple
-    separation: float
+    means: tuple[float, float]  # of either kind
+    separation: float  # how often a pair within is nearer than one between; ties half
 
 
 class Search(NamedTuple):
-    """What the exhaustive search of a database costs; times are medians, in milliseconds.
-
-    Attributes:
-        code_bytes, memory_bytes, embedding_bytes: of an image as bits, a byte a book, and float32.
-        one_query: of a query alone, by codes.
-        by_codes, by_embeddings: of each query of a batch.
-    """
+    """What the exhaustive search of a database costs; times are medians, in milliseconds."""
 
     images: int
     distinct_codes: int
-    code_bytes: float
-    memory_bytes: int
-    embedding_bytes: int
+    code_bytes: float  # of an image as bits
+    memory_bytes: int  # of an image with a byte a book
+    embedding_bytes: int  # of an image as float32
     codebook_bytes: int
-    batch: int
-    one_query: float
-    by_codes: float
-    by_embeddings: float
+    batch: int  # queries
+    one_query: float  # time of a query alone, by codes
+    by_codes: float  # time of each query of a batch, by codes
+    by_embeddings: float  # and by embeddings
 
 
 def make_scene(trained: model.HQC, rejected: frozenset[str] = frozenset()) -> Scene:
     """A model with the database and the queries of its data set, `rejected` ids left out.
 
-    Without labels the images held out from training query the others. UserError where the data
-    cannot be read.
+    Without labels the images held out from training query the others. UserError: unreadable data.
     """
     c = trained.settings
     images, queries = (
@@ -159,9 +131,8 @@ def rank(name: str, search: Callable, scene: Scene) -> Ranking:
     found = search(embeddings, min(scene.trained.settings.top_k, count))
     scores = metrics.evaluate_rankings(found, known, scene.queries.labels)
     rows = spread(len(embeddings), CURVE_QUERIES)
-    curve = metrics.precision_recall(
-        search(embeddings[rows], count), known, scene.queries.labels[rows]
-    )
+    found = search(embeddings[rows], count)
+    curve = metrics.precision_recall(found, known, scene.queries.labels[rows])
     places = np.unique(np.geomspace(1, count, _CURVE_POINTS).round().astype(int)) - 1
     return Ranking(name, scores, metrics.PrecisionRecall(*(values[places] for values in curve)))
 
@@ -247,10 +218,9 @@ def measure_search(scene: Scene) -> Search:
 
 
 def _milliseconds(search, queries, k):
-    taken = []
+    times = [time.perf_counter()]
     for _ in range(_TURNS):
-        started = time.perf_counter()
         for found in search(queries, k):
             found.rows.numpy()
-        taken.append(time.perf_counter() - started)
-    return 1000 * float(np.median(taken))
+        times.append(time.perf_counter())
+    return 1000 * float(np.median(np.diff(times)))

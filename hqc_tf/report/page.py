@@ -100,26 +100,25 @@ def map_by_bits(runs: list) -> dict[str, list[tuple[int, float]]]:
 
 def training_curves(report: gather.Report) -> list[figures.Drawing]:
     """A small curve of each figure of the epochs."""
-    lines = [files.as_json(line) | _least_perplexity(line) for line in report.epochs]
+    lines = [files.as_json(line) for line in report.epochs]
+    for line in lines:
+        if "perplexity" in line:
+            line["least perplexity of a book"] = min(line["perplexity"])
     curves = {
         name.replace("_", " "): [(line["epoch"] + 1, line[name]) for line in lines if name in line]
         for name in dict.fromkeys(name for line in lines for name in line)
         if name not in _NOT_CURVES
     }
-    if report.speed:
-        speeds = [(line.epoch + 1, line.images_per_second) for line in report.speed]
-        curves["images per second"] = speeds
+    curves["images per second"] = [(one.epoch + 1, one.images_per_second) for one in report.speed]
     return [
-        figures.training_curve(name, *zip(*points, strict=True)) for name, points in curves.items()
+        figures.training_curve(name, *zip(*points, strict=True))
+        for name, points in curves.items()
+        if points
     ]
 
 
-def _least_perplexity(line):
-    words = line.perplexity
-    return {"least perplexity of a book": min(words)} if words else {}
-
-
 def _tables(report):
+    books = enumerate(zip(report.perplexity, report.word_shares, strict=True))
     return _scores(report) | {
         "label_free_rows": [
             (
@@ -134,9 +133,7 @@ def _tables(report):
         "result_rows": result_rows(report.runs),
         "word_rows": [
             (book, f"{used:.1f}", int((shares == 0).sum()), f"{shares.max():.1%}")
-            for book, (used, shares) in enumerate(
-                zip(report.perplexity, report.word_shares, strict=True)
-            )
+            for book, (used, shares) in books
         ],
         "cost_rows": _costs(report.search),
         "setting_rows": _settings(report.settings),

@@ -61,8 +61,7 @@ def make_callbacks(
 class StopAtNonFinite(tf.keras.callbacks.Callback):
     """Raises `UserError` after the first step in which a loss term is infinite or NaN.
 
-    Args:
-        first_step: steps before training starts or resumes.
+    Training starts or resumes after `first_step` steps.
     """
 
     def __init__(self, first_step: int):
@@ -82,12 +81,8 @@ class ShowProgress(tf.keras.callbacks.Callback):
     """Shows epoch, step, mean loss of the epoch, images/s and the time left on a terminal.
 
     The clock starts at the end of the first step, which may compile. Keras prints after this
-    callback has cleared the line.
-
-    Args:
-        first_step: steps before training starts or resumes.
-        last_step: of the run.
-        per_epoch: steps per epoch.
+    callback has cleared the line. Training starts or resumes after `first_step` steps, and ends
+    with `last_step`, of `per_epoch` an epoch.
     """
 
     def __init__(self, first_step: int, last_step: int, per_epoch: int):
@@ -126,12 +121,46 @@ class ShowProgress(tf.keras.callbacks.Callback):
         self._bar.close()
 
 
-class CloseEpoch(tf.keras.callbacks.Callback):
+class _LinePerEpoch(tf.keras.callbacks.Callback):
+    """Keeps a line per epoch, in a file and as TensorBoard's curves; the chief alone writes both.
+
+    Lines and curves of epochs that are trained again are replaced.
+    """
+
+    def __init__(self, workdir, folder, lines, first_epoch):
+        super().__init__()
+        self._workdir, self._folder = workdir, pathlib.Path(workdir, folder)
+        self._lines = [line for line in lines if line.epoch < first_epoch]
+        self._curves = None
+
+    def on_train_begin(self, logs=None):
+        if self._curves or not distribute.is_chief(self.model.distribute_strategy):
+            return
+        # A killed run may have written some curves and not others, so all are drawn again.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._curves = tf.summary.create_file_writer(str(self._folder))
+        for line in self._lines:
+            self._draw(line)
+
+    def _add(self, line, write):
+        self._lines.append(line)
+        if self._curves:
+            write(self._workdir, self._lines)
+            self._draw(line)
+
+    def _draw(self, line):
+        with self._curves.as_default(line.epoch):
+            for name, value in self._scalars(line):
+                tf.summary.scalar(name, value)
+        self._curves.flush()
+
+
+class CloseEpoch(_LinePerEpoch):
     """At the end of every epoch evaluates the weights without labels and saves them.
 
     They become the "last" weights, and the "best" ones where the recall is above that of all epochs
     before; without held-out images the last are the best. epochs.jsonl gets a line, and TensorBoard
-    its scalars. Lines and curves of epochs that are trained again are replaced.
+    its scalars.
 
     Args:
         workdir: folder of the run.
@@ -141,22 +170,8 @@ class CloseEpoch(tf.keras.callbacks.Callback):
     """
 
     def __init__(self, workdir: Folder, held: Images, per_epoch: int, first_epoch: int):
-        super().__init__()
-        self._workdir = workdir
-        self._held = held
-        self._per_epoch = per_epoch
-        self._lines = [line for line in read_epochs(workdir) if line.epoch < first_epoch]
-        self._curves = None
-
-    def on_train_begin(self, logs=None):
-        if self._curves or not distribute.is_chief(self.model.distribute_strategy):
-            return
-        # A killed run may have written some curves and not others, so all are drawn again.
-        folder = pathlib.Path(self._workdir, TENSORBOARD)
-        shutil.rmtree(folder, ignore_errors=True)
-        self._curves = tf.summary.create_file_writer(str(folder))
-        for line in self._lines:
-            self._draw(line)
+        super().__init__(workdir, TENSORBOARD, read_epochs(workdir), first_epoch)
+        self._held, self._per_epoch = held, per_epoch
 
     def on_epoch_end(self, epoch, logs=None):
         step = (epoch + 1) * self._per_epoch
@@ -171,10 +186,7 @@ class CloseEpoch(tf.keras.callbacks.Callback):
         best = all(recall > (other.recall_at_1 or 0) for other in self._lines)
         for weights in ["best", "last"] if best else ["last"]:
             save_weights(self.model, self._workdir, step, weights)
-        self._lines.append(line)
-        if self._curves:
-            write_epochs(self._workdir, self._lines)
-            self._draw(line)
+        self._add(line, write_epochs)
 
     def _evaluate(self, logs):
         scores = label_free.evaluate(self.model, self._held)
@@ -186,42 +198,25 @@ class CloseEpoch(tf.keras.callbacks.Callback):
             tqdm.tqdm.write(warning, file=sys.stderr)
         return scores.as_fields()
 
-    def _draw(self, line):
-        with self._curves.as_default(line.epoch):
-            for name, value in files.as_json(line).items():
-                if name == "perplexity":
-                    for book, words in enumerate(value):
-                        tf.summary.scalar(f"perplexity/book_{book:02d}", words)
-                elif name not in ("epoch", "step", "held_out"):
-                    tf.summary.scalar(f"epoch_{name}", value)
-        self._curves.flush()
+    def _scalars(self, line):
+        for name, value in files.as_json(line).items():
+            if name == "perplexity":
+                yield from ((f"perplexity/book_{n:02d}", words) for n, words in enumerate(value))
+            elif name not in ("epoch", "step", "held_out"):
+                yield f"epoch_{name}", value
 
 
-class MeasureSpeed(tf.keras.callbacks.Callback):
+class MeasureSpeed(_LinePerEpoch):
     """Measures how many images per second each epoch trains on, over all replicas.
 
     speed.jsonl gets a line per epoch, and TensorBoard the scalar `images_per_second`. The clock
     runs from the end of the epoch's first step in this process, which may compile, to the end of
-    its last; an epoch of one step has no speed. Lines of epochs that are trained again are
-    replaced. `CloseEpoch` has to come first, since it empties TensorBoard's folder.
-
-    Args:
-        workdir: folder of the run.
-        first_epoch: the one in which training starts or resumes, from 0.
+    its last; an epoch of one step has no speed. `CloseEpoch`, whose arguments it has, has to come
+    first, since it empties TensorBoard's folder.
     """
 
     def __init__(self, workdir: Folder, first_epoch: int):
-        super().__init__()
-        self._workdir = workdir
-        self._lines = [line for line in read_speed(workdir) if line.epoch < first_epoch]
-        self._curve = None
-
-    def on_train_begin(self, logs=None):
-        if self._curve or not distribute.is_chief(self.model.distribute_strategy):
-            return
-        self._curve = tf.summary.create_file_writer(str(pathlib.Path(self._workdir, SPEED_RUN)))
-        for line in self._lines:
-            self._draw(line)
+        super().__init__(workdir, SPEED_RUN, read_speed(workdir), first_epoch)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._ends = []
@@ -231,15 +226,10 @@ class MeasureSpeed(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         steps = len(self._ends) - 1
-        if not self._curve or steps < 1:
-            return
-        images = steps * self.model.settings.batch_size
-        line = SpeedLine(epoch, images / (self._ends[-1] - self._ends[0]))
-        self._lines.append(line)
-        write_speed(self._workdir, self._lines)
-        self._draw(line)
+        if steps > 0:
+            images = steps * self.model.settings.batch_size
+            speed = images / (self._ends[-1] - self._ends[0])
+            self._add(SpeedLine(epoch, speed), write_speed)
 
-    def _draw(self, line):
-        with self._curve.as_default(line.epoch):
-            tf.summary.scalar("images_per_second", line.images_per_second)
-        self._curve.flush()
+    def _scalars(self, line):
+        return [("images_per_second", line.images_per_second)]

@@ -29,15 +29,7 @@ def newest_step(workdir: Folder) -> int | None:
 
 
 class RunState:
-    """Weights, optimizer and running means of a model in training, saved in a workdir.
-
-    Args:
-        trained: the compiled model.
-        workdir: folder of the run.
-
-    Attributes:
-        model: the model.
-    """
+    """Weights, optimizer and running means of a compiled model in training, kept in a workdir."""
 
     def __init__(self, trained: model.HQC, workdir: Folder):
         self.model = trained
@@ -52,8 +44,7 @@ class RunState:
     def save(self) -> None:
         """Saves the state under the number of its step; an older one goes once it is complete.
 
-        Raises:
-            UserError: a weight is not finite; nothing is saved.
+        UserError where a weight is not finite; nothing is saved.
         """
         numerics.check_weights(self.model, self.step)
         with distribute.folder_to_save_in(self.model.distribute_strategy, self._folder) as folder:
@@ -155,11 +146,8 @@ class KeepState(tf.keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         # Python lets only the main thread handle signals.
         handles = self._alone and threading.current_thread() is threading.main_thread()
-        self._before = {
-            number: signal.signal(number, self._note_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-            if handles
-        }
+        handled = (signal.SIGTERM, signal.SIGINT) if handles else ()
+        self._before = {number: signal.signal(number, self._note_signal) for number in handled}
 
     def on_train_end(self, logs=None):
         for number, handler in self._before.items():
@@ -190,12 +178,9 @@ class KeepState(tf.keras.callbacks.Callback):
             self._state.save()
             self._note_saved()
         if self._signal and self._step < self._last_step:
-            name = signal.Signals(self._signal).name
-            tqdm.tqdm.write(
-                f"{name}: stopped after step {self._step} of {self._last_step}; the same command "
-                "resumes there",
-                file=sys.stderr,
-            )
+            stopped = f"stopped after step {self._step} of {self._last_step}"
+            text = f"{signal.Signals(self._signal).name}: {stopped}; the same command resumes there"
+            tqdm.tqdm.write(text, file=sys.stderr)
             self.on_train_end()
             sys.exit(128 + self._signal)
 

@@ -10,13 +10,10 @@ from tensorboard.plugins import projector
 from hqc_tf import distribute, files, model, retrieval
 from hqc_tf.data import pictures
 from hqc_tf.data.images import Images
-from hqc_tf.data.pictures import spread
 from hqc_tf.workdir import HELD_OUT_RUN, Folder
 
 MOST_EMBEDDINGS = 1000
 _QUERIES, _NEIGHBORS = 16, 10
-
-
 _TILE_SIDE_PIXELS = 48
 
 
@@ -27,14 +24,12 @@ def show_held_out(trained: model.HQC, held: Images, workdir: Folder) -> None:
     projector has the embeddings and their quantized form, with the images' ids, labels where there
     are any, and pictures. The files are in `workdir`'s tensorboard/held_out, which is replaced.
 
-    Args:
-        trained: the model. Every process of a run has to call this, and the chief writes.
-        held: images held out from training, of which 1,000 are shown; without any nothing is done.
-        workdir: folder of the run.
+    Of `held` 1,000 images are shown; without any nothing is done. Every process of a run has to
+    call this, and the chief writes.
     """
     if not len(held):
         return
-    shown = held.take(spread(len(held), MOST_EMBEDDINGS))
+    shown = held.take(pictures.spread(len(held), MOST_EMBEDDINGS))
     encoded = trained.encode_images(shown)
     if not distribute.is_chief(trained.distribute_strategy):
         return
@@ -51,14 +46,13 @@ def show_held_out(trained: model.HQC, held: Images, workdir: Folder) -> None:
 
 
 def _neighbor_picture(tiles, encoded, codebooks, distance):
-    rows = spread(len(tiles), _QUERIES)
+    rows = pictures.spread(len(tiles), _QUERIES)
     k = min(_NEIGHBORS + 1, len(tiles))
     found = retrieval.nearest(encoded.embeddings[rows], encoded.codes, codebooks, k, distance)
     lines = []
     for own, others in zip(rows, found.rows.numpy(), strict=True):
         # An image is not always its own first neighbor: others may have the same code.
-        others = others[others != own][: k - 1]
-        lines += [own, *others]
+        lines += [own, *others[others != own][: k - 1]]
     return pictures.mosaic(tiles[lines], k)
 
 
