@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, DTypeLike
 
+from hqc_tf import files
 from hqc_tf.errors import naming_damage
 
 ID_SCHEMA = pa.schema([("id", pa.large_binary())])
@@ -68,7 +69,7 @@ def read_batches(path: str | PathLike, schema: pa.Schema, fix: str) -> list[pa.R
     """
     with naming_damage(path, fix):
         try:
-            with open(path, "rb") as file:  # noqa: PTH123
+            with files.open_regular(path) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             reader = pa.ipc.open_file(pa.py_buffer(mapped))
             if reader.schema != schema:
@@ -113,6 +114,7 @@ def map_array(file: str | PathLike, name: str = "", fix: str = "write it again")
     # A header is a Python literal, so a damaged one may fail in the tokenizer.
     with naming_damage(name or file, fix):
         try:
+            files.open_regular(file).close()
             return np.lib.format.open_memmap(file, mode="r")
         except (SyntaxError, tokenize.TokenError, MemoryError, OverflowError) as error:
             raise ValueError(error) from error

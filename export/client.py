@@ -11,6 +11,7 @@ retry policy and by urllib3's; any other error ends the call and names the files
 import base64
 import concurrent.futures
 import json
+import os
 import re
 import threading
 import urllib.parse
@@ -37,6 +38,8 @@ ANSWER_BYTES = 2**28
 # seconds; each later pause is twice the one before.
 TRIES = 5
 FIRST_PAUSE = 0.3
+# What reading an answer of another form raises.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def connect(server: str, model: str, deadline: float = 30.0) -> "GrpcModel | RestModel":
@@ -69,7 +72,8 @@ def encode_files(
     """
     signature = signature_of(fingerprint) if fingerprint else "encode_bytes"
     for names, contents in _batches(paths):
-        answer = _query(served, names, signature, {"image_bytes": contents})
+        inputs = {"image_bytes": contents}
+        answer = _query(served, names, signature, inputs, {"embedding": None, "codes": None})
         embeddings = answer["embedding"].astype(np.float32)
         yield names, Encoded(embeddings, answer["codes"].astype(np.uint8))
 
@@ -84,14 +88,15 @@ def search_files(
     """
     for names, contents in _batches(paths):
         inputs = {"image_bytes": contents, "k": np.int32(k)}
-        answer = _query(served, names, "search_bytes", inputs)
+        answer = _query(served, names, "search_bytes", inputs, {"ids": k, "distances": k})
         ids, distances = answer["ids"].tolist(), answer["distances"].tolist()
         for name, own_ids, own_distances in zip(names, ids, distances, strict=True):
             texts = [x if isinstance(x, str) else unpack_id(x) for x in own_ids]
             yield {"query": name, "ids": texts, "distances": own_distances}
 
 
-def _query(served, names, signature, inputs):
+def _query(served, names, signature, inputs, outputs):
+    """The answer for some files; `outputs` have the number of columns of each, None for any."""
     try:
         answer = served.predict(signature, inputs)
     except UserError as error:
@@ -103,14 +108,44 @@ def _query(served, names, signature, inputs):
             ) from error
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise UserError(f"{names[0]}{others}: {error}") from error
+    for name, columns in {"valid": 0, **outputs}.items():
+        _check_output(served, name, answer.get(name), len(names), columns)
     check_valid(names, answer["valid"])
     return answer
+
+
+def _check_output(served, name, values, rows, columns):
+    """UserError unless an output has a row for each file, and values of its kind."""
+    kinds = {"valid": "b", "codes": "iu", "ids": "OSU"}.get(name, "fiu")
+    wanted = f"[{rows}]" if columns == 0 else f"[{rows}, {columns or 'any'}]"
+    if values is None:
+        found = "nothing"
+    elif values.dtype.kind not in kinds:
+        found = f"{values.dtype} {[*values.shape]}"
+    elif not _has_shape(values, rows, columns):
+        found = f"{[*values.shape]}"
+    elif name == "codes" and not 0 <= values.min() <= values.max() <= 255:
+        found = f"words {values.min()} to {values.max()}"
+    elif name == "embedding" and not np.isfinite(values.astype(np.float32)).all():
+        found = "numbers that are not finite"
+    else:
+        return
+    raise UserError(
+        f"{served.server}: model {served.model} answered {found} for {name}, not {wanted}; serve "
+        "what export.saved_model or export.searcher wrote"
+    )
 
 
 def _batches(paths):
     """Lists of names with the contents of their files, object [B] of bytes."""
     for batch in in_batches((Item(path, read_file(path)) for path in paths), BATCH):
         yield [item.id for item in batch], np.array([item.contents for item in batch], object)
+
+
+def _has_shape(values, rows, columns):
+    if columns == 0 or values.ndim != 2:
+        return columns == 0 and values.shape == (rows,)
+    return values.shape == (rows, columns or values.shape[1]) and values.size > 0
 
 
 class _Model:
@@ -136,13 +171,17 @@ class _Model:
             return _in_time(lambda: self._answer(signature, inputs), self.deadline)
         except TimeoutError:
             self._fail(f"none within {self.deadline:g} seconds; allow more, or send less")
+        except UserError:
+            raise
+        except _MALFORMED as error:
+            self._fail(f"a malformed one ({error})")
 
     def _fail(self, why, unavailable=False) -> NoReturn:
         line = " ".join(str(why).split())
         if unavailable:
             raise UserError(
                 f"{self.server}: not available after {TRIES} tries ({line}); start it, wait for "
-                "it, or name another"
+                f"it, or name another{_proxies()}"
             )
         raise UserError(f"{self.server}: model {self.model} gives no answer: {line}")
 
@@ -209,11 +248,15 @@ class RestModel(_Model):
         if response.status != 200:
             said = f"{response.status}, {text.decode('utf-8', 'replace')}"
             self._fail(said, unavailable=response.status == 503)
-        try:
-            outputs = json.loads(text)["outputs"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            self._fail(error)
-        return {name: np.array(column) for name, column in outputs.items()}
+        return {name: np.array(x) for name, x in json.loads(text)["outputs"].items()}
+
+
+def _proxies():
+    """Says which proxy the environment names: it may be what does not reach the server."""
+    names = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+    given = [n for name in names for n in (name, name.upper()) if n in os.environ]
+    found = [f"{name}={os.environ[name]}" for name in given]
+    return f"; the environment has {', '.join(found)}, and no_proxy can except it" if found else ""
 
 
 def _in_time(call: Callable[[], Any], seconds: float) -> Any:

@@ -46,6 +46,7 @@ class Shards(NamedTuple):
 
     codebooks: np.ndarray  # [M, K, D] float32
     encoder: dict[str, Any]  # has "fingerprint" and "path"
+    job: dict[str, Any]  # what was encoded, as JSON has it
     shards: Sequence[Shard]  # memory-mapped on access, each released with its last reference
 
 
@@ -161,7 +162,7 @@ def read_shards(folder: str | PathLike) -> Shards:
             "encode into a new folder"
         )
     paths = [_path(folder, "codes", number, count) for number in range(count)]
-    return Shards(codebooks, manifest["encoder"], _OnDisk(paths, len(codebooks)))
+    return Shards(codebooks, manifest["encoder"], manifest["job"], _OnDisk(paths, len(codebooks)))
 
 
 def read_rejects(folder: str | PathLike) -> Iterator[Reject]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from export import folders
 from export.versions import newest
+from hqc_tf import files
 from hqc_tf.data.batches import raw_batches
 from hqc_tf.data.decoding import MAX_PIXELS, MAX_RATIO, NAMES
 from hqc_tf.data.images import Images
@@ -104,7 +105,7 @@ def encode_images(encoder: Encoder, images: Images) -> Encoded:
 def read_file(name: str | PathLike) -> bytes:
     """The contents of a file; UserError where it cannot be read."""
     try:
-        return pathlib.Path(name).read_bytes()
+        return files.read_regular(name)
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}; name an image file") from error
 

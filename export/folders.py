@@ -46,16 +46,22 @@ def write_shared(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> Non
 
 
 @contextlib.contextmanager
-def new_folder(path: str | PathLike) -> Iterator[pathlib.Path]:
+def new_folder(path: str | PathLike, locked: bool = False) -> Iterator[pathlib.Path]:
     """Yields a folder to fill, which moves to `path` when the block ends without error.
 
     An existing folder stays at `path` at every instant until then and is removed afterwards;
     readers keep the files they have open. UserError where another process is writing at `path`.
+
+    Args:
+        path: of the folder.
+        locked: whether the caller is its `sole_writer` already.
     """
     path = pathlib.Path(path).resolve()
+    if not path.name:
+        raise UserError(f"{path}: cannot be replaced; name a folder in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    with _sole_writer(path):
+    with contextlib.nullcontext() if locked else sole_writer(path):
         shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir()
@@ -69,7 +75,13 @@ def new_folder(path: str | PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _sole_writer(path):
+def sole_writer(path: str | PathLike) -> Iterator[None]:
+    """Keeps other processes from writing the folder `path`; UserError where one is writing it.
+
+    What is read of the folder inside is what it has when it is replaced. A kill ends it as well.
+    """
+    path = pathlib.Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with lock.open("w") as file:
         try:

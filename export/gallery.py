@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
+from export.arrays import unpack_id
 from export.encoder import encode_images, load_encoder
 from export.index import load_index
 from hqc_tf import commands, files, metrics
@@ -68,16 +69,24 @@ def main(_: list[str]) -> None:
     encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
     index.check_encoder(encoder.manifest["fingerprint"])
     images = catalog.load_images(values.dataset, values.data_dir)
-    if len(images) != index.num_images:
-        raise UserError(
-            f"--dataset={values.dataset}: {len(images)} images, but --index={values.index} holds "
-            f"{index.num_images}; name the images that were indexed"
-        )
+    row_of = {name: row for row, name in enumerate(images.ids)}
     candidates = catalog.load_split(values.dataset, "query", values.data_dir) or images
+    if catalog.parse(values.dataset).is_files:
+        # The others may be those that could not be decoded.
+        indexed = set(map(unpack_id, index.ids.to_pylist()))
+        known = [row for row, name in enumerate(candidates.ids) if name in indexed]
+        candidates = candidates.take(known)
     count, random = len(candidates), np.random.default_rng(values.seed)
     queries = candidates.take(random.choice(count, min(values.queries, count), replace=False))
-    found = index.rows(encode_images(encoder, queries).embeddings, values.k).rows
-    draw_gallery(queries, [images.take(row) for row in found], values.output)
+    found = index.search(encode_images(encoder, queries).embeddings, values.k)[0] if count else []
+    missing = next((name for names in found for name in names if name not in row_of), None)
+    if missing is not None or not count:
+        raise UserError(
+            f"--dataset={values.dataset}: does not have {missing or 'images'} of --index="
+            f"{values.index}; name the images that were indexed"
+        )
+    neighbors = [images.take([row_of[name] for name in names]) for names in found]
+    draw_gallery(queries, neighbors, values.output)
     print(values.output)
 
 
@@ -89,5 +98,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("saved_model", "", "the index's encoder, if it has moved since")
     flags.DEFINE_integer("queries", 8, "how many queries to draw", lower_bound=1)
     flags.DEFINE_integer("k", 10, "neighbors per query", lower_bound=1)
-    flags.DEFINE_integer("seed", 1, "which queries are drawn")
+    flags.DEFINE_integer("seed", 1, "which queries are drawn", lower_bound=0)
     commands.run(main)

@@ -216,4 +216,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("model", "hqc", "the encoder's name on --server")
     flags.DEFINE_float("deadline", 30, "seconds for --server's answer to a batch of files", 0)
-    commands.run(main)
+    commands.run(main, takes_arguments=True)

@@ -1,15 +1,18 @@
 """Runs a command: flags, one-line errors and exit status, and --help with flags by theme."""
 
 import argparse
+import contextlib
 import functools
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
 from hqc_tf import config
-from hqc_tf.errors import UserError, printable
+from hqc_tf.errors import UserError, is_disk_full, printable
 
 OWN = "this command"
 _MAX_WIDTH_CHARACTERS = 100
@@ -18,17 +21,21 @@ _COLUMN = 26
 _END = "--flagfile=FILE takes flags from a file, one a line; --helpfull lists all flags."
 
 
-def run(main: Callable[[list[str]], object]) -> None:
+def run(main: Callable[[list[str]], object], takes_arguments: bool = False) -> None:
     """Parses the flags and calls `main`; an error that a user can fix is one line and status 2.
 
     Args:
         main: called with the arguments that are not flags; what it returns is the exit status.
+        takes_arguments: whether there may be any; else a word that is no flag is an error.
     """
 
     def parse(argv):
         define(config.themes())
         try:
-            return config.read_flags(flags.FLAGS, argv)
+            argv = config.read_flags(flags.FLAGS, argv)
+            if argv[1:] and not takes_arguments:
+                raise UserError(_not_a_flag(argv[1]))
+            return argv
         except UserError as error:
             return _stop(f"{error} (--helpshort lists the flags)")
 
@@ -39,15 +46,45 @@ def run(main: Callable[[list[str]], object]) -> None:
         # A file's name may not be UTF-8, and a terminal's encoding cannot show it then.
         sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return main(argv[1:])
+            status = main(argv[1:])
+            sys.stdout.flush()
+            return status
         except UserError as error:
             return _stop(error)
-        except OSError as error:
-            if error.filename is None:
+        except BrokenPipeError:
+            # Whoever read the output has enough; what is still buffered has nowhere to go.
+            return _discard_stdout()
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        except Exception as error:
+            if is_disk_full(error):
+                _discard_stdout()
+                return _stop(f"the disk is full ({error}); free space, and run it again")
+            if getattr(error, "filename", None) is None:
                 raise
             return _stop(f"{error.filename}: {error.strerror}; fix that or name another")
 
+    # Python has None for a stream that was closed before it started.
+    sys.stdout, sys.stderr = (
+        stream or open(os.devnull, "w")  # noqa: PTH123, SIM115
+        for stream in (sys.stdout, sys.stderr)
+    )
     app.run(guarded, flags_parser=parse)
+
+
+def _not_a_flag(word):
+    # Word processors write a dash for two hyphens.
+    name = word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}")
+    if name.partition("=")[0] in flags.FLAGS:
+        return f"{word}: not a flag; give --{name}"
+    return f"{word}: not a flag; leave it out, and put quotes around a value with blanks"
+
+
+def _discard_stdout():
+    # Streams that stand for it, as in tests, have no descriptor.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(message):

@@ -15,6 +15,8 @@ from hqc_tf.errors import UserError
 
 FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
 DISTANCES = ("l2", "squared")
+# The byte order mark with which some editors begin a file.
+_MARK = "\ufeff"
 
 
 def _setting(default: Any, text: str, choices=None, least=None, above=None, most=None, opens=None):
@@ -366,7 +368,7 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         UserError: a flag is unknown or its value is of another type.
     """
     try:
-        rest = values(argv)
+        rest = values([argv[0], *_expanded(values, argv[1:])])
     except (flags.Error, UnicodeDecodeError, RecursionError) as error:
         reason = "a flagfile is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise UserError(f"{reason}; fix the flag or its file") from error
@@ -376,6 +378,16 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     for name, value in [*given, *(("", argument) for argument in rest)]:
         _check_value(name, value)
     return rest
+
+
+def _expanded(values, words):
+    """A command line with the contents of its flagfiles, in which editors may leave a mark."""
+    words = values.read_flags_from_files(words, force_gnu=False)
+    if not any(word.startswith(_MARK) for word in words):
+        return words
+    plain = [word.removeprefix(_MARK) for word in words]
+    lines = [p for p, word in zip(plain, words, strict=True) if p == word or p.startswith("-")]
+    return _expanded(values, lines)
 
 
 def _check_value(name, value):

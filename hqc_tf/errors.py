@@ -36,13 +36,17 @@ def naming_a_full_disk(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, *_tensorflow_errors()) as error:
-        reason = _first_line(error)
-        if not any(full in reason for full in _FULL):
+        if not is_disk_full(error):
             raise
         raise UserError(
-            f"{path}: the disk is full ({reason}); free space there and run the same command "
-            "again, which resumes from what is complete"
+            f"{path}: the disk is full ({_first_line(error)}); free space there and run the same "
+            "command again, which resumes from what is complete"
         ) from error
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error of Python, Arrow or TensorFlow says that a disk or quota is full."""
+    return any(full in _first_line(error) for full in _FULL)
 
 
 def printable(text: object) -> str:

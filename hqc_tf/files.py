@@ -1,9 +1,11 @@
 """Atomic writes, and files of JSON lines as dataclasses."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, TypeVar
 
@@ -32,6 +34,22 @@ def write_atomically(
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file that a user names; OSError for a pipe or device, whose end may never come."""
+    # Opening a pipe must not wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The contents of a file, opened by `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

@@ -10,41 +10,14 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from export.codes import is_done, read_rejects, read_shards, start
-from export.encode import inputs, streaming
-from export.encoder import Encoder, load_encoder
+from export.codes import read_rejects, read_shards
+from export.encode import encode_plan, inputs, streaming
+from export.encoder import load_encoder
 from hqc_tf import commands
 from hqc_tf.errors import UserError
-
-Runner = Callable[[Encoder, inputs.Plan, str | os.PathLike, list[int]], None]
-
-
-def encode_plan(
-    encoder: Encoder,
-    plan: inputs.Plan,
-    folder: str | os.PathLike,
-    runner: Runner = streaming.encode_here,
-) -> Sequence[int]:
-    """Encodes the missing shards of a plan; stopped at any moment, the same call resumes.
-
-    Args:
-        plan: made for `folder`.
-        folder: absolute path; missing, empty or begun with this plan, else UserError.
-        runner: encodes the shards with the given numbers.
-
-    Returns:
-        The numbers of the shards that were encoded now.
-    """
-    count = len(plan.shards)
-    start(folder, encoder.codebooks, encoder.identity, count, plan.job, plan.names)
-    numbers = [number for number in range(count) if not is_done(folder, number, count)]
-    if numbers:
-        runner(encoder, plan, folder, numbers)
-    return numbers
 
 
 def main(arguments: list[str]) -> None:
@@ -131,4 +104,4 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "runner", "local", "local, or Apache Beam's direct, flink, ...; its flags follow after --"
     )
-    commands.run(main)
+    commands.run(main, takes_arguments=True)

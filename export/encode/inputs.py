@@ -131,7 +131,7 @@ def _plan_tfds(name, split, data_dir, num_shards):
     pieces = records.pieces_of(name, split, instructions)
     count = sum(piece.take for piece in pieces)
     if not count:
-        raise UserError(f"--input=tfds:{name}/{split}: no image in it; take another split")
+        raise UserError(f"tfds:{name}/{split}: no image in it; take another split")
     image = tfds.image_feature(builder)
     shards = [records.cut(pieces, *bounds) for bounds in _bounds(count, num_shards)]
     parts = [records.Records(shard, image) for shard in shards]
@@ -151,15 +151,12 @@ def _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature):
 
 
 def _keep_names(source, parsed, codes, job):
-    try:
-        names = read_names(codes) if is_begun(codes, job) else pack_ids(parsed.files())
-    except UserError as error:
-        raise UserError(f"--input={error}") from error
+    names = read_names(codes) if is_begun(codes, job) else pack_ids(parsed.files())
     if not len(names):
         raise UserError(
-            f"--input={source}: no file of this name; give a data set's name, a pattern of files "
-            f"in quotes, folder:PATH with {', '.join(SUFFIXES)} files below, tfds:NAME/SPLIT or "
-            "tfrecord:PATTERN"
+            f"{source or repr(source)}: no file of this name; give a data set's name, a pattern of "
+            f"files in quotes, folder:PATH with {', '.join(SUFFIXES)} files below, "
+            "tfds:NAME/SPLIT or tfrecord:PATTERN"
         )
     return names
 

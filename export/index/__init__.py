@@ -43,7 +43,7 @@ def load_index(path: str | os.PathLike) -> Index:
         # A newer index may replace this one meanwhile, and this one be removed.
         try:
             return store.read_files(path, pathlib.Path(f"/proc/self/fd/{descriptor}"))
-        except UserError:
+        except Exception:
             with contextlib.suppress(FileNotFoundError):
                 if not os.path.samestat(os.fstat(descriptor), path.stat()):
                     continue
@@ -96,14 +96,15 @@ def write_collection(
     num_leaves: int = 0,
     leaves_to_search: int | None = None,
     kind: str = "",
+    locked: bool = False,
 ) -> None:
-    """As `write_index`, of a `Collection`, which is read part by part."""
+    """As `write_index`, of a `Collection`, which is read part by part; `locked`: `new_folder`'s."""
     path = pathlib.Path(path).resolve()
     _check_contents(codebooks, images, encoder)
     kind = _checked_kind(kind, codebooks.shape[1], num_leaves, leaves_to_search)
     check_replaceable(path)
     leaves = num_leaves, leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
-    with folders.new_folder(path) as folder:
+    with folders.new_folder(path, locked) as folder:
         store.write_files(folder, path, codebooks, images, encoder, kind, *leaves)
 
 
@@ -137,8 +138,8 @@ def _checked_kind(kind, num_words, num_leaves, leaves_to_search) -> str:
         )
     if num_leaves and kind != "scann":
         raise UserError(
-            f"--num_leaves={num_leaves}: needs ScaNN and codebooks of {NUM_WORDS} words, and these "
-            f"have {num_words}; leave it out"
+            f"--num_leaves={num_leaves}: needs --kind=scann, and this is {kind} of {num_words} "
+            f"words; leave it out, or take scann with books of {NUM_WORDS} words"
         )
     if leaves_to_search is not None and not 1 <= leaves_to_search <= num_leaves:
         raise UserError(

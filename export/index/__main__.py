@@ -3,29 +3,43 @@
 `python -m export.index --codes=codes/ --output=index/`
 """
 
+import functools
 import pathlib
 import sys
+import tempfile
 
 from absl import flags
 
-from export.arrays import pack_ids
-from export.codes import Shard, read_shards
-from export.encoder import encode_images, load_encoder
+from export import folders
+from export.codes import read_rejects, read_shards
+from export.encode import encode_plan, inputs, streaming
+from export.encoder import load_encoder
 from export.index import check_replaceable, collection, load_index, store, write_collection
+from export.index.scann import NUM_WORDS
 from hqc_tf import commands
-from hqc_tf.data import catalog
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, printable
 
 
-def _contents(values):
-    """Arguments of `write_collection`, but for the path, that the command's flags stand for."""
+def _contents(values, folder):
+    """Arguments of `write_collection`, but for the path, that the command's flags stand for.
+
+    `folder` is empty and takes the codes of --dataset.
+    """
     old = load_index(values.output) if values.append or values.remove else None
     images = old and collection.of_index(old)
     if values.remove:
         images = images.without(collection.read_ids(values.remove))
     if values.codes or values.dataset:
-        codebooks, added, encoder = _added(values, old)
-        images = images + added if old else added
+        if values.dataset:
+            _encode(values, old, folder)
+        shards = read_shards(values.codes or folder)
+        codebooks, encoder = shards.codebooks, shards.encoder
+        if old:
+            old.check_encoder(encoder["fingerprint"])
+        else:
+            _check_replaced(values, shards.job)
+        added = collection.of_shards(shards.shards, shards.job)
+        images = (images + added if old else added).once(values.on_duplicate_id)
     else:
         codebooks, encoder = old.codebooks, old.manifest["encoder"]
     leaves, to_search = values.num_leaves, values.leaves_to_search
@@ -37,20 +51,30 @@ def _contents(values):
     return codebooks, images, encoder, leaves, to_search, kind
 
 
-def _added(values, old):
-    """Codebooks, `Collection` and encoder of --codes or --dataset; checked against index `old`."""
-    if values.codes:
-        shards = read_shards(values.codes)
-        if old:
-            old.check_encoder(shards.encoder["fingerprint"])
-        return shards.codebooks, collection.of_shards(shards.shards), shards.encoder
+def _encode(values, old, folder):
+    """Encodes --dataset into shards in `folder`; names what is left out."""
     encoder = load_encoder(values.saved_model)
+    plan = inputs.make_plan(values.dataset, folder, data_dir=values.data_dir)
+    # Before the long work.
     if old:
         old.check_encoder(encoder.manifest["fingerprint"])
-    images = catalog.load_images(values.dataset, values.data_dir)
-    codes = encode_images(encoder, images).codes
-    added = collection.of_shards([Shard(codes, pack_ids(images.ids))])
-    return encoder.codebooks, added, encoder.identity
+    else:
+        _check_replaced(values, plan.job)
+    stop = functools.partial(streaming.encode_here, on_bad_image=values.on_bad_image)
+    encode_plan(encoder, plan, folder, stop)
+    for reject in read_rejects(folder):
+        print(f"left out: {printable(reject.id)}: {reject.reason}", file=sys.stderr)
+
+
+def _check_replaced(values, source):
+    """UserError where an index of another source would be lost without a word."""
+    before = folders.read_manifest(values.output, store.FORMAT)
+    if before and not values.replace and before.get("inputs") != [source]:
+        raise UserError(
+            f"--output={values.output}: has {before['num_images']} images of "
+            f"{before.get('inputs') or 'another program'}, not of {source}; give --append to add "
+            "to them, --replace to lose them, or another --output"
+        )
 
 
 def _check_flags(values):
@@ -70,16 +94,22 @@ def main(_: list[str]) -> None:
     values = flags.FLAGS
     _check_flags(values)
     check_replaceable(pathlib.Path(values.output))
-    write_collection(values.output, *_contents(values))
+    # From before the old index is read, or what another process adds meanwhile would be lost.
+    with folders.sole_writer(values.output), tempfile.TemporaryDirectory() as folder:
+        before = folders.read_manifest(values.output, store.FORMAT)
+        write_collection(values.output, *_contents(values, folder), locked=True)
     manifest = store.found_manifest(values.output, values.output)
     leaves = f", {manifest['num_leaves']} leaves" if manifest["num_leaves"] else ""
+    replaced = before and not values.remove
+    fewer = before["num_images"] - manifest["num_images"] if replaced else 0
     print(
         f"{values.output}: {manifest['num_images']} images at {manifest['bits']} bits, "
         f"{manifest['num_distinct_codes']} distinct codes{leaves}"
+        + (f"; {fewer} fewer than before" if fewer > 0 else "")
     )
-    if manifest["kind"] == "scan":
+    if manifest["kind"] == "scan" and manifest["num_words"] != NUM_WORDS:
         words = f"codebooks of {manifest['num_words']} words: exact tables scan all codes"
-        print(f"{words}; ScaNN's faster search needs --num_words=16", file=sys.stderr)
+        print(f"{words}; ScaNN's faster search needs --num_words={NUM_WORDS}", file=sys.stderr)
 
 
 if __name__ == "__main__":
@@ -87,13 +117,27 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "saved_model", "", "instead of --codes: what export.saved_model wrote; its newest version"
     )
-    flags.DEFINE_string(
-        "dataset", "", "images for --saved_model: folder:PATH, name or name/split of TFDS"
+    flags.DEFINE_string("dataset", "", "images for --saved_model, in the forms of hqc_tf.train")
+    flags.DEFINE_enum(
+        "on_bad_image", "skip", ["skip", "stop"], "skip and name undecodable images, or stop at one"
     )
     flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
     flags.DEFINE_string("output", None, "folder of the index; replaces an older one", required=True)
     flags.DEFINE_bool("append", False, "add to the index at --output")
-    flags.DEFINE_string("remove", "", "file of ids, one a line, to drop from the index at --output")
+    flags.DEFINE_string(
+        "remove",
+        "",
+        "file of ids to drop from the index at --output: one a line, ended by NUL characters, or "
+        "as JSON a line in a .jsonl file",
+    )
+    flags.DEFINE_bool("replace", False, "replace an index of other images at --output")
+    flags.DEFINE_enum(
+        "on_duplicate_id",
+        "error",
+        collection.POLICIES,
+        "images of one id with different codes: an error, replace (the newest stays), or keep (the "
+        "oldest); with equal codes one stays",
+    )
     flags.DEFINE_integer(
         "num_leaves", None, "parts that ScaNN divides the codes into, for millions; 0: none", 0
     )

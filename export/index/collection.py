@@ -1,9 +1,10 @@
 """What an index is made of: shards of codes and ids, read one at a time, some images left out."""
 
 import functools
-import hashlib
-import pathlib
+import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,14 @@ import pyarrow as pa
 from export.arrays import text_of, unpack_id
 from export.codes import Shard
 from export.index.neighbors import Index
+from hqc_tf import files
 from hqc_tf.errors import UserError
 
 CHUNK = 2**20
+# Ids whose hashes are computed together.
+_HASHED = 2**16
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+POLICIES = ("error", "replace", "keep")
 
 
 class Collection:
@@ -21,25 +27,24 @@ class Collection:
 
     Args:
         parts: functions that each give a `Shard`, called whenever it is needed.
-        sources: {"sha256", "images"} of each source of rows, in order. The digest is empty where
-            some images of a source are left out.
+        sizes: images of each part.
+        inputs: what the images were made of, each as JSON has it.
     """
 
-    def __init__(self, parts: Sequence[Callable[[], Shard]], sources: list[dict]):
-        self.sources, self._parts = sources, parts
-        self.num_images = sum(source["images"] for source in sources)
+    def __init__(
+        self, parts: Sequence[Callable[[], Shard]], sizes: Sequence[int], inputs: Sequence[Any] = ()
+    ):
+        self.inputs, self._parts, self._sizes = list(inputs), list(parts), list(sizes)
+        self.num_images = sum(self._sizes)
 
     def __iter__(self) -> Iterator[Shard]:
         return (part() for part in self._parts)
 
     def __add__(self, other: "Collection") -> "Collection":
-        """This collection, then another; UserError where they have a source in common."""
-        known = {source["sha256"] for source in self.sources if source["sha256"]}
-        if any(source["sha256"] in known for source in other.sources):
-            raise UserError(
-                "--append: the index already has these codes; name others, or leave it out"
-            )
-        return Collection([*self._parts, *other._parts], self.sources + other.sources)
+        """This collection, then another."""
+        new = [each for each in other.inputs if each not in self.inputs]
+        sizes = self._sizes + other._sizes
+        return Collection(self._parts + other._parts, sizes, self.inputs + new)
 
     def without(self, ids: Iterable[str]) -> "Collection":
         """The collection without the images of `ids`; UserError where an id has no image."""
@@ -56,58 +61,122 @@ class Collection:
                 f"--remove: {len(wanted - found)} of {len(wanted)} ids are not in the index, the "
                 f"first is {missing!r}; list ids that it has"
             )
-        rows = np.concatenate(kept)
-        if not rows.any():
+        if not any(mask.any() for mask in kept):
             raise UserError("--remove: no image would be left; remove the index itself")
-        pairs = zip(self._parts, kept, strict=True)
-        parts = [functools.partial(_thinned, part, mask) for part, mask in pairs]
-        return Collection(parts, _left(self.sources, rows))
+        return self._thinned(np.concatenate(kept))
+
+    def once(self, on_duplicate_id: str = "error") -> "Collection":
+        """The collection with one image of each id.
+
+        Of images with equal ids and codes the first stays.
+
+        Args:
+            on_duplicate_id: of equal ids with different codes: "replace" keeps the last, "keep" the
+                first, "error" neither.
+
+        Raises:
+            UserError: an id has different codes, and `on_duplicate_id` is "error".
+        """
+        hashes = np.concatenate([_hashes(shard.ids) for shard in self] or [np.zeros(0, np.uint64)])
+        ordered = np.sort(hashes)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not len(repeated):
+            return self
+        # Hashes may meet by chance: ids decide.
+        rows_of = defaultdict(list)
+        for start, shard in zip(self._starts(), self, strict=True):
+            own = hashes[start : start + len(shard.codes)]
+            for row in np.flatnonzero(np.isin(own, repeated)):
+                rows_of[shard.ids[row].as_py()].append((start + row, shard.codes[row].tobytes()))
+        stays, differ = np.ones(self.num_images, bool), []
+        for name, images in rows_of.items():
+            alike = len({code for _, code in images}) == 1
+            if not alike:
+                differ.append(name)
+            last = on_duplicate_id == "replace" and not alike
+            stays[[row for row, _ in (images[:-1] if last else images[1:])]] = False
+        if differ and on_duplicate_id == "error":
+            raise UserError(
+                f"{len(differ)} ids have several images with different codes, the first is "
+                f"{unpack_id(differ[0])!r}; give --on_duplicate_id=replace for the newest of each, "
+                "or keep for the oldest"
+            )
+        return self._thinned(stays)
+
+    def _starts(self):
+        return np.cumsum([0, *self._sizes])[:-1]
+
+    def _thinned(self, stays):
+        """The images of which bool [N] `stays` is true."""
+        masks = np.split(stays, self._starts()[1:])
+        pairs = zip(self._parts, masks, strict=True)
+        parts = [functools.partial(_of_rows, part, mask) for part, mask in pairs]
+        return Collection(parts, [int(mask.sum()) for mask in masks], self.inputs)
 
 
 def of_index(index: Index) -> Collection:
     """The images of an index."""
     codes, starts = index.codes, range(0, index.num_images, CHUNK)
     parts = [functools.partial(_cut, codes, index.ids, start) for start in starts]
-    return Collection(parts, index.manifest["sources"])
+    sizes = [min(CHUNK, index.num_images - start) for start in starts]
+    return Collection(parts, sizes, index.manifest.get("inputs", []))
 
 
-def of_shards(shards: Sequence[Shard]) -> Collection:
-    """All images of a sequence of shards, which are one source."""
-    digest, count = hashlib.sha256(), 0
-    for codes, ids in shards:
-        for array in (codes, *text_of(ids)):
-            digest.update(np.ascontiguousarray(array).data)
-        count += len(codes)
+def of_shards(shards: Sequence[Shard], source: Any = None) -> Collection:
+    """All images of a sequence of shards, made of `source`, which JSON can hold."""
     parts = [functools.partial(shards.__getitem__, number) for number in range(len(shards))]
-    return Collection(parts, [{"sha256": digest.hexdigest(), "images": count}])
+    inputs = [] if source is None else [source]
+    return Collection(parts, [len(shard.codes) for shard in shards], inputs)
 
 
 def read_ids(path: str) -> list[str]:
-    """The ids in the file of `--remove`, one a line; UserError where it has none."""
+    """The ids in the file of `--remove`; UserError where it has none, or cannot be read.
+
+    One a line; or JSON, a line each, where the name ends in .jsonl; or ended by NUL characters.
+    """
     try:
-        lines = pathlib.Path(path).read_bytes().splitlines()
+        text = files.read_regular(path).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise UserError(f"--remove={path}: {error.strerror}; name a file of ids") from error
-    ids = [line.decode("utf-8", "surrogateescape") for line in lines if line]
+    if str(path).endswith(".jsonl"):
+        ids = [_id_of_line(path, line) for line in text.splitlines() if line.strip()]
+    else:
+        lines = text.split(b"\0") if b"\0" in text else text.splitlines()
+        ids = [line.decode("utf-8", "surrogateescape") for line in lines if line]
     if not ids:
         raise UserError(f"--remove={path}: holds no id; write one a line")
     return ids
+
+
+def _id_of_line(path, line):
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"--remove={path}: {error}; write an id as JSON on each line") from error
+    name = found.get("id") if isinstance(found, dict) else found
+    if not isinstance(name, str):
+        raise UserError(f'--remove={path}: {found!r}: not an id; write "ID" or {{"id": "ID"}}')
+    return name
+
+
+def _hashes(ids):
+    """A hash of each packed id, uint64 [n]: a polynomial of its bytes."""
+    found = []
+    for start in range(0, len(ids), _HASHED):
+        text, starts = text_of(ids.slice(start, _HASHED))
+        lengths = np.diff(starts)
+        powers = np.cumprod(np.full(lengths.max(initial=0), _BASE))
+        places = np.arange(len(text)) - np.repeat(starts[:-1], lengths)
+        sums = np.cumsum((text + np.uint64(1)) * powers[places], dtype=np.uint64)
+        ends = np.append(np.uint64(0), sums)[starts]
+        found.append(ends[1:] - ends[:-1])
+    return np.concatenate(found) if found else np.zeros(0, np.uint64)
 
 
 def _cut(codes, ids, start):
     return Shard(codes[start : start + CHUNK], ids.slice(start, CHUNK).combine_chunks())
 
 
-def _thinned(part, mask):
+def _of_rows(part, mask):
     codes, ids = part()
     return Shard(codes[mask], ids.filter(pa.array(mask)))
-
-
-def _left(sources, kept):
-    ends = np.cumsum([source["images"] for source in sources])
-    counts = [int(np.sum(part)) for part in np.split(kept, ends[:-1])]
-    return [
-        {"sha256": source["sha256"] if count == source["images"] else "", "images": count}
-        for source, count in zip(sources, counts, strict=True)
-        if count
-    ]

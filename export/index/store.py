@@ -69,7 +69,7 @@ def write_files(
         "num_leaves": num_leaves,
         "leaves_to_search": leaves_to_search,
         "encoder": encoder,
-        "sources": collection.sources,
+        "inputs": collection.inputs,
         "sha256": _digests(folder, sorted(file.name for file in folder.iterdir())),
     }
     write_manifest(folder, FORMAT, contents | {"own_sha256": _own_digest(contents)})

@@ -275,6 +275,92 @@ def test_a_dripping_answer_ends_at_the_deadline_and_an_endless_one_at_its_bytes(
         server.shutdown()
 
 
+@contextlib.contextmanager
+def answering(text):
+    """Address of a server whose every answer is `text`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802 - the base class's name for it
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("localhost", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+
+
+GOOD = {"embedding": [[0.5, 1]], "codes": [[3, 255]], "valid": [True]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"valid": None}, "nothing for valid, not [1]"),
+        ({"codes": None}, "nothing for codes, not [1, any]"),
+        ({"valid": [True, True]}, "[2] for valid, not [1]"),
+        ({"valid": [[True]]}, "[1, 1] for valid, not [1]"),
+        ({"valid": True}, "[] for valid, not [1]"),
+        ({"valid": [1]}, "int64 [1] for valid, not [1]"),
+        ({"valid": ["true"]}, "<U4 [1] for valid, not [1]"),
+        ({"codes": [[3, 256]]}, "words 3 to 256 for codes"),
+        ({"codes": [[-1, 2]]}, "words -1 to 2 for codes"),
+        ({"codes": [[0.5, 2]]}, "float64 [1, 2] for codes"),
+        ({"codes": [3, 255]}, "[2] for codes"),
+        ({"codes": [[3, 255]] * 2}, "[2, 2] for codes"),
+        ({"codes": [[]]}, "float64 [1, 0] for codes"),
+        ({"embedding": [["a", "b"]]}, "<U1 [1, 2] for embedding"),
+        ({"embedding": [[1e999, 1]]}, "numbers that are not finite for embedding"),
+        ({"embedding": [[[1.0]]]}, "[1, 1, 1] for embedding"),
+    ],
+)
+def test_an_answer_of_another_form_is_one_line(files, changed, found):
+    outputs = {name: x for name, x in (GOOD | changed).items() if x is not None}
+    with answering(json.dumps({"outputs": outputs}).encode()) as address:
+        message = re.escape(f"{address}: model hqc answered {found}")
+        with pytest.raises(UserError, match=message):
+            [*client.encode_files(client.connect(address, "hqc"), files[:1])]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[]", b"null", b"{}", b"7", b'{"outputs": 7}', b'{"outputs": [1]}', b"\xff",
+        b"[" * 9999,
+        b'{"outputs": {"codes": [[1], [1, 2]], "valid": [true]}}',
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_one_line(files, text):
+    with (
+        answering(text) as address,
+        pytest.raises(UserError, match="model hqc gives no answer: a malformed one"),
+    ):
+        [*client.encode_files(client.connect(address, "hqc"), files[:1])]
+
+
+def test_a_searcher_must_answer_k_ids_and_distances(files):
+    outputs = {"valid": [True], "ids": [["a", "b"]], "distances": [[0, 0.5]]}
+    with answering(json.dumps({"outputs": outputs}).encode()) as address:
+        served = client.connect(address, "searcher")
+        assert [*client.search_files(served, files[:1], 2)][0]["ids"] == ["a", "b"]
+        with pytest.raises(UserError, match=re.escape("answered [1, 2] for ids, not [1, 3]")):
+            [*client.search_files(served, files[:1], 3)]
+
+
+def test_a_proxy_is_named_where_a_server_is_not_reached(files, monkeypatch):
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+    address = f"http://localhost:{_free_port()}"
+    with pytest.raises(UserError, match="the environment has HTTP_PROXY=http://proxy:3128, and no"):
+        [*client.encode_files(client.connect(address, "hqc"), files[:1])]
+
+
 @pytest.mark.parametrize("server", ["localhost", "http://", "localhost:http", "a b:8500", ""])
 def test_a_server_of_no_known_form_is_refused(server):
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from hqc_tf import config
 from hqc_tf.config import Config
 from hqc_tf.errors import UserError
 from hqc_tf.workdir import FLAGFILE, read_settings
-from tests.support import ROOT
+from tests.support import ROOT, commands
 
 COMMAND = """
 from absl import flags
@@ -25,7 +26,7 @@ def main(arguments):
 
 config.define_flags()
 flags.adopt_module_key_flags(config)
-commands.run(main)
+commands.run(main, takes_arguments=True)
 """
 
 
@@ -312,6 +313,58 @@ def test_bad_flags_are_one_line_and_status_2(run_command, arguments, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("num_books=4", "error: num_books=4: not a flag; give --num_books=4 ("),
+        ("\N{EN DASH}joint_views", "joint_views: not a flag; give --joint_views ("),
+        ("photos", "error: photos: not a flag; leave it out, and put quotes around a value with"),
+    ],
+)
+def test_words_that_are_no_flags_are_refused(word, message):
+    done = commands.run("hqc_tf.train", "--workdir=none", word)
+    assert done.status == 2 and done.stdout == ""
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_mark_at_the_start_of_a_flagfile_is_skipped(tmp_path):
+    inner = write(tmp_path / "inner.flags", "\ufeff# a comment", "--num_books=4")
+    outer = write(tmp_path / "outer.flags", f"\ufeff--flagfile={inner}", "--seed=3")
+    assert parse(f"--flagfile={outer}") == Config(num_books=4, seed=3)
+
+
+@pytest.fixture
+def run_main():
+    """Runs a command whose `main` is some code, in a process with redirections of a shell."""
+
+    def run(code, redirections):
+        text = f"from hqc_tf import commands\ndef main(_):\n    {code}\ncommands.run(main)"
+        line = f"{shlex.quote(sys.executable)} -c {shlex.quote(text)} {redirections}"
+        return subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)  # noqa: S602
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("redirections", "status", "said"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">/dev/full", 2, "error: the disk is full ([Errno 28] No space left on device); free"),
+        ("| head -n 1", 0, ""),
+    ],
+)
+def test_a_stdout_that_takes_nothing_ends_in_a_line_at_most(run_main, redirections, status, said):
+    done = run_main("print('x\\n' * 100000)", redirections)
+    assert said in done.stderr and done.stderr.count("\n") == bool(said)
+    assert done.returncode == status
+
+
+def test_an_interrupt_is_one_line(run_main):
+    done = run_main("raise KeyboardInterrupt", "")
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
 
 
 @pytest.mark.parametrize("flag", ["--helpshort", "--help", "-?"])

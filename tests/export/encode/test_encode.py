@@ -16,8 +16,7 @@ import tensorflow as tf
 from export.arrays import unpack_id
 from export.codes import is_done, read_rejects, read_shards
 from export.encode import __main__ as command
-from export.encode import inputs, streaming
-from export.encode.__main__ import encode_plan
+from export.encode import encode_plan, inputs, streaming
 from export.encoder import encode_images
 from hqc_tf.data import catalog, decoding
 from hqc_tf.data.images import Images

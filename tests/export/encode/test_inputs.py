@@ -320,15 +320,15 @@ def test_the_number_of_shards_follows_the_images(photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("none/*.jpg", r"--input=none/\*.jpg: no file of this name; give a data set's name, a"),
-        ("", "--input=: no file of this name"),
-        ("folder:none", "--input=folder:none: no such folder; name one that holds images"),
+        ("none/*.jpg", r"none/\*.jpg: no file of this name; give a data set's name, a"),
+        ("", "'': no file of this name"),
+        ("folder:none", "folder:none: no such folder; name one that holds images"),
         (
             "folder:empty",
-            "--input=folder:empty: no file of this name; .* with .jpg, .* files below",
+            "folder:empty: no file of this name; .* with .jpg, .* files below",
         ),
-        ("empty", "--input=empty: a folder; write folder:empty, or a pattern of files"),
-        ("tfrecord:none*", r"--input=tfrecord:none\*: no file of this name"),
+        ("empty", "empty: a folder; write folder:empty, or a pattern of files"),
+        ("tfrecord:none*", r"tfrecord:none\*: no file of this name"),
         ("tfds:no_such_set/train", "dataset no_such_set: TFDS has no such data set; take"),
         ("cifar10_protocol1/test", "cifar10_protocol1/test: no such role; take one of train, data"),
         ("flickr25k", "--data_dir=empty: no such|empty/img.txt: no such list; put it there"),

@@ -1,5 +1,7 @@
 """Images join an index and leave it, and it equals one built anew from those that remain."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -38,11 +40,11 @@ def written(path, images):
 
 
 def test_an_index_gives_back_its_images(tmp_path):
-    images = collection.of_shards(shards(170, 0, "a"))
+    images = collection.of_shards(shards(170, 0, "a"), {"folder": "a"})
     again = collection.of_index(written(tmp_path / "index", images))
     assert ids_of(again) == ids_of(images)
     np.testing.assert_array_equal(codes_of(again), codes_of(images))
-    assert again.sources == images.sources
+    assert again.inputs == images.inputs == [{"folder": "a"}]
     assert again.num_images == images.num_images
 
 
@@ -65,14 +67,47 @@ def test_append_and_remove_equal_an_index_built_anew(tmp_path):
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-def test_the_same_codes_are_not_appended_twice(tmp_path):
+def test_the_same_images_cut_differently_are_there_once(tmp_path):
     first = collection.of_shards(shards(170, 0, "a"))
     old = collection.of_index(written(tmp_path / "index", first))
-    with pytest.raises(ValueError, match="--append: the index already has these codes"):
-        _ = old + collection.of_shards(shards(170, 0, "a"))
+    whole = Shard(codes_of(first), pack_ids(ids_of(first)))
+    grown = (old + collection.of_shards([whole])).once()
+    assert ids_of(grown) == ids_of(first) and grown.num_images == 170
+    np.testing.assert_array_equal(codes_of(grown), codes_of(first))
     thinned = old.without(["a/7\u00e4\udcff"])
-    assert thinned.sources == [{"sha256": "", "images": 169}]
-    assert (thinned + collection.of_shards(shards(170, 0, "a"))).num_images == 339
+    again = (thinned + collection.of_shards(shards(170, 0, "a"))).once()
+    assert sorted(ids_of(again)) == sorted(ids_of(first))
+
+
+def test_an_id_with_another_code_is_an_error_or_follows_the_policy():
+    codes = np.arange(24, dtype=np.uint8).reshape(6, 4) % 16
+    names = ["x", "y", "x", "z", "y", "x"]
+    codes[4] = codes[1]
+    images = collection.of_shards(
+        [Shard(codes[:3], pack_ids(names[:3])), Shard(codes[3:], pack_ids(names[3:]))]
+    )
+    with pytest.raises(ValueError, match="1 ids have several images with different codes, .* 'x'"):
+        images.once()
+    newest, oldest = images.once("replace"), images.once("keep")
+    assert ids_of(newest) == ["y", "z", "x"] and ids_of(oldest) == ["x", "y", "z"]
+    np.testing.assert_array_equal(codes_of(newest), codes[[1, 3, 5]])
+    np.testing.assert_array_equal(codes_of(oldest), codes[[0, 1, 3]])
+
+
+def test_hashes_that_meet_by_chance_merge_nothing(monkeypatch):
+    monkeypatch.setattr(collection, "_hashes", lambda ids: np.zeros(len(ids), np.uint64))
+    images = collection.of_shards(shards(170, 0, "a"))
+    assert ids_of(images.once()) == ids_of(images)
+
+
+def test_equal_ids_have_equal_hashes_wherever_they_are(monkeypatch):
+    names = ["", "a", "ab", "ba", "a", "b" * 300, "", "\0", "\0\0"]
+    found = collection._hashes(pack_ids(names))
+    assert len(set(found.tolist())) == len(set(names)) and found[1] == found[4]
+    monkeypatch.setattr(collection, "_HASHED", 2)
+    np.testing.assert_array_equal(collection._hashes(pack_ids(names)), found)
+    np.testing.assert_array_equal(collection._hashes(pack_ids(names).slice(3, 4)), found[3:7])
+    assert len(collection._hashes(pack_ids([]))) == 0
 
 
 def test_every_image_of_an_id_leaves():
@@ -95,6 +130,19 @@ def test_read_ids(tmp_path):
     file = tmp_path / "ids.txt"
     file.write_bytes(b"a/1.jpg\nb\xff.png\r\n\n c \n")
     assert collection.read_ids(file) == ["a/1.jpg", "b\udcff.png", " c "]
+    file.write_bytes(b"\xef\xbb\xbfa.jpg\n")
+    assert collection.read_ids(file) == ["a.jpg"]
+    file.write_bytes(b"two\nlines.jpg\0b.jpg\0")
+    assert collection.read_ids(file) == ["two\nlines.jpg", "b.jpg"]
+    lines = tmp_path / "ids.jsonl"
+    lines.write_text('"two\\nlines.jpg"\n{"id": "b\\udcff", "reason": "x"}\n')
+    assert collection.read_ids(lines) == ["two\nlines.jpg", "b\udcff"]
+    lines.write_text("7\n")
+    with pytest.raises(ValueError, match="7: not an id; write"):
+        collection.read_ids(lines)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: no regular file; name a file of ids"):
+        collection.read_ids(tmp_path / "pipe")
     file.write_bytes(b"\n")
     with pytest.raises(ValueError, match="holds no id; write one a line"):
         collection.read_ids(file)

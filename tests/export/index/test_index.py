@@ -3,15 +3,18 @@
 import json
 import multiprocessing
 import re
+import shutil
 import time
 
 import numpy as np
 import pytest
 
 from export import folders
-from export.arrays import pack_ids
+from export.arrays import pack_ids, unpack_id
 from export.codes import Shard, start, write_shard
-from export.index import load_index, neighbors, scann, store, write_index
+from export.encoder import encode_images
+from export.index import collection, load_index, neighbors, scann, store, write_index
+from hqc_tf.data import catalog
 from hqc_tf.retrieval import asymmetric_distances
 from tests.support import commands
 
@@ -363,6 +366,93 @@ def test_an_index_replaced_while_it_is_loaded_is_loaded_anew(tmp_path, monkeypat
     assert load_index(tmp_path / "index").num_images == 9
 
 
+@pytest.mark.parametrize("error", [RuntimeError, OSError, ValueError])
+def test_any_failure_while_an_index_is_replaced_means_loading_anew(tmp_path, monkeypatch, error):
+    codebooks, codes, _ = random_set(8, 300)
+    write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
+    read, turns = store.read_files, []
+
+    def fail_first(*arguments):
+        turns.append(arguments)
+        if len(turns) == 1:
+            write_index(tmp_path / "index", codebooks, codes[:9], names(9), ENCODER)
+            raise error("a file is gone")
+        return read(*arguments)
+
+    monkeypatch.setattr(store, "read_files", fail_first)
+    assert load_index(tmp_path / "index").num_images == 9
+    turns.clear()
+    monkeypatch.setattr(store, "read_files", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_index(tmp_path / "index")
+
+
+def write_codes(folder, codebooks, codes, ids, source="here"):
+    start(folder, codebooks, ENCODER, 1, {"input": source})
+    write_shard(folder, 0, 1, Shard(codes, pack_ids(ids)), [])
+
+
+def test_nobody_else_writes_between_reading_an_index_and_replacing_it(tmp_path, monkeypatch):
+    codebooks, codes, _ = random_set(8, 60)
+    for number, name in enumerate(["first", "second", "third"]):
+        rows = slice(20 * number, 20 * number + 20)
+        write_codes(tmp_path / name, codebooks, codes[rows], names(60)[rows], name)
+    output = f"--output={tmp_path}/index"
+    command(f"--codes={tmp_path}/first", output)
+    of_index, refused = collection.of_index, []
+
+    def meanwhile(index):
+        refused.append(index)
+        with (
+            pytest.raises(ValueError, match="another process is writing it; wait until it has"),
+            folders.sole_writer(tmp_path / "index"),
+        ):
+            pass
+        return of_index(index)
+
+    monkeypatch.setattr(collection, "of_index", meanwhile)
+    command(f"--codes={tmp_path}/second", output, "--append")
+    assert load_index(tmp_path / "index").num_images == 40 and len(refused) == 1
+    command(f"--codes={tmp_path}/third", output, "--append")
+    assert load_index(tmp_path / "index").num_images == 60
+
+
+def test_an_index_of_other_images_is_replaced_only_when_asked(tmp_path):
+    codebooks, codes, _ = random_set(8, 30)
+    write_codes(tmp_path / "all", codebooks, codes, names(30))
+    write_codes(tmp_path / "less", codebooks, codes[:20], names(30)[:20])
+    write_codes(tmp_path / "other", codebooks, codes[:9], names(9), "elsewhere")
+    output = f"--output={tmp_path}/index"
+    command(f"--codes={tmp_path}/all", output)
+    assert command(f"--codes={tmp_path}/less", output).endswith("; 10 fewer than before")
+    said = command(f"--codes={tmp_path}/other", output, status=2)
+    assert "has 20 images of [{'input': 'here'}], not of {'input': 'elsewhere'}; give" in said
+    assert load_index(tmp_path / "index").num_images == 20
+    command(f"--codes={tmp_path}/other", output, "--replace")
+    assert load_index(tmp_path / "index").num_images == 9
+    said = command(f"--codes={tmp_path}/all", "append", output, status=2)
+    assert said.startswith("error: append: not a flag; give --append (")
+
+
+def test_bad_images_are_left_out_and_named(encoder, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "a.jpg").write_bytes(b"no image")
+    arguments = f"--saved_model={encoder.path}", f"--dataset=folder:{folder}"
+    done = commands.run("export.index", *arguments, f"--output={tmp_path}/index")
+    assert done.status == 0 and ": 60 images at 4 bits" in done.stdout
+    assert "left out: a.jpg: no JPEG, PNG, BMP or GIF image" in done.stderr
+    found = load_index(tmp_path / "index")
+    images = catalog.load_images(f"folder:{photos}")
+    assert [unpack_id(name) for name in found.ids.to_pylist()] == images.ids
+    np.testing.assert_array_equal(found.codes, encode_images(encoder, images).codes)
+    said = command(*arguments, f"--output={tmp_path}/other", "--on_bad_image=stop", status=2)
+    assert said.startswith("error: a.jpg: no JPEG") and not (tmp_path / "other").exists()
+    # The grown folder has its images once.
+    shutil.copy(folder / images.ids[0], folder / "new.png")
+    assert ": 61 images" in command(*arguments, f"--output={tmp_path}/index", "--append")
+
+
 def command(*arguments, status=0):
     done = commands.run("export.index", *arguments)
     assert done.status == status, done.stdout + done.stderr
@@ -388,6 +478,6 @@ def test_as_a_command(tmp_path):
     expected = full_scan(codebooks, codes[kept], queries, 10)[0]
     found = index.search(queries, 10, leaves_to_search=5)[0]
     assert found == [[f"{kept[row]}.jpg" for row in rows] for rows in expected]
-    assert command(added, output, "--append", status=2) == (
-        "error: --append: the index already has these codes; name others, or leave it out"
-    )
+    assert command(added, output, "--append").startswith(f"{tmp_path}/index: 298 images")
+    # 199.jpg was removed from the first codes, and stays so.
+    assert command(added, output, "--append").startswith(f"{tmp_path}/index: 298 images")

@@ -101,7 +101,9 @@ def test_impossible_leaves_are_refused(tmp_path, given, message):
 
 def test_other_numbers_of_words_have_no_leaves(tmp_path):
     codebooks, codes, queries = random_set(4, 300, num_words=8)
-    with pytest.raises(ValueError, match="--num_leaves=4: needs ScaNN and codebooks of 16 words"):
+    with pytest.raises(
+        ValueError, match="--num_leaves=4: needs --kind=scann, and this is scan of 8 words"
+    ):
         write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER, num_leaves=4)
     write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
     index = load_index(tmp_path / "index")
