@@ -58,7 +58,7 @@ class Searcher(tf.Module):
         return {"ids": ids, "distances": distances, "valid": valid}
 
     def _search(self, embeddings, k):
-        count = len(self._codes)
+        count = self._codes.shape[0]
         rule = f"k must lie in 1 to {count}, the number of images, but is"
         checked = tf.debugging.Assert((k >= 1) & (k <= count), [rule, k])
         with tf.control_dependencies([checked]):

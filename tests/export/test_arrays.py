@@ -1,5 +1,7 @@
 """Packed ids and memory-mapped files: read as written, or refused in one line."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -32,6 +34,14 @@ def test_text_of_a_slice():
     assert (text.tobytes(), starts.tolist()) == (b"cdef", [0, 1, 1, 4])
     text, starts = text_of(pack_ids([]))
     assert (text.size, starts.tolist()) == (0, [0])
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero"])
+def test_pipes_and_devices_are_refused_not_waited_for(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (arrays.map_array, lambda name: read_ids(name, "fix")):
+        with pytest.raises(UserError, match="no regular file"):
+            read(tmp_path / path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
-"""What the loaded encoder imports; test_saved_model covers what it encodes."""
+"""What the loaded encoder imports and reads; test_saved_model covers what it encodes."""
 
+import os
 import subprocess
 import sys
 
+import pytest
+
+from export.encoder import read_file
+from hqc_tf.errors import UserError
 from tests.support import ROOT
 
 
@@ -16,3 +21,10 @@ def test_search_needs_neither_serving_nor_training():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_a_pipe_or_device_as_an_image_is_refused_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no regular file; name an image file"):
+        read_file(tmp_path / name)
