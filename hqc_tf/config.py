@@ -60,6 +60,21 @@ class Config:
         least=0,
         most=8192,
     )
+    feature_width: int = _setting(
+        0, "numbers of a feature, taken from the data with features:FILE; 0: images", least=0
+    )
+    feature_norm: str = _setting(
+        "standard",
+        "features before the projection: none, unit (length one), or standard (unit, then without "
+        "their mean and divided by one deviation)",
+        choices=("none", "unit", "standard"),
+    )
+    feature_dropout: float = _setting(
+        0.5, "share of a feature's numbers that a view leaves out", least=0, most=0.99
+    )
+    feature_noise: float = _setting(
+        0.0, "deviation of noise added to a view of a feature, as a share of the features'", least=0
+    )
     backbone: str = _setting(
         "resnet18_cifar",
         "convolutional network: a name in hqc_tf/backbones.py, such as resnet50 or vgg16",

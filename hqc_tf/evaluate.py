@@ -107,7 +107,8 @@ def _label_scores(trained, rejected, raw_pixels):
         database.labels,
         query.labels,
     )
-    baselines = {"embedding": _baseline(unquantized), "pixels": raw_pixels}
+    name = "pixels" if database.features is None else "features"
+    baselines = {"embedding": _baseline(unquantized), name: raw_pixels}
     return {
         "queries": len(query),
         "database": len(database),
@@ -173,7 +174,11 @@ def describe(result: Result) -> str:
 
 
 def _beside(result):
-    named = {"embedding": "unquantized", "pixels": "raw pixels with PCA and OPQ"}
+    named = {
+        "embedding": "unquantized",
+        "pixels": "raw pixels with PCA and OPQ",
+        "features": "raw features with PCA and OPQ",
+    }
     known = result.baselines or {}
     found = [
         f"; {text} {known[name].mean_average_precision:.4f}"
@@ -188,13 +193,14 @@ def show(results: list[Result]) -> None:
     for result in results:
         print(describe(result))
     trained = [result for result in results if result.weights != "untrained"]
-    by_pixels = [(result.baselines or {}).get("pixels") for result in trained]
-    pixels_map = max((one.mean_average_precision for one in by_pixels if one), default=0)
+    known = [result.baselines or {} for result in trained]
+    raw = [each[name] for each in known for name in ("pixels", "features") if name in each]
+    raw_map = max((one.mean_average_precision for one in raw), default=0)
     best = max((result.mean_average_precision or 0 for result in trained), default=0)
-    if best < pixels_map:
+    if best < raw_map:
         print(
             f"worse than no training: these codes have mAP@{trained[0].top_k} {best:.4f}, PCA and "
-            f"OPQ of raw pixels {pixels_map:.4f} at the same {trained[0].bits} bits; train longer, "
+            f"OPQ of the raw input {raw_map:.4f} at the same {trained[0].bits} bits; train longer, "
             'or see "Short trainings" in docs/train.md'
         )
 

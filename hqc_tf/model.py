@@ -1,7 +1,9 @@
 """The Keras model: encoder, quantizer, and a train step over two views."""
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from hqc_tf import backbones, config, distribute, losses
@@ -26,6 +28,10 @@ def build_encoder(settings: config.Config) -> tf.keras.Model:
     `projection_norm` puts batch norm before the ReLU, and `embedding_length` scales every embedding
     to one length.
     """
+    if settings.feature_width:
+        features = tf.keras.layers.Input([settings.feature_width])
+        normed = FeatureNorm(settings.feature_norm, name="feature_norm")(features)
+        return tf.keras.Model(features, _project(normed, settings), name="encoder")
     backbone = backbones.build_backbone(
         settings.backbone,
         settings.backbone_width,
@@ -33,29 +39,70 @@ def build_encoder(settings: config.Config) -> tf.keras.Model:
         settings.backbone_weights,
         settings.sync_batch_norm,
     )
+    embedding = _project(backbone.output, settings)
+    return tf.keras.Model(backbone.input, embedding, name="encoder")
+
+
+def _project(features, settings):
     width = settings.num_books * settings.word_dim
     layers = tf.keras.layers
     if settings.projection_norm:
         inner = layers.Dense(PROJECTION, use_bias=False, kernel_initializer="he_normal")
-        normed = backbones.batch_norm(settings.sync_batch_norm)(inner(backbone.output))
+        normed = backbones.batch_norm(settings.sync_batch_norm)(inner(features))
         embedding = layers.Dense(width, name="embedding")(layers.ReLU()(normed))
     else:
-        embedding = _two_layers(backbone.output, PROJECTION, width, name="embedding")
+        embedding = _two_layers(features, PROJECTION, width, name="embedding")
     if settings.embedding_length:
         wide = at_least_float32(tf.keras.mixed_precision.global_policy())
         embedding = layers.UnitNormalization(dtype=wide)(embedding)
         embedding = layers.Rescaling(settings.embedding_length, dtype=wide)(embedding)
-    return tf.keras.Model(backbone.input, embedding, name="encoder")
+    return embedding
+
+
+class FeatureNorm(tf.keras.layers.Layer):
+    """Brings features of any network to one scale: float [B, E] -> float [B, E].
+
+    Args:
+        kind: "none"; "unit", length one; or "standard", unit, then less `mean` [E] and divided by
+            `deviation`, one number, which `adapt` sets.
+    """
+
+    def __init__(self, kind: str, **kwargs):
+        kwargs.setdefault("dtype", at_least_float32(tf.keras.mixed_precision.global_policy()))
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        own = {"trainable": False, "initializer": "zeros"}
+        self.mean = self.add_weight(name="mean", shape=[input_shape[-1]], **own)
+        self.deviation = self.add_weight(
+            name="deviation", shape=[], trainable=False, initializer="ones"
+        )
+        super().build(input_shape)
+
+    def adapt(self, mean: np.ndarray, deviation: float) -> None:
+        """Sets what `features.statistics` gives of the training features."""
+        self.mean.assign(mean)
+        self.deviation.assign(deviation)
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        if self.kind == "none":
+            return features
+        unit = tf.math.l2_normalize(features, axis=1)
+        return (unit - self.mean) / self.deviation if self.kind == "standard" else unit
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"kind": self.kind}
 
 
 class HQC(tf.keras.Model):
     """Hierarchical Quantization Consistency (Wu, Zhang, Liwicki, BMVC 2023).
 
     `fit` takes the dataset of `training_views`: (view_a, view_b), float [B, size, size, 3] each, in
-    [0, 1]. The views go through the network one after the other, so that batch-norm statistics are
-    per view; with `joint_views` they go together, and each is normalized by the mean and variance
-    of both. The loss is the weighted sum of the terms whose weight is above zero, over the
-    batch of all replicas.
+    [0, 1], or features float [B, E]. The views go through the network one after the other, so that
+    batch-norm statistics are per view; with `joint_views` they go together, and each is normalized
+    by the mean and variance of both. The loss is the weighted sum of the terms whose weight is
+    above zero, over the batch of all replicas.
 
     Args:
         settings: of the run.
@@ -86,7 +133,9 @@ class HQC(tf.keras.Model):
         self.book_classifier = None
         if "book_classification" in self.weights_of_terms:
             self.book_classifier = _book_classifier(settings, self.quantizer.dtype)
-        view = tf.TensorSpec([None, settings.image_size, settings.image_size, 3], tf.float32)
+        shape = [settings.image_size, settings.image_size, 3]
+        shape = [settings.feature_width] if settings.feature_width else shape
+        view = tf.TensorSpec([None, *shape], tf.float32)
         self.encode = tf.function(self._encode, input_signature=[view], autograph=False)
         self.trackers = [
             tf.keras.metrics.Mean(name=name) for name in ["loss", *self.weights_of_terms]
@@ -137,7 +186,8 @@ class HQC(tf.keras.Model):
         """One update from an element of `training_views`; returns the losses' means."""
         # The scopes are what a profile adds up; Keras puts "gradient_tape" before the backward's.
         with tf.name_scope("views"):
-            views = recolor_views(*batch) if self.settings.augment_on == "device" else batch
+            on_device = self.settings.augment_on == "device" and not self.settings.feature_width
+            views = recolor_views(*batch) if on_device else batch
         with tf.GradientTape() as tape:
             with tf.name_scope("forward"):
                 a, b = self._encode_views(views)

@@ -14,10 +14,10 @@ import tqdm
 from absl import flags
 
 from hqc_tf import commands, config, distribute, evaluate, model, optimizers
-from hqc_tf.data import catalog, screening
+from hqc_tf.data import catalog, features, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.images import hold_out
-from hqc_tf.errors import naming_a_full_disk
+from hqc_tf.errors import UserError, naming_a_full_disk
 from hqc_tf.training import refit, tensorboard
 from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
@@ -58,7 +58,7 @@ def train_and_evaluate(
             finite.
     """
     workdir = pathlib.Path(workdir)
-    settings = _with_worthwhile_precision(settings)
+    settings = _with_feature_width(_with_worthwhile_precision(settings))
     check_settings(workdir, settings)
     # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
@@ -71,6 +71,8 @@ def train_and_evaluate(
         trained = model.build_model(settings)
         read, rejects = reading.result()
         images, held = hold_out(read, settings.held_out)
+        if settings.feature_norm == "standard" and settings.feature_width:
+            trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
         per_epoch = steps_per_epoch(images, settings)
         refit.check(settings, len(images))
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
@@ -114,6 +116,18 @@ def _with_worthwhile_precision(settings):
         return settings
     _report("--precision=mixed_bfloat16: no faster on this device; using float32")
     return dataclasses.replace(settings, precision="float32")
+
+
+def _with_feature_width(settings):
+    if catalog.parse(settings.dataset).kind != "features":
+        return settings
+    width = catalog.load_images(settings.dataset).features.shape[1]
+    if settings.feature_width not in (0, width):
+        raise UserError(
+            f"--feature_width={settings.feature_width}: {settings.dataset} has {width} numbers a "
+            "row; leave it out, or name the features it was"
+        )
+    return dataclasses.replace(settings, feature_width=width)
 
 
 def _fit(trained, images, held, per_epoch, workdir, more_callbacks):

@@ -1,6 +1,7 @@
-"""Raw pixels under a benchmark's protocol: what a search finds without any network.
+"""Raw pixels under a benchmark's protocol: what a search finds without training a network.
 
-The plain view of each image, its principal components, and OPQ at the same number of bits.
+The plain view of each image, its principal components, and OPQ at the same number of bits. Of
+features, those: what a search of them finds without training.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from hqc_tf.data.pictures import spread
 
 # A larger image is shrunk: its first components are as smooth.
 MOST_SIDE_PIXELS = 32
-LEAST_COMPONENTS = 64
+LEAST_COMPONENTS, LEAST_OF_FEATURES = 64, 128
 _SAMPLE = 20_000
 _BATCH = 256
 
@@ -46,9 +47,12 @@ def evaluate(
         UserError: FAISS is not installed.
     """
     size = min(size, MOST_SIDE_PIXELS)
+    least, width = LEAST_COMPONENTS, 3 * size**2
+    if trained_on.features is not None:
+        least, width = LEAST_OF_FEATURES, trained_on.features.shape[1]
     # A multiple of the books, so that each has as many.
-    components = num_books * -(-LEAST_COMPONENTS // num_books)
-    if components > 3 * size**2 or len(trained_on) < max(components, num_words):
+    components = num_books * -(-min(least, width) // num_books)
+    if components > width or len(trained_on) < max(components, num_words):
         return None
     sample = trained_on.take(spread(len(trained_on), _SAMPLE))
     mean, axes = _principal(tf.concat(list(_views(sample, size)), 0), components)

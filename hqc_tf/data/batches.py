@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from hqc_tf.config import Config
-from hqc_tf.data import augment, decoding
+from hqc_tf.data import augment, decoding, features
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
@@ -41,7 +41,8 @@ def training_views(
 
     Returns:
         Dataset of (view_a, view_b), float32 [b, size, size, 3] in [0, 1], b a replica's share of
-        the global batch; with augment_on="device", of the arguments of `recolor_views`.
+        the global batch; with augment_on="device", of the arguments of `recolor_views`. Of features
+        float32 [b, E].
 
     Raises:
         UserError: fewer images than a batch takes.
@@ -51,7 +52,6 @@ def training_views(
     own = context.num_replicas_in_sync // context.num_input_pipelines
     batch = config.batch_size
     share = batch // context.num_replicas_in_sync
-    strength = _strength(config)
 
     @no_autograph
     def plan(element):
@@ -60,12 +60,11 @@ def training_views(
         places = replica * share + tf.range(share, dtype=tf.int64)
         rows = shuffled_rows(place * batch + places, len(images), config.seed, epoch)
         seeds = tf.stack([config.seed, 2 * step]), tf.stack([config.seed, 2 * step + 1])
-        draws = [augment.draw(seed, batch, strength) for seed in seeds]
-        return rows, tf.nest.map_structure(lambda drawn: tf.gather(drawn, places), tuple(draws))
+        return rows, _draws(seeds, places, images, config)
 
     elements = tf.data.Dataset.range(own * first_step, own * last_step).map(plan)
     batches = _crops(elements, images, share, config)
-    if config.augment_on == "host":
+    if config.augment_on == "host" and images.features is None:
         batches = batches.map(recolor_views, num_parallel_calls=tf.data.AUTOTUNE)
     # The first batch is made while the step is traced, not after.
     options = tf.data.Options()
@@ -90,17 +89,20 @@ def changed_views(images: Images, config: Config) -> tf.data.Dataset:
     The draws are the same for every seed and step. Batches have training's size, so that its
     compiled functions serve here; the last one is filled with the first images.
     """
-    batch, strength = config.batch_size, _strength(config)
+    batch = config.batch_size
 
     @no_autograph
     def plan(step):
-        rows = (step * batch + tf.range(batch, dtype=tf.int64)) % len(images)
-        return rows, (augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch, strength),)
+        places = tf.range(batch, dtype=tf.int64)
+        seeds = (tf.stack([_HELD_OUT_SEED, step]),)
+        return (step * batch + places) % len(images), _draws(seeds, places, images, config)
 
     steps = tf.data.Dataset.range(-(-len(images) // batch)).map(plan)
+    views = _crops(steps, images, batch, config)
+    if images.features is not None:
+        return views.map(no_autograph(lambda view: view))
     recolor = no_autograph(lambda crops, draws: augment.recolor(crops[0], draws[0]))
-    crops = _crops(steps, images, batch, config)
-    return crops.map(recolor, num_parallel_calls=tf.data.AUTOTUNE)
+    return views.map(recolor, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 @no_autograph
@@ -122,7 +124,12 @@ def steps_per_epoch(images: Images, config: Config) -> int:
 
 
 def plain_batches(images: Images, resize_size: int, size: int, batch_size: int) -> tf.data.Dataset:
-    """The plain views in order: Dataset of float32 [b, size, size, 3] in [0, 1]."""
+    """The plain views in order: Dataset of float32 [b, size, size, 3] in [0, 1], or of features."""
+    if images.features is not None:
+        starts = tf.data.Dataset.range(0, len(images), batch_size)
+        count = len(images)
+        rows = starts.map(lambda start: tf.range(start, tf.minimum(start + batch_size, count)))
+        return rows.map(_gather(images)).prefetch(2)
     view = no_autograph(lambda pixels: augment.plain_view(pixels, resize_size, size))
     if images.pixels is not None:
         batches = raw_batches(images, batch_size)
@@ -175,10 +182,54 @@ def _strength(c):
     )  # fmt: skip
 
 
+def _draws(seeds, places, images, config):
+    """What makes a view with each of `seeds`, of the images at int `places` of a step's batch."""
+    batch = config.batch_size
+    if images.features is not None:
+        shape = [batch, images.features.shape[1]]
+        drawn = tuple(features.draw(seed, shape) for seed in seeds)
+    else:
+        drawn = tuple(augment.draw(seed, batch, _strength(config)) for seed in seeds)
+    # A row's draws do not depend on how many replicas share the batch.
+    return tf.nest.map_structure(lambda values: tf.gather(values, places), drawn)
+
+
 def _crops(steps, images, batch, config):
-    """Dataset of (rows, draws of each view) -> Dataset of (crops of each view, the draws)."""
+    """Dataset of (rows, draws of each view) -> Dataset of (crops of each view, the draws).
+
+    Of features -> Dataset of the views.
+    """
+    if images.features is not None:
+        return _feature_views(steps, images, config)
     cut = _crops_of_files if images.pixels is None else _crops_of_pixels
     return cut(steps, images, batch, config.image_size, _strength(config))
+
+
+def _feature_views(steps, images, config):
+    mean, deviation = features.statistics(images)
+    read = _gather(images)
+
+    @no_autograph
+    def views(rows, drawn):
+        own = read(rows)
+        strength = config.feature_dropout, config.feature_noise * deviation
+        return tuple(features.view(own, one, mean, *strength) for one in drawn)
+
+    return steps.map(views, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _gather(images):
+    """A function of rows, int64 [b], to their features, float32 [b, E], in a graph."""
+    width = images.features.shape[1]
+
+    @no_autograph
+    def read(rows):
+        found = tf.numpy_function(
+            lambda chosen: features.gather(images, chosen), [rows], tf.float32
+        )
+        return tf.ensure_shape(found, [rows.shape[0], width])
+
+    return read
 
 
 def _crops_of_pixels(steps, images, batch, size, strength):

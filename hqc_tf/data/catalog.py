@@ -1,7 +1,8 @@
 """The data sets by name, and the one grammar of `--dataset` and `--input`.
 
 A data set is a row of `DATA_SETS` and the module that reads it. Beside the names in the table,
-`folder:PATH`, a quoted file pattern, `tfds:NAME/SPLIT` and `tfrecord:PATTERN` name images.
+`folder:PATH`, a quoted file pattern, `tfds:NAME/SPLIT` and `tfrecord:PATTERN` name images, and
+`features:FILE` what a network made of them.
 """
 
 import pathlib
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from hqc_tf.data import cifar10, photo_sets, records, tfds
+from hqc_tf.data import cifar10, features, photo_sets, records, tfds
 from hqc_tf.data.folder import QUERY_EVERY, Item, divide, match, read_files, read_items, walk
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
@@ -39,7 +40,7 @@ DATA_SETS = {
 class Source(NamedTuple):
     """What `--dataset` or `--input` names."""
 
-    kind: str  # "name" (in `DATA_SETS`), "folder", "pattern", "tfds" or "tfrecord"
+    kind: str  # "name" (in `DATA_SETS`), "folder", "pattern", "tfds", "tfrecord" or "features"
     name: str  # the name, folder or pattern
     split: str = ""  # of a name or of a TFDS data set; empty where none is given
 
@@ -78,7 +79,7 @@ def parse(text: str) -> Source:
     pattern.
     """
     kind, _, rest = text.partition(":")
-    if kind in ("folder", "tfrecord"):
+    if kind in ("folder", "tfrecord", "features"):
         return Source(kind, rest)
     name, _, split = text.removeprefix("tfds:").partition("/")
     if kind != "tfds" and name in DATA_SETS:
@@ -112,7 +113,7 @@ def load_split(
     source = parse(dataset)
     if source.kind == "tfds":
         return tfds.read_role(source.name, source.split, role, data_dir)
-    if source.is_files:
+    if source.is_files or source.kind == "features":
         return divide(_read(source, data_dir, rejected), role)
     if source.split:
         raise UserError(f"--dataset={dataset}: its roles are fixed; take {source.name}")
@@ -141,6 +142,8 @@ def protocol(dataset: str) -> str:
         return f"{source.name}/{source.split}" if source.split else f"{source.name} official"
     if source.kind == "tfrecord":
         return "TFRecord files without labels"
+    if source.kind == "features":
+        return f"features, 1 in {QUERY_EVERY} is a query"
     return f"{source.kind}, 1 in {QUERY_EVERY} is a query"
 
 
@@ -154,8 +157,16 @@ def _read(source, data_dir, rejected=frozenset()):
         return tfds.read_tfds(source.name, source.split or "train", data_dir)
     if source.kind == "tfrecord":
         return _read_records(source, rejected)
+    if source.kind == "features":
+        return _read_features(source.name)
     is_folder = source.kind == "folder"
     return read_files(source.name, source.root, source.files(), is_folder, rejected)
+
+
+# Every row is checked once.
+@lru_cache(maxsize=1)
+def _read_features(path):
+    return features.read(path)
 
 
 @lru_cache(maxsize=1)

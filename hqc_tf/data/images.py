@@ -1,4 +1,4 @@
-"""A set of images, in memory or as files, and which of them are held out from training."""
+"""A set of images, or of features of them, and which of them are held out from training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ Labels = np.ndarray | None
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """A set of images; made by `of_files`, `of_pixels` or `of_contents`.
+    """A set of images; made by `of_files`, `of_pixels`, `of_contents` or `of_features`.
 
-    Exactly one of pixels, paths and contents is not None.
+    Exactly one of pixels, paths, contents and features is not None.
     """
 
     pixels: np.ndarray | None  # uint8 [N, H, W, 3]
@@ -25,6 +25,8 @@ class Images:
     # known; only evaluation reads them.
     labels: np.ndarray | None
     label_names: list[str] | None  # name of each label
+    features: np.ndarray | None = None  # float [F, E], possibly on the disk; its rows are read late
+    feature_rows: np.ndarray | None = None  # int [N], which of them these are
 
     @classmethod
     def of_files(
@@ -51,18 +53,26 @@ class Images:
         contents[:] = files
         return cls(None, None, contents, list(ids), labels, label_names)
 
+    @classmethod
+    def of_features(cls, matrix: np.ndarray, ids: Names, labels: Labels = None) -> Self:
+        """The rows of float [N, E] in place of images."""
+        own = matrix, np.arange(len(matrix))
+        return cls(None, None, None, list(ids), labels, None, *own)
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """The images at int [n] `rows`."""
-        pixels, contents, labels = (
+        rows = np.asarray(rows, np.int64)
+        pixels, contents, labels, feature_rows = (
             None if values is None else values[rows]
-            for values in (self.pixels, self.contents, self.labels)
+            for values in (self.pixels, self.contents, self.labels, self.feature_rows)
         )
         paths = None if self.paths is None else [self.paths[row] for row in rows]
         ids = [self.ids[row] for row in rows]
-        return Images(pixels, paths, contents, ids, labels, self.label_names)
+        own = self.label_names, self.features, feature_rows
+        return Images(pixels, paths, contents, ids, labels, *own)
 
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:

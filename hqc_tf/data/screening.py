@@ -70,7 +70,7 @@ def naming_a_bad_file(images: Images) -> Iterator[None]:
     try:
         yield
     except _OF_A_FILE as error:
-        if images.pixels is not None:
+        if images.paths is None and images.contents is None:
             raise
         items = pictures.as_files(Images.of_files(images.paths) if images.paths else images)
         bad = next(screen(items, len(images), "looking for the bad file"), None)

@@ -27,7 +27,7 @@ def show_held_out(trained: model.HQC, held: Images, workdir: Folder) -> None:
     Of `held` 1,000 images are shown; without any nothing is done. Every process of a run has to
     call this, and the chief writes.
     """
-    if not len(held):
+    if not len(held) or held.features is not None:
         return
     shown = held.take(pictures.spread(len(held), MOST_EMBEDDINGS))
     encoded = trained.encode_images(shown)

@@ -68,7 +68,7 @@ def test_the_last_line_says_where_raw_pixels_are_better(workdir, capsys):
     evaluate.show([dataclasses.replace(result, baselines={"pixels": Baseline(0.99, {})})])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"worse than no training: these codes have mAP@10 {found:.4f}")
-    assert "raw pixels 0.9900 at the same 4 bits; train longer" in last
+    assert "OPQ of the raw input 0.9900 at the same 4 bits; train longer" in last
 
 
 def test_results_are_appended_one_line_each(workdir, tmp_path):

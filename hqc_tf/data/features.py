@@ -1,0 +1,173 @@
+"""Features that somebody's network made, in place of images: a matrix in a file, and its views.
+
+`features:FILE` is a .npy file of floats [N, E], or an Arrow (.arrow) or Parquet (.parquet) file
+with a column of equally long lists of floats. There a column `id` of strings names the rows, and an
+integer column `label` is for evaluation only; without ids row r is `FILE:r`. The matrix stays on
+the disk, and a batch is read when its turn comes.
+
+A view of a row leaves some of its numbers out, which are then the mean of their column, and adds
+noise.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from hqc_tf import files
+from hqc_tf.data.images import Images
+from hqc_tf.errors import UserError, naming_damage
+
+SUFFIXES = (".npy", ".arrow", ".parquet")
+MOST_WIDTH = 4096
+_FIX = "write it again"
+# Rows in memory at a time where all are read.
+CHUNK = 2**14
+
+
+def read(path: str) -> Images:
+    """The rows of a file as `Images` of features.
+
+    Raises:
+        UserError: the file cannot be read, is cut short, or is no matrix of floats at most
+            `MOST_WIDTH` wide; or a row has a number that is not finite, or only zeros.
+    """
+    suffix = pathlib.Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise UserError(f"features:{path}: name a file that ends in {', '.join(SUFFIXES)}")
+    with naming_damage(f"features:{path}", _FIX):
+        files.open_regular(path).close()
+        if suffix == ".npy":
+            matrix, ids, labels = np.load(path, "r", allow_pickle=False), None, None
+        else:
+            matrix, ids, labels = _read_table(path, suffix)
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not 1 <= matrix.shape[1] <= MOST_WIDTH:
+        raise UserError(
+            f"features:{path}: holds {matrix.dtype} {[*matrix.shape]}; give floats [N, E], E at "
+            f"most {MOST_WIDTH}"
+        )
+    if not len(matrix):
+        raise UserError(f"features:{path}: has no row; give at least one")
+    _check_rows(path, matrix)
+    ids = ids or [f"{path}:{row}" for row in range(len(matrix))]
+    return Images.of_features(matrix, ids, labels)
+
+
+def _check_rows(path, matrix):
+    for start, rows in _chunks(matrix):
+        # A sum of squares overflows where a number could not be normalized either.
+        lengths = np.square(rows, dtype=np.float32).sum(axis=1)
+        bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+        if len(bad):
+            kind = "only zeros" if lengths[bad[0]] == 0 else "a number that is not finite"
+            raise UserError(f"features:{path}: row {start + bad[0]} has {kind}; leave it out")
+
+
+def _chunks(matrix) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(matrix), CHUNK):
+        with np.errstate(over="ignore"):
+            yield start, np.asarray(matrix[start : start + CHUNK], np.float32)
+
+
+def _read_table(path, suffix):
+    """Matrix, ids and labels of an Arrow or Parquet file; the matrix in a file without a name."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if suffix == ".parquet":
+        file = parquet.ParquetFile(path)
+        schema, batches = file.schema_arrow, file.iter_batches()
+    else:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        schema = file.schema
+        batches = (file.get_batch(number) for number in range(file.num_record_batches))
+    name = _column_of_lists(schema)
+    ids, labels, width, count = [], [], None, 0
+    held = tempfile.TemporaryFile()  # noqa: SIM115 - the matrix is mapped from it
+    for batch in batches:
+        lists = batch.column(name)
+        widths = set(
+            np.diff(lists.offsets) if hasattr(lists, "offsets") else [lists.type.list_size]
+        )
+        width = width or next(iter(widths), None)
+        if lists.null_count or widths - {width}:
+            raise UserError(f"features:{path}: {name} has lists of several lengths; give one")
+        values = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), np.float32)
+        held.write(values.data)
+        count += len(batch)
+        ids += batch.column("id").to_pylist() if "id" in schema.names else []
+        labels += batch.column("label").to_pylist() if "label" in schema.names else []
+    held.flush()
+    shape = count, int(width or 0)
+    matrix = np.memmap(held, np.float32, "r", shape=shape) if count else np.zeros(shape, np.float32)
+    return matrix, [*map(str, ids)], np.array(labels) if labels else None
+
+
+def _column_of_lists(schema):
+    import pyarrow as pa
+
+    kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    found = [f.name for f in schema if any(kind(f.type) for kind in kinds)]
+    if len(found) != 1:
+        raise ValueError(f"its columns are {schema.names}, of which one must be lists of floats")
+    return found[0]
+
+
+def statistics(images: Images) -> tuple[np.ndarray, float]:
+    """Mean float32 [E] and deviation, one number for all columns, of features of length one."""
+    total, squares = 0.0, 0.0
+    for rows in batches(images, CHUNK):
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        total = total + unit.sum(axis=0, dtype=np.float64)
+        squares += np.square(unit, dtype=np.float64).sum()
+    mean = total / len(images)
+    variance = squares / (len(images) * len(mean)) - np.square(mean).mean()
+    return mean.astype(np.float32), float(np.sqrt(max(variance, 1e-12)))
+
+
+def batches(images: Images, size: int) -> Iterator[np.ndarray]:
+    """Yields the features in order, float32 [b, E]."""
+    for start in range(0, len(images), size):
+        yield gather(images, np.arange(start, min(start + size, len(images))))
+
+
+def gather(images: Images, rows: np.ndarray) -> np.ndarray:
+    """The features at int [n] `rows`, float32 [n, E], read from the disk in their order there."""
+    places = images.feature_rows[rows]
+    order = np.argsort(places)
+    found = np.empty([len(rows), images.features.shape[1]], np.float32)
+    found[order] = images.features[places[order]]
+    return found
+
+
+class Draw(NamedTuple):
+    """One random view of each of B rows: uniform and normal numbers, float [B, E]."""
+
+    uniform: tf.Tensor
+    normal: tf.Tensor
+
+
+def draw(seed: tf.Tensor, shape: list[int]) -> Draw:
+    """The `Draw` of a batch of this shape, a function of int [2] `seed` alone."""
+    kept, noise = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    return Draw(tf.random.stateless_uniform(shape, kept), tf.random.stateless_normal(shape, noise))
+
+
+def view(rows: tf.Tensor, drawn: Draw, mean: tf.Tensor, dropout: float, noise: float) -> tf.Tensor:
+    """Random views of features of length one.
+
+    Args:
+        rows: float [B, E], of any length.
+        drawn: of these rows.
+        mean: float [E], of unit rows: a number that is left out becomes its column's.
+        dropout: share of the numbers that is left out.
+        noise: deviation of what is added.
+
+    Returns:
+        float [B, E].
+    """
+    unit = tf.math.l2_normalize(rows, axis=1)
+    return tf.where(drawn.uniform >= dropout, unit, mean) + noise * drawn.normal
