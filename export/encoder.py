@@ -14,6 +14,7 @@ import tensorflow as tf
 from export import folders
 from export.versions import newest
 from hqc_tf import files
+from hqc_tf.data import features
 from hqc_tf.data.batches import raw_batches
 from hqc_tf.data.decoding import MAX_PIXELS, MAX_RATIO, NAMES
 from hqc_tf.data.images import Images
@@ -25,6 +26,8 @@ FORMAT = "hqc-encoder"
 FORMAT_VERSION = 2
 # Images encoded together.
 BATCH = 256
+# Features encoded together.
+FEATURE_BATCH = 8192
 
 
 class Encoder(NamedTuple):
@@ -44,6 +47,11 @@ class Encoder(NamedTuple):
     def identity(self) -> dict[str, str]:
         """The "fingerprint" and "path" that folders of codes and indexes keep."""
         return {"fingerprint": self.manifest["fingerprint"], "path": str(self.path)}
+
+    @property
+    def feature_width(self) -> int:
+        """E, where it encodes features of another network; 0 where it encodes images."""
+        return self.manifest.get("settings", {}).get("feature_width", 0)
 
 
 def load_encoder(path: str | PathLike) -> Encoder:
@@ -97,7 +105,13 @@ def encode_images(encoder: Encoder, images: Images) -> Encoded:
     Raises:
         UserError: a file is not an image; the message names it.
     """
-    encode = _encode_files if images.pixels is None else _encode_pixels
+    if images.features is not None:
+        encode = _encode_features
+    elif encoder.feature_width:
+        width = encoder.feature_width
+        raise UserError(f"{encoder.path}: encodes features of {width} numbers; give features:FILE")
+    else:
+        encode = _encode_files if images.pixels is None else _encode_pixels
     pairs = ((answer["embedding"], answer["codes"]) for answer in encode(encoder, images))
     return collect(pairs, len(images), "images")
 
@@ -122,6 +136,23 @@ def check_valid(names: Sequence[str], valid: np.ndarray) -> None:
 def _encode_pixels(encoder, images):
     for batch in raw_batches(images, BATCH).prefetch(2):
         yield encoder.signatures["serving_default"](images=batch)
+
+
+def encode_features(encoder: Encoder, rows: np.ndarray) -> dict[str, tf.Tensor]:
+    """`embedding` and `codes` of features, float [B, E]; UserError where E is another."""
+    encode = encoder.signatures["encode_embedding"]
+    width = encode.structured_input_signature[1]["features"].shape[1]
+    if rows.shape[1] != width:
+        raise UserError(
+            f"features of {rows.shape[1]} numbers, but {encoder.path} takes {width}; give those of "
+            "the network that it was trained on"
+        )
+    return encode(features=tf.constant(rows, tf.float32))
+
+
+def _encode_features(encoder, images):
+    for rows in features.batches(images, FEATURE_BATCH):
+        yield encode_features(encoder, rows)
 
 
 def _encode_files(encoder, images):

@@ -9,6 +9,7 @@ import hashlib
 import pathlib
 from os import PathLike
 
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
@@ -20,10 +21,11 @@ from hqc_tf.model import HQC
 from hqc_tf.workdir import WEIGHTS, load, saved_step
 
 
-class ServedEncoder(tf.Module):
-    """An `HQC` as the signatures of a SavedModel.
+class ServedHead(tf.Module):
+    """What follows the backbone of an `HQC`, as the signature `encode_embedding`.
 
-    Both signatures return `embedding` [B, M*D] float32 and `codes` [B, M] uint8, B at least 1.
+    It returns `embedding` [B, M*D] float32 and `codes` [B, M] uint8 of features float [B, E]: those
+    that it was trained on, or its backbone's.
 
     Attributes:
         codebooks: [M, K, D] float32, read by `export.encoder.load_encoder`.
@@ -31,13 +33,31 @@ class ServedEncoder(tf.Module):
 
     def __init__(self, trained: HQC):
         super().__init__()
-        self._sizes = trained.settings.plain_sizes
-        # Stored as a named attribute, the function itself would be saved as well.
-        self._encode_views = lambda views: trained.encode(views)
         # Variables are saved through the attributes that hold them; Keras layers in their place
         # would save a function each.
         self._kept = [*trained.encoder.variables, *trained.quantizer.variables]
         self.codebooks = trained.quantizer.codebooks
+        head = trained.build_head()
+
+        def encode_embedding(features):
+            embedding = tf.cast(head(features, training=False), trained.quantizer.dtype)
+            return self._encoded(embedding, trained.quantizer.encode(embedding))
+
+        features = tf.TensorSpec([None, head.input_shape[-1]], tf.float32, "features")
+        self.encode_embedding = tf.function(encode_embedding, input_signature=[features])
+
+    def _encoded(self, embedding, codes):
+        return {"embedding": tf.cast(embedding, tf.float32), "codes": codes}
+
+
+class ServedEncoder(ServedHead):
+    """An `HQC` of images as the signatures of a SavedModel; they return what the head's does."""
+
+    def __init__(self, trained: HQC):
+        super().__init__(trained)
+        self._sizes = trained.settings.plain_sizes
+        # Stored as a named attribute, the function itself would be saved as well.
+        self._encode_views = lambda views: trained.encode(views)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
     def serving_default(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -61,8 +81,7 @@ class ServedEncoder(tf.Module):
         return kept | {"valid": valid}
 
     def _encode(self, views):
-        embedding, codes = self._encode_views(views)
-        return {"embedding": tf.cast(embedding, tf.float32), "codes": codes}
+        return self._encoded(*self._encode_views(views))
 
 
 def export_encoder(
@@ -84,13 +103,15 @@ def export_encoder(
     """
     version = versions.free_version(output, version)
     trained = load(workdir, weights)
-    served = ServedEncoder(trained)
+    width = trained.settings.feature_width
+    served = ServedHead(trained) if width else ServedEncoder(trained)
     identity = fingerprint(trained)
-    signatures = {
-        "serving_default": served.serving_default,
-        "encode_bytes": served.encode_bytes,
-        signature_of(identity): served.encode_bytes,
-    }
+    signatures = {"encode_embedding": served.encode_embedding}
+    if width:
+        signatures["serving_default"] = signatures[signature_of(identity)] = served.encode_embedding
+    else:
+        signatures["serving_default"] = served.serving_default
+        signatures["encode_bytes"] = signatures[signature_of(identity)] = served.encode_bytes
     contents = {
         "format_version": FORMAT_VERSION,
         "fingerprint": identity,
@@ -102,7 +123,11 @@ def export_encoder(
     }
     with versions.new_version(output, version) as folder:
         tf.saved_model.save(served, str(folder), signatures=signatures)
-        versions.write_warmup(folder, "serving_default", "encode_bytes", {})
+        if width:
+            rows = {"features": np.ones([1, width], np.float32)}
+            versions.write_requests(folder, [("serving_default", rows)])
+        else:
+            versions.write_warmup(folder, "serving_default", "encode_bytes", {})
         folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
 

@@ -7,12 +7,13 @@ with squared asymmetric distances; `--output` takes the lines, or the same as a 
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from absl import flags
 from pyarrow import parquet
 
 from export.arrays import map_array
-from export.encoder import Encoder, encode_images, load_encoder
+from export.encoder import Encoder, encode_features, encode_images, load_encoder
 from export.index import Index, load_index
 from hqc_tf import commands, files
 from hqc_tf.data import catalog
@@ -70,22 +71,36 @@ def search_with_server(index: Index, served: Any, paths: list[str], k: int, **op
     return answers(index, ((names, batch.embeddings) for names, batch in encoded), k, **options)
 
 
-def search_embeddings(index: Index, path: str | os.PathLike, k: int, **options) -> Answers:
-    """As `search_files`, of the rows of a .npy file, [Q, M*D] float; row r has the name path:r.
+def search_embeddings(
+    index: Index,
+    path: str | os.PathLike,
+    k: int,
+    load: Callable[[], Encoder] | None = None,
+    **options,
+) -> Answers:
+    """As `search_files`, of the rows of a .npy file; row r has the name path:r.
 
-    UserError where the file is not such an array.
+    They are embeddings, [Q, M*D] float, or what the encoder that `load` gives makes embeddings of:
+    features [Q, E] of the network that it was trained on. UserError where they are neither.
     """
-    embeddings = map_array(path, f"--embeddings={path}", "name a .npy file of floats")
+    rows = map_array(path, f"--embeddings={path}", "name a .npy file of floats")
     width = index.codebooks.shape[0] * index.codebooks.shape[2]
-    if embeddings.dtype.kind != "f" or embeddings.ndim != 2 or embeddings.shape[1] != width:
+    fits, encoder = rows.dtype.kind == "f" and rows.ndim == 2, None
+    if fits and rows.shape[1] != width and load:
+        encoder = load()
+        index.check_encoder(encoder.manifest["fingerprint"])
+    if not fits or rows.shape[1] != (encoder.feature_width if encoder else width):
+        wanted = f"[Q, {width}]" + (f" or [Q, {encoder.feature_width}]" if encoder else "")
         raise UserError(
-            f"--embeddings={path}: holds {embeddings.dtype} {embeddings.shape}, but index "
-            f"{index.path} needs floats [Q, {width}]; embed the queries with its encoder"
+            f"--embeddings={path}: holds {rows.dtype} {rows.shape}, but index {index.path} needs "
+            f"floats {wanted}; embed the queries with its encoder"
         )
-    batches = (
-        ([f"{path}:{row}" for row in rows], np.asarray(embeddings[rows.start : rows.stop]))
-        for rows in _batches(len(embeddings))
-    )
+
+    def embed(chosen):
+        values = np.asarray(rows[chosen.start : chosen.stop])
+        return encode_features(encoder, values)["embedding"].numpy() if encoder else values
+
+    batches = (([f"{path}:{row}" for row in part], embed(part)) for part in _batches(len(rows)))
     return answers(index, batches, k, **options)
 
 
@@ -175,14 +190,16 @@ def _check_flags(values, paths):
 def _found(values, paths):
     index = load_index(values.index)
     options = {key: getattr(values, key) for key in ("rerank", "leaves_to_search", "explain")}
+    path = values.saved_model or index.manifest["encoder"]["path"]
     if values.embeddings:
-        return search_embeddings(index, values.embeddings, values.k, **options)
+        load = functools.partial(load_encoder, path)
+        return search_embeddings(index, values.embeddings, values.k, load, **options)
     if values.server:
         from export import client
 
         served = client.connect(values.server, values.model, values.deadline)
         return search_with_server(index, served, paths, values.k, **options)
-    encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
+    encoder = load_encoder(path)
     if values.dataset:
         images = catalog.load_images(values.dataset, values.data_dir)
         return search_images(index, encoder, images, values.k, **options)
@@ -200,7 +217,11 @@ if __name__ == "__main__":
     flags.DEFINE_integer("k", 10, "results per query", lower_bound=1)
     flags.DEFINE_string("dataset", "", "queries instead of files: a data set, as in hqc_tf.train")
     flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data; empty: TFDS's own")
-    flags.DEFINE_string("embeddings", "", "queries: .npy file of float [Q, M*D], instead of images")
+    flags.DEFINE_string(
+        "embeddings",
+        "",
+        "queries: .npy file of float [Q, M*D], or of the encoder's features [Q, E]",
+    )
     flags.DEFINE_string(
         "output", "", "file for the answers, lines of JSON or by .parquet a table; empty: stdout"
     )

@@ -6,7 +6,7 @@ A version appears complete or not at all. The server runs the warm-up requests w
 import contextlib
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 
 import numpy as np
@@ -73,19 +73,26 @@ def write_warmup(
         of_files: signature that gets the same images as JPEG and PNG files, in turns.
         inputs: what both get beside the images.
     """
+    pixels = [np.stack([_picture(h, w, turn) for turn in range(n)]) for n, h, w in WARMUP_SHAPES]
+    requests = [(of_pixels, {"images": batch}) for batch in pixels]
+    requests += [(of_files, {"image_bytes": _as_files(batch)}) for batch in pixels]
+    write_requests(folder, [(signature, images | inputs) for signature, images in requests])
+
+
+def write_requests(
+    folder: pathlib.Path, requests: Iterable[tuple[str, Mapping[str, np.ndarray]]]
+) -> None:
+    """Writes pairs of signature and inputs, which a server runs when it loads the SavedModel."""
     # Only a writer of SavedModels needs the package.
     from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
     path = folder / REQUESTS
     path.parent.mkdir()
-    pixels = [np.stack([_picture(h, w, turn) for turn in range(n)]) for n, h, w in WARMUP_SHAPES]
-    requests = [(of_pixels, {"images": batch}) for batch in pixels]
-    requests += [(of_files, {"image_bytes": _as_files(batch)}) for batch in pixels]
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, images in requests:
+        for signature, inputs in requests:
             request = predict_pb2.PredictRequest(
                 model_spec=model_pb2.ModelSpec(signature_name=signature),
-                inputs={key: tf.make_tensor_proto(x) for key, x in (images | inputs).items()},
+                inputs={key: tf.make_tensor_proto(x) for key, x in inputs.items()},
             )
             log = prediction_log_pb2.PredictLog(request=request)
             writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())

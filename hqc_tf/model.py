@@ -47,11 +47,13 @@ def _project(features, settings):
     width = settings.num_books * settings.word_dim
     layers = tf.keras.layers
     if settings.projection_norm:
-        inner = layers.Dense(PROJECTION, use_bias=False, kernel_initializer="he_normal")
+        inner = layers.Dense(
+            PROJECTION, use_bias=False, kernel_initializer="he_normal", name="projection"
+        )
         normed = backbones.batch_norm(settings.sync_batch_norm)(inner(features))
         embedding = layers.Dense(width, name="embedding")(layers.ReLU()(normed))
     else:
-        embedding = _two_layers(features, PROJECTION, width, name="embedding")
+        embedding = _two_layers(features, PROJECTION, width, "projection", "embedding")
     if settings.embedding_length:
         wide = at_least_float32(tf.keras.mixed_precision.global_policy())
         embedding = layers.UnitNormalization(dtype=wide)(embedding)
@@ -156,6 +158,13 @@ class HQC(tf.keras.Model):
         embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
         return Encoding(embedding, *self.quantizer(embedding))
 
+    def build_head(self) -> tf.keras.Model:
+        """The part of the encoder after the backbone: float [B, E] -> embedding float [B, M*D]."""
+        if self.settings.feature_width:
+            return self.encoder
+        features = self.encoder.get_layer("projection").input
+        return tf.keras.Model(features, self.encoder.output)
+
     def encode_images(self, images: Images, label: str = "") -> Encoded:
         """Embeddings and codes of the plain view of every image, in their order.
 
@@ -258,7 +267,7 @@ def _book_classifier(settings, dtype):
     return tf.keras.Model(part, books, name="book_classifier")
 
 
-def _two_layers(x, hidden, width, name=None, dtype=None):
+def _two_layers(x, hidden, width, hidden_name=None, name=None, dtype=None):
     """A layer of `hidden` with ReLU and one of `width`.
 
     Kernels start as the authors' do, N(0, 0.01) and Glorot uniform. Biases start at zero, Keras'
@@ -269,5 +278,6 @@ def _two_layers(x, hidden, width, name=None, dtype=None):
         activation="relu",
         kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
         dtype=dtype,
+        name=hidden_name,
     )
     return tf.keras.layers.Dense(width, dtype=dtype, name=name)(inner(x))

@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from export.arrays import pack_ids, unpack_id
 from export.codes import is_begun, read_names
-from hqc_tf.data import catalog, pictures, records, tfds
+from hqc_tf.data import catalog, features, pictures, records, tfds
 from hqc_tf.data.folder import SUFFIXES, Item, read_items
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 # Images per shard where the number of shards is not given.
@@ -36,7 +37,7 @@ class Files(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A shard: rows `first` to `last`, exclusive, of a data set with fixed roles."""
+    """A shard: rows `first` to `last`, exclusive, of features or a data set with fixed roles."""
 
     dataset: str  # as `catalog.load_images` takes it
     data_dir: str  # absolute path; empty: TFDS's default
@@ -76,7 +77,7 @@ def make_plan(
         UserError: the input is missing or empty, or there are more shards than images or files.
     """
     parsed = catalog.parse(source)
-    if parsed.kind == "name":
+    if parsed.kind in ("name", "features"):
         return _plan_rows(source, data_dir, num_shards)
     if parsed.kind == "tfds":
         return _plan_tfds(parsed.name, parsed.split or "train", data_dir, num_shards)
@@ -96,6 +97,14 @@ def read(part: Part) -> Iterator[Item]:
     return read_items(part.root, (unpack_id(name.as_py()) for name in names))
 
 
+def features_of(part: Part) -> Images | None:
+    """The rows of a shard of features; None of images."""
+    if not isinstance(part, Rows):
+        return None
+    images = _load(part.dataset, part.data_dir)
+    return None if images.features is None else images.take(range(part.first, part.last))
+
+
 def count_images(parts: Sequence[Part]) -> int | None:
     """The number of images in shards of a `Plan`; None where only reading tells."""
     of_records = [piece.take for p in parts if isinstance(p, records.Records) for piece in p.pieces]
@@ -112,9 +121,14 @@ def _load(dataset, data_dir):
 
 def _plan_rows(dataset, data_dir, num_shards):
     data_dir = data_dir and str(pathlib.Path(data_dir).absolute())
-    count = len(_load(dataset, data_dir))
+    images = _load(dataset, data_dir)
+    count = len(images)
     parts = [Rows(dataset, data_dir, *bounds) for bounds in _bounds(count, num_shards)]
-    return Plan({"dataset": dataset, "data_dir": data_dir}, None, parts)
+    job = {"dataset": dataset, "data_dir": data_dir}
+    # A matrix that changed since is another one.
+    if images.features is not None:
+        job |= {"rows": count, "sha256": features.digest(images)}
+    return Plan(job, None, parts)
 
 
 def _plan_files(source, parsed, codes, num_shards):

@@ -12,7 +12,7 @@ import tqdm
 from export.arrays import pack_ids
 from export.codes import Shard, write_shard
 from export.encode import inputs
-from export.encoder import Encoder
+from export.encoder import Encoder, encode_images
 from hqc_tf.data.decoding import why_refused
 from hqc_tf.data.folder import Item, in_batches, overlapped
 from hqc_tf.data.screening import Reject
@@ -47,6 +47,11 @@ def encode_shard(
     Returns:
         The shard and its rejects, as `codes.write_shard` takes them.
     """
+    rows = inputs.features_of(part)
+    if rows is not None:
+        codes = encode_images(encoder, rows).codes
+        report(EncodedBatch(rows.ids, codes, []))
+        return Shard(codes, pack_ids(rows.ids)), []
     ids, codes, rejects = [], [np.zeros([0, len(encoder.codebooks)], np.uint8)], []
     encode = functools.partial(_encode_batch, encoder)
     for batch in overlapped(encode, in_batches(inputs.read(part), batch_size), ENCODERS):

@@ -9,6 +9,7 @@ A view of a row leaves some of its numbers out, which are then the mean of their
 noise.
 """
 
+import hashlib
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -132,6 +133,14 @@ def batches(images: Images, size: int) -> Iterator[np.ndarray]:
     """Yields the features in order, float32 [b, E]."""
     for start in range(0, len(images), size):
         yield gather(images, np.arange(start, min(start + size, len(images))))
+
+
+def digest(images: Images) -> str:
+    """SHA-256 of all features, in hexadecimal."""
+    found = hashlib.sha256()
+    for rows in batches(images, CHUNK):
+        found.update(rows.data)
+    return found.hexdigest()
 
 
 def gather(images: Images, rows: np.ndarray) -> np.ndarray:
