@@ -6,6 +6,7 @@ norm has eps 1e-5 and keeps 0.9 of its moving averages a step.
 """
 
 import functools
+import pathlib
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -25,13 +26,14 @@ _BY_FAN_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_nor
 def build_backbone(
     name: str, width: int, size: int, weights: str = "none", sync_batch_norm: bool = False
 ) -> tf.keras.Model:
-    """The network of `--backbone`, a row of `BACKBONES`.
+    """The network of `--backbone`, a row of `BACKBONES` or one of Keras' applications.
 
     Args:
-        name: key of `BACKBONES`.
+        name: key of `BACKBONES`, or "keras:NAME", such as keras:MobileNetV2.
         width: channels of the first stage; 64 in the papers.
         size: side of the image in pixels.
-        weights: "none", or "imagenet" where the backbone has them.
+        weights: "none"; "imagenet" where the backbone has them; or, of Keras' applications, the
+            path of a file of weights.
         sync_batch_norm: whether the statistics are those of all replicas together. (The moving
             variance is then the biased one; Keras' fused kernel keeps the unbiased.)
 
@@ -41,9 +43,79 @@ def build_backbone(
     Raises:
         UserError: the name is unknown, or the backbone has not this width, size or weights.
     """
+    if name.startswith("keras:"):
+        return _application(name.removeprefix("keras:"), width, size, weights)
     if name not in BACKBONES:
-        raise UserError(f"--backbone={name}: unknown; take one of {', '.join(BACKBONES)}")
+        raise UserError(
+            f"--backbone={name}: unknown; take one of {', '.join(BACKBONES)}, or keras:NAME of "
+            "tf.keras.applications"
+        )
     return BACKBONES[name](width, size, weights, sync_batch_norm)
+
+
+def freeze(backbone: tf.keras.Model, trained: str) -> None:
+    """Leaves some of a backbone's layers as they are; their batch norm then ignores the batch.
+
+    Args:
+        backbone: as `build_backbone` gives it.
+        trained: what trains: "all", "none", or "last:N", the last N layers with weights.
+
+    Raises:
+        UserError: `trained` is none of these, or N is more than there are layers.
+    """
+    layers_of = [layer for layer in _flat(backbone) if layer.weights]
+    kind, _, number = trained.partition(":")
+    count = {"all": len(layers_of), "none": 0}.get(trained)
+    if kind == "last" and number.isdecimal():
+        count = int(number)
+    if count is None or count > len(layers_of):
+        raise UserError(
+            f"--train_backbone={trained}: give all, none, or last:N, N at most {len(layers_of)}"
+        )
+    for layer in layers_of[: len(layers_of) - count]:
+        layer.trainable = False
+
+
+def _flat(network):
+    """The layers of a model, those of models in it in their place."""
+    for layer in network.layers:
+        yield from _flat(layer) if isinstance(layer, tf.keras.Model) else [layer]
+
+
+def _application(name, width, size, weights):
+    """A network of `tf.keras.applications` up to its pooled features, with its own scale."""
+    applications = tf.keras.applications
+    found = [
+        module
+        for module in vars(applications).values()
+        if hasattr(module, "preprocess_input") and hasattr(module, name)
+    ]
+    if not found or not callable(getattr(found[0], name)) or name == "preprocess_input":
+        raise UserError(f"--backbone=keras:{name}: tf.keras.applications has no such network")
+    if width != 64:
+        raise UserError(f"--backbone_width={width}: keras:{name} has one width; leave it out")
+    file = None if weights in ("none", "imagenet") else weights
+    if file and not pathlib.Path(file).is_file():
+        raise UserError(f"--backbone_weights={file}: no such file; bring the weights of {name}")
+    try:
+        network = getattr(found[0], name)(
+            include_top=False,
+            pooling="avg",
+            input_shape=[size, size, 3],
+            weights=None if weights == "none" else weights,
+        )
+    except Exception as error:
+        # Keras raises a bare Exception when its download fails.
+        raise UserError(
+            f"--backbone=keras:{name} --backbone_weights={weights}: {_in_a_line(error)}; put the "
+            "file that Keras names into ~/.keras/models, give its path, or take another size"
+        ) from error
+    image = layers.Input([size, size, 3])
+    return tf.keras.Model(image, network(found[0].preprocess_input(255.0 * image)), name=name)
+
+
+def _in_a_line(error):
+    return " ".join(str(error).split())
 
 
 def _resnet(name, block, depths, conv_start, for_cifar, width, size, weights, sync_batch_norm):

@@ -77,7 +77,8 @@ class Config:
     )
     backbone: str = _setting(
         "resnet18_cifar",
-        "convolutional network: a name in hqc_tf/backbones.py, such as resnet50 or vgg16",
+        "convolutional network: a name in hqc_tf/backbones.py, such as resnet50 or vgg16, or "
+        "keras:NAME of tf.keras.applications, such as keras:MobileNetV2",
         opens="network",
     )
     backbone_width: int = _setting(
@@ -88,8 +89,11 @@ class Config:
     )
     backbone_weights: str = _setting(
         "none",
-        "initial weights of the backbone: none (random) or imagenet (vgg16 only)",
-        choices=("none", "imagenet"),
+        "initial weights of the backbone: none (random), imagenet (vgg16 and keras:NAME), or with "
+        "keras:NAME the path of their file",
+    )
+    train_backbone: str = _setting(
+        "all", "which of the backbone's layers train: all, none, or last:N; the others stay frozen"
     )
     projection_norm: bool = _setting(
         False, "batch norm before the ReLU of the projection; the authors' has none"

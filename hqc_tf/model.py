@@ -39,6 +39,7 @@ def build_encoder(settings: config.Config) -> tf.keras.Model:
         settings.backbone_weights,
         settings.sync_batch_norm,
     )
+    backbones.freeze(backbone, settings.train_backbone)
     embedding = _project(backbone.output, settings)
     return tf.keras.Model(backbone.input, embedding, name="encoder")
 

@@ -174,7 +174,9 @@ def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model
         newest = tf.train.latest_checkpoint(folder)
     if newest is None:
         raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
-    trained = model.build_model(settings)
+    # Weights to start from are replaced anyway, and their file may be gone.
+    trained = model.build_model(dataclasses.replace(settings, backbone_weights="none"))
+    trained.settings = settings
     saved = tf.train.Checkpoint(encoder=trained.encoder, quantizer=trained.quantizer)
     with naming_damage(folder, _FIX):
         saved.restore(newest).assert_existing_objects_matched().expect_partial()

@@ -165,6 +165,54 @@ def test_what_a_backbone_does_not_have_is_refused(arguments, message):
         build_backbone(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("keras:ResNet34", 64, 32), "--backbone=keras:ResNet34: tf.keras.applications has no such"),
+        (("keras:preprocess_input", 64, 32), "tf.keras.applications has no such network"),
+        (("keras:MobileNet", 8, 32), "--backbone_width=8: keras:MobileNet has one width; leave it"),
+        (("keras:MobileNet", 64, 32, "gone.h5"), "--backbone_weights=gone.h5: no such file; bring"),
+        (("keras:MobileNet", 64, 8), "Input size must be at least 32x32"),
+    ],
+)
+def test_what_keras_does_not_have_is_refused(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_backbone(*arguments)
+
+
+def test_a_network_of_keras_takes_its_own_scale_and_weights(tmp_path):
+    inner = tf.keras.applications.MobileNet(
+        include_top=False, pooling="avg", input_shape=[32, 32, 3], weights=None
+    )
+    inner.save_weights(tmp_path / "weights.h5")
+    network = build_backbone("keras:MobileNet", 64, 32, str(tmp_path / "weights.h5"))
+    images = np.random.default_rng(1).random([2, 32, 32, 3], np.float32)
+    expected = inner(tf.keras.applications.mobilenet.preprocess_input(255 * images))
+    np.testing.assert_allclose(network(images), expected, rtol=1e-5, atol=1e-6)
+    (tmp_path / "weights.h5").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="--backbone_weights=.*weights.h5: "):
+        build_backbone("keras:MobileNet", 64, 32, str(tmp_path / "weights.h5"))
+
+
+def test_frozen_layers_stay_as_they_are_whatever_the_batch():
+    network = build_backbone("keras:MobileNet", 64, 32)
+    everything = len(network.trainable_variables)
+    backbones.freeze(network, "all")
+    assert len(network.trainable_variables) == everything
+    backbones.freeze(network, "last:2")
+    assert 0 < len(network.trainable_variables) < 6
+    backbones.freeze(network, "none")
+    assert network.trainable_variables == []
+    before = network.get_weights()
+    images = np.random.default_rng(1).random([4, 32, 32, 3], np.float32)
+    np.testing.assert_allclose(network(images, training=True), network(images), rtol=1e-5)
+    for one, other in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for wrong in ("some", "last:", "last:9999"):
+        with pytest.raises(UserError, match=f"--train_backbone={wrong}: give all, none, or last"):
+            backbones.freeze(network, wrong)
+
+
 def test_missing_imagenet_weights_say_where_to_put_them(monkeypatch):
     # What Keras does without a network, at once.
     def refuse(weights):

@@ -100,7 +100,6 @@ def test_every_setting_has_its_flag_with_one_line_of_help(name):
 @pytest.mark.parametrize(
     ("name", "value", "known"),
     [
-        ("backbone_weights", "places", "none, imagenet"),
         ("consistency_fusion", "mean", "sum, concat, max, quantized, embedding, cross"),
         ("optimizer", "sgd", "adam, lamb"),
         ("strategy", "two", "one_device, mirrored, multi_worker, tpu"),
