@@ -160,7 +160,7 @@ def test_without_a_readable_state_nothing_is_overwritten(settings, never_stopped
     (run / METRICS).unlink()
     for name in ("ckpt-20", "ckpt-24"):
         cut_short(run / STATES / f"{name}.index")
-    with pytest.raises(UserError, match="no state is readable; delete it to train again"):
+    with pytest.raises(UserError, match="no state is readable; restore a copy, or take another"):
         train.train_and_evaluate(settings, run)
     assert states(run) == ["ckpt-20", "ckpt-24"]
 
