@@ -109,8 +109,7 @@ def _read(settings, workdir):
     else:
         rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
     ids = frozenset(reject.id for reject in rejects)
-    if before := read_files(workdir):
-        inputs.check_files(settings.dataset, before, ids)
+    inputs.check_files(settings.dataset, read_files(workdir), ids)
     return catalog.load_split(settings.dataset, "train", settings.data_dir, ids), rejects
 
 

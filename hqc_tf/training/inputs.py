@@ -1,7 +1,6 @@
 """The files that a run began with: a run that resumes must find the same ones."""
 
 import stat
-from collections.abc import Iterable
 
 from hqc_tf.data import catalog
 from hqc_tf.errors import UserError
@@ -24,9 +23,22 @@ def list_files(dataset: str) -> list[InputFile]:
     return found
 
 
-def describe_changes(before: Iterable[InputFile], now: Iterable[InputFile]) -> str:
-    """How many files were added, are missing or have another size, and their names; "" if none."""
-    old, new = ({file.name: file.bytes for file in listed} for listed in (before, now))
+def describe_changes(dataset: str, before: list[InputFile], rejected: frozenset[str]) -> str:
+    """How many files were added, are missing or have another size, with names; "" where none.
+
+    Args:
+        dataset: `--dataset`.
+        before: what `list_files` gave when the run began; empty: not known.
+        rejected: ids that the run leaves out; such files may be fixed or removed.
+    """
+    if not before:
+        return ""
+    if catalog.parse(dataset).kind == "tfrecord":
+        rejected = frozenset()  # a file has other records, which are trained on
+    old, new = (
+        {file.name: file.bytes for file in listed if file.name not in rejected}
+        for listed in (before, list_files(dataset))
+    )
     changes = {
         "added": new.keys() - old.keys(),
         "missing": old.keys() - new.keys(),
@@ -36,18 +48,8 @@ def describe_changes(before: Iterable[InputFile], now: Iterable[InputFile]) -> s
 
 
 def check_files(dataset: str, before: list[InputFile], rejected: frozenset[str]) -> None:
-    """Raises `UserError` where the files of `--dataset` are not those that a run began with.
-
-    Args:
-        dataset: `--dataset`.
-        before: what `list_files` gave then.
-        rejected: ids that the run leaves out; such files may be fixed or removed.
-    """
-    if catalog.parse(dataset).kind == "tfrecord":
-        rejected = frozenset()  # a file has other records, which are trained on
-    now = list_files(dataset)
-    kept = ([file for file in listed if file.name not in rejected] for listed in (before, now))
-    if changes := describe_changes(*kept):
+    """Raises `UserError` where `describe_changes` finds any."""
+    if changes := describe_changes(dataset, before, rejected):
         raise UserError(
             f"--dataset={dataset}: not the files that this run began with: {changes}; restore "
             "them, or take another --workdir"
