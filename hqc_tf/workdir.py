@@ -167,12 +167,13 @@ def write_checkpoint(
         files.sync(path)
         path.rename(folder / path.name)
     files.sync(folder)
-    clean_checkpoints(folder, {step, kept})
-    text = "".join(f'all_model_checkpoint_paths: "ckpt-{n}"\n' for n in saved_steps(folder)[::-1])
+    stay = [one for one in reversed(saved_steps(folder)) if one in (step, kept)]
+    text = "".join(f'all_model_checkpoint_paths: "ckpt-{one}"\n' for one in stay)
     files.replace_text(folder / "checkpoint", f'model_checkpoint_path: "ckpt-{step}"\n{text}')
+    clean_checkpoints(folder, stay)
 
 
-def clean_checkpoints(folder: Folder, kept: Collection[int | None] | None = None) -> None:
+def clean_checkpoints(folder: Folder, kept: Collection[int] | None = None) -> None:
     """Removes what killed writers left in `folder`, and checkpoints of steps not in `kept`, if any.
 
     No process may be writing there.

@@ -178,6 +178,7 @@ def test_a_kill_at_any_instant_of_writing_leaves_an_intact_checkpoint(tmp_path, 
         except KeyboardInterrupt:
             newest = run.saved_steps(folder)[0]
             assert value_at(folder, newest) in ((newest, 8) if step == 7 else (newest,))
+            assert step == 7 or tf.train.latest_checkpoint(folder)
         else:
             break
         write_value(folder, 9, 9.0, kept=6)
