@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from export import folders
+from hqc_tf import files
 from hqc_tf.errors import UserError
 
 # TensorFlow Serving's name for the file, and its place in a SavedModel.
@@ -28,8 +29,12 @@ def versions(output: str | PathLike) -> list[int]:
 
 
 def newest(path: str | PathLike) -> pathlib.Path:
-    """The folder of the newest version under `path`, or `path` itself where there is none."""
+    """The folder of the newest version under `path`, or `path` itself where there is none.
+
+    UserError where TensorFlow cannot read a folder of this name.
+    """
     path = pathlib.Path(path).resolve()
+    files.check_folder_name(path)
     found = versions(path)
     return path / str(max(found)) if found else path
 
@@ -37,9 +42,11 @@ def newest(path: str | PathLike) -> pathlib.Path:
 def free_version(output: str | PathLike, number: int | None = None) -> int:
     """The version to write: `number`, or the next where it is None.
 
-    UserError where `output` is a file, or version `number` exists.
+    UserError where `output` is a file, version `number` exists, or TensorFlow could not read a
+    folder of this name.
     """
     output = pathlib.Path(output)
+    files.check_folder_name(output.resolve(), "--output=")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output}: a file, but versions need a folder; name another")
     if number is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 
+from hqc_tf import files
 from hqc_tf.errors import UserError
 
 FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
@@ -309,6 +310,8 @@ def _check_together(config):
                 f"{name!r}: a path must not contain a line break or begin or end with a blank, "
                 "or flags.txt could not repeat it; rename it"
             )
+        if not files.is_utf8(name):
+            raise UserError(f"{name}: a path must be UTF-8; rename it")
     if c.warmup_epochs >= c.epochs:
         raise UserError(
             f"--warmup_epochs={c.warmup_epochs}: must be fewer than --epochs={c.epochs}; lower it"
@@ -415,5 +418,8 @@ def _check_value(name, value):
             _check_value(name, one)
     if isinstance(value, str) and "\0" in value:
         raise UserError(f"{name}{value}: a name must not contain a NUL character; remove it")
+    # An argument that is no flag may be a file of any name.
+    if name and isinstance(value, str) and not files.is_utf8(value):
+        raise UserError(f"{name}{value}: a name must be UTF-8; rename it")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}{value}: must be a finite number; give one")

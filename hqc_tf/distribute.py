@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -14,6 +16,8 @@ import tensorflow as tf
 
 from hqc_tf.errors import UserError
 
+# A host, or an IPv6 address in brackets, and a port.
+_ADDRESS = re.compile(r"(?:[^\s/:\[\]]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
 # A gain below this is noise, and not worth bfloat16's rounding.
 _WORTHWHILE = 1.2
 
@@ -29,8 +33,8 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
         tpu: name or address of the TPU; empty: that of this machine.
 
     Raises:
-        UserError: TF_CONFIG is missing or does not describe a cluster with this worker, or there
-            is no such TPU.
+        UserError: TF_CONFIG is missing or does not describe a cluster with this worker, its port
+            is in use, or there is no such TPU.
     """
     if name == "multi_worker":
         check_cluster(os.environ.get("TF_CONFIG", ""))
@@ -96,7 +100,10 @@ def check_batch(strategy: tf.distribute.Strategy, batch_size: int) -> None:
 
 
 def check_cluster(text: str) -> None:
-    """UserError where the text of TF_CONFIG is not what TensorFlow documents for workers."""
+    """UserError where the text of TF_CONFIG is not what TensorFlow documents for workers.
+
+    TensorFlow itself ends the process on an address that it cannot use.
+    """
     say = "--strategy=multi_worker: TF_CONFIG"
     if not text:
         raise UserError(
@@ -123,6 +130,31 @@ def check_cluster(text: str) -> None:
     everyone = sum(hosts.values(), [])
     if len(set(everyone)) < len(everyone):
         raise UserError(f"{say}: an address occurs twice in {hosts}; give each process its own")
+    ports = {host: _port(host, say) for host in everyone}
+    _check_free(ports[hosts[kind][index]], say)
+
+
+def _port(host, say):
+    match = _ADDRESS.fullmatch(host)
+    if not match or not 1 <= int(match[1]) <= 65535:
+        raise UserError(
+            f"{say}: {host!r} is not an address; give host:port, without http://, and a port from "
+            "1 to 65535"
+        )
+    return int(match[1])
+
+
+def _check_free(port, say):
+    with socket.socket() as server:
+        # As TensorFlow does: the connections of a process that has ended do not matter.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"{say}: port {port}, this process's own, cannot be taken ({error.strerror}); end "
+                "the process that has it, or give another port to all processes"
+            ) from error
 
 
 def _workers_strategy():

@@ -1,6 +1,7 @@
 """Evaluates the codes of a trained model: `python -m hqc_tf.evaluate --workdir=runs/cifar10`."""
 
 import dataclasses
+import sys
 import time
 from typing import Any
 
@@ -10,12 +11,14 @@ from hqc_tf import commands, config, label_free, metrics, model, retrieval
 from hqc_tf.baselines import opq, pixels
 from hqc_tf.data import catalog
 from hqc_tf.data.images import held_out
+from hqc_tf.training import inputs
 from hqc_tf.workdir import (
     Baseline,
     Folder,
     Result,
     append_metrics,
     load,
+    read_files,
     read_settings,
     rejected_ids,
     saved_step,
@@ -214,10 +217,20 @@ def define_flags() -> None:
     flags.DEFINE_bool("untrained", False, "evaluate the network before its training too")
 
 
+def _report_other_files(workdir):
+    dataset = read_settings(workdir).dataset
+    changes = inputs.describe_changes(dataset, read_files(workdir), rejected_ids(workdir))
+    if changes:
+        # Which images are held out follows from the list of all.
+        rule = "the figures are of the files as they are now, with other images held out"
+        print(f"{dataset}: changed since training: {changes}; {rule}", file=sys.stderr)
+
+
 def main(_: list[str]) -> None:
     values = flags.FLAGS
     names = ("data_dir", "distance", "top_k")
     changed = {name: values[name].value for name in names if values[name].value is not None}
+    _report_other_files(values.workdir)
     results = evaluate_workdir(values.workdir, **changed)
     if values.untrained:
         settings = dataclasses.replace(read_settings(values.workdir), **changed)

@@ -1,12 +1,14 @@
-"""Atomic writes, and files of JSON lines as dataclasses."""
+"""Atomic writes, locks, names that TensorFlow can read, and files of JSON lines as dataclasses."""
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
@@ -16,6 +18,53 @@ from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
 Line = TypeVar("Line")
 # Metadata of the dict field of a dataclass that takes every name of a line without a field.
 REST = {"rest": True}
+# TensorFlow takes the name of a checkpoint or SavedModel that it reads for a pattern.
+_WILDCARDS = "*?[]{}\\"
+# File systems without locks, as some network ones are.
+_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP
+
+
+def check_folder_name(path: str | os.PathLike, flag: str = "") -> None:
+    """Raises `UserError` where TensorFlow could not read what it has written below `path`.
+
+    `flag`, such as "--output=", is how the user gave the name.
+    """
+    name = os.fspath(path)
+    if found := [character for character in _WILDCARDS if character in name]:
+        raise UserError(
+            f"{flag}{name}: TensorFlow takes {' '.join(found)} in a folder's name for a pattern; "
+            "rename the folder, or take another"
+        )
+    if not is_utf8(name):
+        raise UserError(f"{flag}{name}: a folder's name must be UTF-8; rename it, or take another")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name is UTF-8; Python holds other bytes as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+@contextlib.contextmanager
+def sole_holder(lock: pathlib.Path, refusal: str) -> Iterator[None]:
+    """Holds the file `lock`, which a kill frees; UserError(refusal) where another process does.
+
+    On a file system without locks every process holds it.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed the file after it was opened.
+            held = lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
+                raise
+            held = error.errno in _NO_LOCKS
+        if not held:
+            raise UserError(refusal)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write_atomically(
@@ -56,6 +105,15 @@ def replace_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file atomically; UserError where the disk is full."""
     with naming_a_full_disk(path):
         write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Returns once a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_lines(path: pathlib.Path, kind: type[Line]) -> list[Line]:

@@ -4,6 +4,7 @@ The same command again resumes from the last saved state, or does nothing once t
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -13,23 +14,28 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-from hqc_tf import commands, config, distribute, evaluate, model, optimizers
+from hqc_tf import commands, config, distribute, evaluate, files, model, optimizers
 from hqc_tf.data import catalog, features, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.images import hold_out
 from hqc_tf.errors import UserError, naming_a_full_disk
-from hqc_tf.training import refit, tensorboard
+from hqc_tf.training import inputs, refit, tensorboard
 from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
 from hqc_tf.workdir import (
+    FILES,
     REJECTS,
+    STATES,
     Folder,
     Result,
     append_metrics,
     check_settings,
+    claim,
     read_epochs,
+    read_files,
     read_metrics,
     read_rejects,
+    write_files,
     write_rejects,
     write_settings,
 )
@@ -54,9 +60,11 @@ def train_and_evaluate(
 
     Raises:
         UserError: this machine lacks the strategy, the replicas cannot share the batch, `workdir`
-            has a run of other settings, the disk is full, the data cannot be read, or a loss is not
-            finite.
+            has a run of other settings or files, states that cannot be read, another training or a
+            name that TensorFlow cannot read, the disk is full, the data cannot be read, or a loss
+            is not finite.
     """
+    files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
     settings = _with_feature_width(_with_worthwhile_precision(settings))
     check_settings(workdir, settings)
@@ -65,6 +73,11 @@ def train_and_evaluate(
         return results
     strategy = distribute.make_strategy(settings.strategy, settings.tpu)
     distribute.check_batch(strategy, settings.batch_size)
+    with claim(workdir) if distribute.is_chief(strategy) else contextlib.nullcontext():
+        return _train(settings, workdir, strategy, callbacks)
+
+
+def _train(settings, workdir, strategy, callbacks):
     with concurrent.futures.ThreadPoolExecutor(1) as reader, strategy.scope():
         # Images are read while the network is built.
         reading = reader.submit(_read, settings, workdir)
@@ -79,9 +92,8 @@ def train_and_evaluate(
     chief = distribute.is_chief(strategy)
     with naming_a_full_disk(workdir):
         if chief:
-            workdir.mkdir(parents=True, exist_ok=True)
             write_settings(workdir, settings)
-            _keep_rejects(rejects, settings, workdir)
+            _keep_inputs(rejects, settings, workdir)
         with screening.naming_a_bad_file(images):
             _fit(trained, images, held, per_epoch, workdir, callbacks)
         tensorboard.show_held_out(trained, held, workdir)
@@ -99,12 +111,15 @@ def _read(settings, workdir):
     else:
         rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
     ids = frozenset(reject.id for reject in rejects)
+    inputs.check_files(settings.dataset, read_files(workdir), ids)
     return catalog.load_split(settings.dataset, "train", settings.data_dir, ids), rejects
 
 
-def _keep_rejects(rejects, settings, workdir):
+def _keep_inputs(rejects, settings, workdir):
     if catalog.parse(settings.dataset).is_files:
         write_rejects(workdir, rejects)
+        if not (workdir / FILES).exists():
+            write_files(workdir, inputs.list_files(settings.dataset))
     if rejects:
         _report(f"{len(rejects)} files cannot be decoded and are left out: {workdir / REJECTS}")
 
@@ -138,6 +153,8 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
         return
     if step:
         _report(f"resuming after step {step} of {last_step}")
+    elif read_epochs(workdir):
+        _report(f"{workdir / STATES}: no state to resume from; training again from the first step")
     callbacks = make_callbacks(state, workdir, held, per_epoch, more_callbacks)
     # A resumed epoch has fewer steps, and Keras takes one number for all epochs of a `fit`.
     rest_ends = (step // per_epoch + 1) * per_epoch if step % per_epoch else step
@@ -174,7 +191,8 @@ def _results_of_finished(settings, workdir):
     epochs = read_epochs(workdir)
     results = read_metrics(workdir)  # read before training, whose results could not be added
     last_step = epochs[-1].step if len(epochs) == settings.epochs else None
-    if last_step is None or newest_step(workdir) != last_step:
+    # A person may have removed the states of a finished run to save space.
+    if last_step is None or newest_step(workdir) not in (None, last_step):
         return []
     found = {one.weights: one for one in results if one.distance == settings.distance}
     ended = "best" in found and "last" in found and found["last"].step == last_step

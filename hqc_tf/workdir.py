@@ -4,14 +4,20 @@ flags.txt            settings, as a flagfile          tensorboard/         curve
 checkpoints/best     weights chosen without labels    epochs.jsonl         a line per epoch
 checkpoints/last     weights of the last epoch        speed.jsonl          a line per epoch
 checkpoints/state    states to resume training from   metrics.jsonl        a line per evaluation
-                                                      rejects.jsonl        images left out
+files.jsonl          files that are trained on        rejects.jsonl        images left out
+.lock                while a training runs
 
 checkpoints/best_refitted and last_refitted have the weights after --refit, where that was better.
+A checkpoint is the files ckpt-STEP.*; TensorFlow's file `checkpoint` is written for other programs.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import re
+import shutil
+from collections.abc import Collection, Iterator
 from typing import Annotated
 
 import msgspec
@@ -28,7 +34,9 @@ TENSORBOARD = "tensorboard"
 # TensorBoard shows each folder as a run of this name.
 SPEED_RUN, HELD_OUT_RUN = f"{TENSORBOARD}/speed", f"{TENSORBOARD}/held_out"
 EPOCHS, SPEED, METRICS, REJECTS = "epochs.jsonl", "speed.jsonl", "metrics.jsonl", "rejects.jsonl"
+FILES, _LOCK = "files.jsonl", ".lock"
 _FIX = "restore a copy, or train again"
+_CHECKPOINT_FILE = re.compile(r"ckpt-(0|[1-9]\d*)\.(index|data-\d+-of-\d+)")
 
 Folder = str | os.PathLike
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -100,8 +108,104 @@ class Result:
         _check_together(self, "held_out", "recall_at_1", "perplexity", "quantization_error")
 
 
+@dataclasses.dataclass(frozen=True)
+class InputFile:
+    """A line of files.jsonl, a file of `--dataset`, by its name there."""
+
+    name: str
+    bytes: _Count
+
+
+@contextlib.contextmanager
+def claim(workdir: Folder) -> Iterator[None]:
+    """Makes `workdir` and holds it for one training; an empty one that it made is removed again.
+
+    UserError where another process holds it. A kill frees it.
+    """
+    workdir = pathlib.Path(workdir)
+    new = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    refusal = f"--workdir={workdir}: another training runs there; wait for its end, or take another"
+    try:
+        with files.sole_holder(workdir / _LOCK, refusal):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                workdir.rmdir()
+
+
+def saved_steps(folder: Folder) -> list[int]:
+    """Steps of the checkpoints in `folder`, newest first; reading one shows whether it is intact.
+
+    UserError where the folder cannot be read.
+    """
+    found = _checkpoint_files(folder).items()
+    return sorted((step for step, endings in found if "index" in endings), reverse=True)
+
+
+def checkpoint(folder: Folder, step: int) -> str:
+    """The name by which TensorFlow reads the checkpoint of a step."""
+    return str(pathlib.Path(folder, f"ckpt-{step}"))
+
+
+def write_checkpoint(
+    saved: tf.train.Checkpoint, folder: Folder, step: int, kept: int | None = None
+) -> None:
+    """Writes the checkpoint of `step`, then removes all others but that of step `kept`, if any.
+
+    It appears complete or not at all, and is on the disk before others are removed.
+    """
+    folder = pathlib.Path(folder)
+    aside = folder / f"ckpt-{step}_temp"
+    shutil.rmtree(aside, ignore_errors=True)
+    saved.write(checkpoint(aside, step))
+    # No index of an older checkpoint may meet the new data.
+    (folder / f"ckpt-{step}.index").unlink(missing_ok=True)
+    # A checkpoint is there once its index is, which comes last in the order of names.
+    for path in sorted(aside.iterdir()):
+        files.sync(path)
+        path.rename(folder / path.name)
+    files.sync(folder)
+    stay = [one for one in reversed(saved_steps(folder)) if one in (step, kept)]
+    text = "".join(f'all_model_checkpoint_paths: "ckpt-{one}"\n' for one in stay)
+    files.replace_text(folder / "checkpoint", f'model_checkpoint_path: "ckpt-{step}"\n{text}')
+    clean_checkpoints(folder, stay)
+
+
+def clean_checkpoints(folder: Folder, kept: Collection[int] | None = None) -> None:
+    """Removes what killed writers left in `folder`, and checkpoints of steps not in `kept`, if any.
+
+    No process may be writing there.
+    """
+    folder = pathlib.Path(folder)
+    for aside in folder.glob("*_temp"):
+        shutil.rmtree(aside, ignore_errors=True)
+    # TensorFlow's own, of older versions.
+    for aside in folder.glob("checkpoint.tmp*"):
+        aside.unlink(missing_ok=True)
+    for step, endings in _checkpoint_files(folder).items():
+        if "index" not in endings or not (kept is None or step in kept):
+            # The index first: what is left after a kill is no checkpoint.
+            for ending in sorted(endings, reverse=True):
+                (folder / f"ckpt-{step}.{ending}").unlink(missing_ok=True)
+
+
+def _checkpoint_files(folder):
+    """Step -> endings of the names of its files."""
+    folder, found = pathlib.Path(folder), {}
+    # What cannot be listed must not look empty.
+    with naming_damage(folder, "make it a folder that can be read"):
+        names = [path.name for path in folder.iterdir()] if os.path.lexists(folder) else []
+    for name in names:
+        if match := _CHECKPOINT_FILE.fullmatch(name):
+            found.setdefault(int(match[1]), []).append(match[2])
+    return found
+
+
 def read_settings(workdir: Folder) -> config.Config:
     """The settings that a training left in `workdir`; UserError where none can be read."""
+    files.check_folder_name(workdir, "--workdir=")
     path = pathlib.Path(workdir, FLAGFILE)
     if not path.is_file():
         raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
@@ -147,17 +251,12 @@ def save_weights(
     )
     folder = _weights_folder(workdir, weights, refitted)
     with distribute.folder_to_save_in(trained.distribute_strategy, folder) as folder:
-        manager = tf.train.CheckpointManager(saved, folder, max_to_keep=1)
-        manager.save(checkpoint_number=step)
+        write_checkpoint(saved, folder, step)
 
 
 def saved_step(workdir: Folder, weights: str = "last", refitted: bool = False) -> int | None:
     """Training steps behind the "best" or "last" weights of `workdir`; None where it has none."""
-    folder = _weights_folder(workdir, weights, refitted)
-    with naming_damage(folder, _FIX):
-        newest = tf.train.latest_checkpoint(folder)
-        step = newest and tf.train.load_variable(newest, "step/.ATTRIBUTES/VARIABLE_VALUE")
-        return newest and int(step)
+    return next(iter(saved_steps(_weights_folder(workdir, weights, refitted))), None)
 
 
 def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model.HQC:
@@ -166,20 +265,19 @@ def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model
     Its weights are the "best", chosen without labels, or the "last", as `--refit` left them where
     it did, unless `refitted` is false; UserError where `workdir` has none, or damaged ones.
     """
-    settings = read_settings(workdir)
-    # Weights that were trained again since are of another step.
-    refitted = refitted and saved_step(workdir, weights, True) == saved_step(workdir, weights)
-    folder = _weights_folder(workdir, weights, refitted)
-    with naming_damage(folder, _FIX):
-        newest = tf.train.latest_checkpoint(folder)
-    if newest is None:
+    settings, step = read_settings(workdir), saved_step(workdir, weights)
+    if step is None:
         raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
+    # Weights that were trained again since are of another step.
+    refitted = refitted and saved_step(workdir, weights, True) == step
+    folder = _weights_folder(workdir, weights, refitted)
     # Weights to start from are replaced anyway, and their file may be gone.
     trained = model.build_model(dataclasses.replace(settings, backbone_weights="none"))
     trained.settings = settings
     saved = tf.train.Checkpoint(encoder=trained.encoder, quantizer=trained.quantizer)
     with naming_damage(folder, _FIX):
-        saved.restore(newest).assert_existing_objects_matched().expect_partial()
+        read = saved.read(checkpoint(folder, step))
+        read.assert_existing_objects_matched().expect_partial()
     return trained
 
 
@@ -228,6 +326,16 @@ def rejected_ids(workdir: Folder) -> frozenset[str]:
 def write_rejects(workdir: Folder, rejects: list[Reject]) -> None:
     """Replaces rejects.jsonl; an empty file records that nothing is left out."""
     files.write_lines(pathlib.Path(workdir, REJECTS), rejects)
+
+
+def read_files(workdir: Folder) -> list[InputFile]:
+    """The lines of files.jsonl; empty of a data set by name, and of runs of older versions."""
+    return files.read_lines(pathlib.Path(workdir, FILES), InputFile)
+
+
+def write_files(workdir: Folder, found: list[InputFile]) -> None:
+    """Replaces files.jsonl."""
+    files.write_lines(pathlib.Path(workdir, FILES), found)
 
 
 def _weights_folder(workdir, weights, refitted):

@@ -5,7 +5,6 @@ written after the newest state is trained and written again, bit for bit the sam
 """
 
 import pathlib
-import shutil
 import signal
 import sys
 import threading
@@ -15,17 +14,20 @@ import tensorflow as tf
 import tqdm
 
 from hqc_tf import distribute, model, numerics
-from hqc_tf.errors import UserError
-from hqc_tf.workdir import STATES, Folder
-
-# One more than needed: where the newest is damaged, the one before serves.
-_KEPT = 2
+from hqc_tf.errors import UserError, naming_damage
+from hqc_tf.workdir import (
+    STATES,
+    Folder,
+    checkpoint,
+    clean_checkpoints,
+    saved_steps,
+    write_checkpoint,
+)
 
 
 def newest_step(workdir: Folder) -> int | None:
     """The step of the newest state in `workdir`, or None where there is none."""
-    newest = tf.train.latest_checkpoint(pathlib.Path(workdir, STATES))
-    return newest and int(newest.rpartition("-")[2])
+    return next(iter(saved_steps(pathlib.Path(workdir, STATES))), None)
 
 
 class RunState:
@@ -35,6 +37,7 @@ class RunState:
         self.model = trained
         self._saved = tf.train.Checkpoint(model=trained, optimizer=trained.optimizer)
         self._folder = pathlib.Path(workdir, STATES)
+        self._intact = None
 
     @property
     def step(self) -> int:
@@ -42,27 +45,30 @@ class RunState:
         return int(self.model.optimizer.iterations.numpy())
 
     def save(self) -> None:
-        """Saves the state under the number of its step; an older one goes once it is complete.
+        """Saves the state of its step; the one saved or restored before stays, all others go.
 
         UserError where a weight is not finite; nothing is saved.
         """
         numerics.check_weights(self.model, self.step)
         with distribute.folder_to_save_in(self.model.distribute_strategy, self._folder) as folder:
-            self._manager(folder).save(checkpoint_number=self.step)
+            # Where the newest is damaged, the one before serves.
+            write_checkpoint(self._saved, folder, self.step, kept=self._intact)
+        self._intact = self.step
         self._take_what_was_saved()
 
     def restore(self) -> int:
         """Restores the newest readable state; returns its step, 0 where there is no state.
 
-        An unreadable state, incomplete or damaged, is reported and skipped. Other incomplete files
-        are removed.
+        An unreadable state, incomplete or damaged, is reported and skipped. What a killed writer
+        left is removed.
 
         Raises:
             UserError: there are states and none is readable, or the processes of a run do not find
                 the same one.
         """
         if distribute.is_chief(self.model.distribute_strategy):
-            self._remove_incomplete()
+            for folder in self._folder.parent.glob("*/"):
+                clean_checkpoints(folder)
         step = self._restore_newest()
         if not distribute.is_same_for_all(self.model.distribute_strategy, step):
             raise UserError(
@@ -83,25 +89,23 @@ class RunState:
                     variable.assign(variable.numpy())
 
     def _restore_newest(self):
-        states = self._manager(self._folder).checkpoints
-        for path in reversed(states):
+        for step in saved_steps(self._folder):
+            path = checkpoint(self._folder, step)
             try:
-                self._saved.restore(path).expect_partial()
-                return self.step
-            except (tf.errors.OpError, LookupError, RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                tqdm.tqdm.write(f"{path}: cannot be read ({reason}); skipped", file=sys.stderr)
-        if states:
-            raise UserError(f"{self._folder}: no state is readable; delete it to train again")
+                with naming_damage(path, "skipped"):
+                    self._saved.read(path).expect_partial()
+                    if self.step != step:
+                        raise ValueError(f"it is of step {self.step}")
+            except UserError as error:
+                tqdm.tqdm.write(str(error), file=sys.stderr)
+                continue
+            self._intact = step
+            return step
+        if any(self._folder.glob("*.index")):
+            raise UserError(
+                f"{self._folder}: no state is readable; restore a copy, or take another --workdir"
+            )
         return 0
-
-    def _remove_incomplete(self):
-        # TensorFlow writes a checkpoint aside; a kill or a full disk leaves that there.
-        for aside in self._folder.parent.glob("*/*_temp"):
-            shutil.rmtree(aside, ignore_errors=True)
-
-    def _manager(self, folder):
-        return tf.train.CheckpointManager(self._saved, folder, max_to_keep=_KEPT)
 
 
 def running_means(trained: model.HQC) -> list[tf.Variable]:

@@ -27,6 +27,20 @@ def test_the_next_version_or_a_free_one(tmp_path):
         versions.free_version(tmp_path / "file")
 
 
+def test_names_that_tensorflow_cannot_read_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "out [v2]" / "1").mkdir(parents=True)
+    refusal = r"out \[v2\].*: TensorFlow takes \[ \] in a folder's name for a pattern; rename"
+    with pytest.raises(UserError, match=f"--output=.*{refusal}"):
+        versions.free_version(tmp_path / "out [v2]")
+    (tmp_path / "plain").symlink_to("out [v2]")
+    with pytest.raises(UserError, match=refusal):
+        versions.newest(tmp_path / "plain")
+    # TensorFlow gets the whole path, however the folder was named.
+    monkeypatch.chdir(tmp_path / "out [v2]")
+    with pytest.raises(UserError, match=refusal):
+        versions.free_version("out")
+
+
 def test_a_version_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError), versions.new_version(tmp_path, 1) as folder:
         (folder / "half").touch()

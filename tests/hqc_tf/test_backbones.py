@@ -168,7 +168,10 @@ def test_what_a_backbone_does_not_have_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("keras:ResNet34", 64, 32), "--backbone=keras:ResNet34: tf.keras.applications has no such"),
+        (
+            ("keras:ResNet34", 64, 32),
+            "--backbone=keras:ResNet34: tf.keras.applications has no such",
+        ),
         (("keras:preprocess_input", 64, 32), "tf.keras.applications has no such network"),
         (("keras:MobileNet", 8, 32), "--backbone_width=8: keras:MobileNet has one width; leave it"),
         (("keras:MobileNet", 64, 32, "gone.h5"), "--backbone_weights=gone.h5: no such file; bring"),

@@ -186,6 +186,7 @@ def test_every_number_has_a_bound():
                 ("data_dir", " a"),
             ]
         ),
+        ({"dataset": "folder:\udcff"}, "folder:\udcff: a path must be UTF-8; rename it"),
         (
             {"epochs": 10, "warmup_epochs": 10},
             "--warmup_epochs=10: must be fewer than --epochs=10; lower it",
@@ -288,9 +289,9 @@ def test_spoiled_flagfile_of_a_workdir_is_refused(tmp_path, line, message):
 
 
 def test_command_gets_settings_and_arguments(run_command):
-    done = run_command("--num_books=4", "one.jpg", "--dataset=folder:a b", "two.jpg")
+    done = run_command("--num_books=4", "one.jpg", "--dataset=folder:a b", "\udcff.jpg")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "4 folder:a b ['one.jpg', 'two.jpg']\n"
+    assert done.stdout == "4 folder:a b ['one.jpg', '\\udcff.jpg']\n"
 
 
 @pytest.mark.parametrize(
@@ -305,6 +306,13 @@ def test_command_gets_settings_and_arguments(run_command):
             "error: flag --optimizer=sgd: value should be one of <adam|",
         ),
         (["--flagfile=gone.flags"], "error: "),
+        *(
+            (
+                [f"--{name}=folder:a\udcff"],
+                f"error: --{name}=folder:a\\udcff: a name must be UTF-8;",
+            )
+            for name in ("dataset", "data_dir")
+        ),
     ],
 )
 def test_bad_flags_are_one_line_and_status_2(run_command, arguments, message):

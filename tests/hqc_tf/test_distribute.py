@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -169,6 +170,23 @@ HOSTS = {"worker": ["a:1", "b:1"]}
             {"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}},
             "an address occurs twice",
         ),
+        *(
+            ({"cluster": {"worker": [host]}, "task": {"type": "worker", "index": 0}}, said)
+            for host, said in {
+                "http://localhost:22222": "'http://localhost:22222' is not an address",
+                "localhost": "give host:port, without http://, and a port from 1 to 65535",
+                "localhost:": "is not an address",
+                ":2222": "is not an address",
+                "localhost:0": "is not an address",
+                "localhost:65536": "is not an address",
+                "localhost:http": "is not an address",
+                "localhost :2222": "is not an address",
+                "::1:2222": "is not an address",
+                "a:1,b:2": "is not an address",
+                "": "is not an address",
+            }.items()
+        ),
+        ({"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}, "'a' is not an"),
     ],
 )
 def test_a_cluster_that_does_not_fit_is_refused(monkeypatch, given, said):
@@ -179,6 +197,20 @@ def test_a_cluster_that_does_not_fit_is_refused(monkeypatch, given, said):
     with pytest.raises(UserError, match="--strategy=multi_worker: TF_CONFIG") as error:
         distribute.make_strategy("multi_worker")
     assert said in str(error.value)
+
+
+def test_an_own_port_that_is_in_use_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        cluster = {"worker": ["a:1", f"[::1]:{port}"]}
+        text = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}})
+        with pytest.raises(UserError, match=f"port {port}, this process's own, .*in use.*; end"):
+            distribute.check_cluster(text)
+        # The ports of others are theirs.
+        other = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}})
+        (free,) = machine.free_ports(1)
+        distribute.check_cluster(other.replace("a:1", f"a:{free}"))
+    distribute.check_cluster(text)
 
 
 def test_sigterm_ends_a_worker():

@@ -7,7 +7,16 @@ import pytest
 
 from hqc_tf import evaluate, metrics, model, retrieval
 from hqc_tf.baselines import pixels
-from hqc_tf.workdir import Baseline, append_metrics, load, read_metrics
+from hqc_tf.training import inputs
+from hqc_tf.workdir import (
+    Baseline,
+    append_metrics,
+    load,
+    read_metrics,
+    read_settings,
+    write_files,
+    write_settings,
+)
 
 
 def test_a_result_is_that_of_its_parts(workdir, photos):
@@ -69,6 +78,19 @@ def test_the_last_line_says_where_raw_pixels_are_better(workdir, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"worse than no training: these codes have mAP@10 {found:.4f}")
     assert "OPQ of the raw input 0.9900 at the same 4 bits; train longer" in last
+
+
+def test_files_that_changed_since_training_are_reported(workdir, photos, tmp_path, capsys):
+    write_settings(tmp_path, read_settings(workdir))
+    evaluate._report_other_files(tmp_path)  # a run of an older version has no list
+    now = inputs.list_files(f"folder:{photos}")
+    write_files(tmp_path, now)
+    evaluate._report_other_files(tmp_path)
+    assert capsys.readouterr().err == ""
+    write_files(tmp_path, now[1:])
+    evaluate._report_other_files(tmp_path)
+    said = f"changed since training: 1 added ({now[0].name}); the figures are of the files as they"
+    assert said in capsys.readouterr().err
 
 
 def test_results_are_appended_one_line_each(workdir, tmp_path):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -35,6 +36,28 @@ def test_a_full_disk_is_named_and_the_file_stays(tmp_path):
     with pytest.raises(UserError, match=f"{path}: the disk is full .*No space .*free space"):
         files.replace_text(path, "half")
     assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("character", [*"*?[]{}\\", "\udcff"])
+def test_names_that_tensorflow_cannot_read_are_refused(character, tmp_path):
+    name = tmp_path / f"out {character}v2" / "run"
+    rule = "UTF-8" if character == "\udcff" else f"takes {re.escape(character)} in a folder's name"
+    with pytest.raises(UserError, match=f"--output=.*{rule}.*; rename"):
+        files.check_folder_name(name, "--output=")
+    files.check_folder_name(tmp_path / "out (v2) \u00e4,=+!$&'")
+
+
+def test_a_lock_without_the_file_systems_help_is_held_by_all(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with files.sole_holder(tmp_path / "lock", "held"):
+        with pytest.raises(UserError, match="^held$"), files.sole_holder(tmp_path / "lock", "held"):
+            pytest.fail("held by two")
+        monkeypatch.setattr(files.fcntl, "flock", refuse)
+        with files.sole_holder(tmp_path / "lock", "held"):
+            pass
+    assert not any(tmp_path.iterdir())
 
 
 @dataclasses.dataclass

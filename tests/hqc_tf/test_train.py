@@ -1,7 +1,9 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from hqc_tf import distribute, model, train
 from hqc_tf.data import catalog, photo_sets
@@ -13,8 +15,10 @@ from hqc_tf.workdir import (
     SPEED_RUN,
     load,
     read_epochs,
+    read_metrics,
     read_settings,
     read_speed,
+    rejected_ids,
     saved_step,
 )
 from tests.support import SHARED, photo_folders
@@ -94,6 +98,70 @@ def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_
     with pytest.raises(UserError, match="--batch_size=10000: there are only 49 images"):
         train.train_and_evaluate(large, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["run [v2]", "run*", "a\\b", "run\udcff"])
+def test_a_name_that_cannot_be_read_back_is_refused_before_anything_is_written(
+    settings, tmp_path, name
+):
+    with pytest.raises(UserError, match="--workdir=.*; rename"):
+        train.train_and_evaluate(settings, tmp_path / name)
+    with pytest.raises(UserError, match="--workdir=.*; rename"):
+        load(tmp_path / name)
+    assert not any(tmp_path.iterdir())
+
+
+def killing_after(epoch):
+    def kill(number, logs):
+        if number == epoch:
+            raise KeyboardInterrupt
+
+    return tf.keras.callbacks.LambdaCallback(on_epoch_end=kill)
+
+
+def test_a_run_resumes_only_over_the_files_it_began_with(quick_config, photos, tmp_path):
+    copy = shutil.copytree(photos, tmp_path / "photos")
+    settings = quick_config(dataset=f"folder:{copy}", top_k=10, checkpoint_steps=5)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(settings, tmp_path / "run", [killing_after(0)])
+    files = sorted(copy.rglob("*.png"))
+    shutil.copy(files[0], files[0].with_name("new.png"))
+    before = load(tmp_path / "run", "last").quantizer.codebooks.numpy()
+    with pytest.raises(UserError, match=r"1 added \(class\d/new.png\); restore them, or take"):
+        train.train_and_evaluate(settings, tmp_path / "run")
+    np.testing.assert_array_equal(load(tmp_path / "run", "last").quantizer.codebooks, before)
+    files[0].with_name("new.png").unlink()
+    assert train.train_and_evaluate(settings, tmp_path / "run")[0].step == 24
+    # A finished run needs no files.
+    files[0].unlink()
+    assert train.train_and_evaluate(settings, tmp_path / "run")[0].step == 24
+
+
+def test_a_second_training_in_a_workdir_is_refused(settings, tmp_path):
+    def train_too(*_):
+        with pytest.raises(UserError, match="another training runs there; wait for its end"):
+            train.train_and_evaluate(settings, tmp_path)
+        refused.append(True)
+
+    refused = []
+    callback = tf.keras.callbacks.LambdaCallback(on_epoch_begin=train_too)
+    train.train_and_evaluate(settings, tmp_path, [callback])
+    assert len(refused) == 2
+
+
+def test_names_of_images_need_not_be_utf8(quick_config, photos, tmp_path):
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        copy = tmp_path / "photos" / f"{path.parent.name}\udcff" / f"{number}\udce9\n.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    (copy.parent / "broken\udce9.png").write_bytes(b"no image")
+    settings = quick_config(dataset=f"folder:{tmp_path / 'photos'}", top_k=10)
+    last, _ = train.train_and_evaluate(settings, tmp_path / "run")
+    assert last.mean_average_precision and read_metrics(tmp_path / "run")
+    assert rejected_ids(tmp_path / "run") == {f"{copy.parent.name}/broken\udce9.png"}
+    metadata = (tmp_path / "run" / HELD_OUT_RUN / "metadata.tsv").read_text()
+    assert r"\udcff/" in metadata and r"\udce9\n.png" in metadata
+    train.train_and_evaluate(settings, tmp_path / "run")
 
 
 def test_bfloat16_that_gains_nothing_becomes_float32(settings, tmp_path, monkeypatch, capsys):

@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import kill_test
-from hqc_tf import config, distribute, train
+from hqc_tf import config, distribute, model, optimizers, train
 from hqc_tf.errors import UserError
-from hqc_tf.training.state import KeepState
+from hqc_tf.training.state import KeepState, RunState, newest_step
 from hqc_tf.workdir import METRICS, STATES, append_metrics, read_epochs, read_metrics
 from tests.support import commands
 
@@ -160,7 +160,7 @@ def test_without_a_readable_state_nothing_is_overwritten(settings, never_stopped
     (run / METRICS).unlink()
     for name in ("ckpt-20", "ckpt-24"):
         cut_short(run / STATES / f"{name}.index")
-    with pytest.raises(UserError, match="no state is readable; delete it to train again"):
+    with pytest.raises(UserError, match="no state is readable; restore a copy, or take another"):
         train.train_and_evaluate(settings, run)
     assert states(run) == ["ckpt-20", "ckpt-24"]
 
@@ -238,3 +238,59 @@ def test_a_full_disk_loses_nothing(
     train.train_and_evaluate(settings, small_disk)
     assert kill_test.differences(never_stopped, small_disk) == []
     assert not list(small_disk.rglob("*_temp"))
+
+
+@pytest.fixture
+def state(settings, never_stopped, tmp_path):
+    """A new model's state over a copy of a finished run."""
+    run = shutil.copytree(never_stopped, tmp_path / "run")
+    trained = model.build_model(settings)
+    trained.compile(optimizer=optimizers.make_optimizer(settings, PER_EPOCH))
+    return RunState(trained, run)
+
+
+# As a clock that was decades ahead left it, with the paths of TensorFlow's manager.
+AHEAD = """
+model_checkpoint_path: "ckpt-24"
+all_model_checkpoint_paths: "ckpt-20"
+all_model_checkpoint_paths: "ckpt-24"
+all_model_checkpoint_timestamps: 4e9
+all_model_checkpoint_timestamps: 4e9
+last_preserved_timestamp: 4e9
+"""
+
+
+def test_states_are_found_by_their_files_alone(state, tmp_path):
+    folder = tmp_path / "run" / STATES
+    for text in (AHEAD, "", "\0\xff {"):
+        (folder / "checkpoint").write_text(text)
+        assert newest_step(tmp_path / "run") == state.restore() == 24
+    (folder / "checkpoint").unlink()
+    for stray in ("ckpt-30.data-00000-of-00001", "checkpoint.tmp0a1b"):
+        (folder / stray).touch()
+    assert newest_step(tmp_path / "run") == state.restore() == 24
+    assert states(tmp_path / "run") == ["ckpt-20", "ckpt-24"]
+    assert len([*folder.iterdir()]) == 4
+
+
+def test_a_damaged_state_takes_no_sound_ones_place(state, tmp_path, capsys):
+    folder = tmp_path / "run" / STATES
+    (folder / "ckpt-24.data-00000-of-00001").unlink()
+    # Sound, but of other weights than its name says.
+    for path in folder.glob("ckpt-20.*"):
+        shutil.copy(path, folder / path.name.replace("20", "22"))
+    assert state.restore() == 20
+    said = capsys.readouterr().err
+    assert "ckpt-24: cannot be read" in said
+    assert "ckpt-22: cannot be read (it is of step 20); skipped" in said
+    state.model.optimizer.iterations.assign(21)
+    state.save()
+    assert states(tmp_path / "run") == ["ckpt-20", "ckpt-21"]
+
+
+def test_a_finished_run_without_its_states_is_finished(settings, never_stopped, tmp_path):
+    run = shutil.copytree(never_stopped, tmp_path / "run")
+    shutil.rmtree(run / STATES)
+    before = (run / METRICS).read_bytes()
+    assert [result.step for result in train.train_and_evaluate(settings, run)][0] == 24
+    assert (run / METRICS).read_bytes() == before

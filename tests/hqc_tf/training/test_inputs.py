@@ -1,0 +1,65 @@
+"""A run resumes over the files that it began with, or says which differ."""
+
+import pytest
+
+from hqc_tf.errors import UserError
+from hqc_tf.training import inputs
+from hqc_tf.workdir import InputFile, read_files, write_files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of five files, one of whose names is not UTF-8."""
+    found = tmp_path / "photos"
+    (found / "a").mkdir(parents=True)
+    for name in ("a/1.png", "a/2.png", "a/3.png", "4\udcff.png", "bad.png"):
+        (found / name).write_bytes(b"content of " + name.encode("utf-8", "surrogateescape"))
+    return found
+
+
+def test_a_list_has_names_and_sizes_and_comes_back(folder, tmp_path):
+    (folder / "notes.txt").touch()
+    (folder / "folder.png").mkdir()
+    (folder / "dangling.png").symlink_to("nowhere")
+    found = inputs.list_files(f"folder:{folder}")
+    assert InputFile("a/2.png", 18) in found and InputFile("4\udcff.png", 17) in found
+    assert len(found) == 5
+    write_files(tmp_path, found)
+    assert read_files(tmp_path) == found
+    inputs.check_files(f"folder:{folder}", found, frozenset())
+    assert inputs.list_files("fashion_mnist") == []
+
+
+def test_all_changes_are_named(folder):
+    before = inputs.list_files(f"folder:{folder}")
+    for number in range(4):
+        (folder / f"new{number}.png").touch()
+    (folder / "a/1.png").unlink()
+    (folder / "4\udcff.png").write_bytes(b"more")
+    with pytest.raises(UserError) as error:
+        inputs.check_files(f"folder:{folder}", before, frozenset())
+    assert str(error.value) == (
+        f"--dataset=folder:{folder}: not the files that this run began with: "
+        "4 added (new0.png, new1.png, new2.png, ...), 1 missing (a/1.png), "
+        "1 of another size (4\udcff.png); restore them, or take another --workdir"
+    )
+
+
+def test_what_a_run_leaves_out_may_be_fixed_or_removed(folder):
+    before = inputs.list_files(f"folder:{folder}")
+    (folder / "bad.png").unlink()
+    inputs.check_files(f"folder:{folder}", before, frozenset({"bad.png"}))
+    with pytest.raises(UserError, match=r"1 missing \(bad.png\)"):
+        inputs.check_files(f"folder:{folder}", before, frozenset())
+
+
+def test_patterns_and_records_have_lists(folder):
+    for dataset in (f"{folder}/a/*", f"tfrecord:{folder}/a/*"):
+        before = inputs.list_files(dataset)
+        assert [file.name for file in before] == [f"{folder}/a/{n}.png" for n in (1, 2, 3)]
+        (folder / "a/1.png").write_bytes(b"x")
+        # A file of records may be trained on up to where it breaks.
+        rejected = frozenset(file.name for file in before if dataset.startswith("tfrecord"))
+        with pytest.raises(UserError, match="1 of another size"):
+            inputs.check_files(dataset, before, rejected)
+        (folder / "a/1.png").write_bytes(b"content of a/1.png")
