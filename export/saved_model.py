@@ -23,7 +23,8 @@ from hqc_tf.workdir import WEIGHTS, load, saved_step
 class ServedEncoder(tf.Module):
     """An `HQC` as the signatures of a SavedModel.
 
-    Both signatures return `embedding` [B, M*D] float32 and `codes` [B, M] uint8, B at least 1.
+    Both signatures return `embedding` [B, M*D] float32 and `codes` [B, M] uint8, B at least 1 and
+    at most `decoding.most_images`.
 
     Attributes:
         codebooks: [M, K, D] float32, read by `export.encoder.load_encoder`.
@@ -45,7 +46,7 @@ class ServedEncoder(tf.Module):
         sides = tf.shape(images)[1:3]
         rule = f"an image has at most {decoding.MAX_PIXELS} pixels and sides of a ratio of at most "
         checked = tf.debugging.Assert(decoding.fits(sides), [rule + str(decoding.MAX_RATIO), sides])
-        with tf.control_dependencies([checked]):
+        with tf.control_dependencies([checked, self._few(images)]):
             views = augment.plain_view(tf.identity(images), *self._sizes)
         return self._encode(views)
 
@@ -55,10 +56,17 @@ class ServedEncoder(tf.Module):
 
         Returns `valid` [B] bool as well; the other outputs are zeros where it is false.
         """
-        views, valid = decoding.decode_views(image_bytes, *self._sizes)
+        with tf.control_dependencies([self._few(image_bytes)]):
+            views, valid = decoding.decode_views(tf.identity(image_bytes), *self._sizes)
         encoded = self._encode(views).items()
         kept = {name: tf.where(valid[:, None], x, tf.zeros_like(x)) for name, x in encoded}
         return kept | {"valid": valid}
+
+    def _few(self, images):
+        """Asserts that the views of a request's images fit into memory."""
+        most, count = decoding.most_images(self._sizes[1]), tf.shape(images)[0]
+        rule = f"a request has at most {most} images; divide it"
+        return tf.debugging.Assert(count <= most, [rule, count])
 
     def _encode(self, views):
         embedding, codes = self._encode_views(views)

@@ -25,6 +25,9 @@ MAX_PIXELS = 50_000_000
 MAX_RATIO = 100
 # Files of a request that are decoded at once, however many cores there are.
 PARALLEL = 8
+# The views of a request take no more, but so many images are always allowed.
+_VIEW_BYTES = 512 * 2**20
+_ALWAYS = 256
 
 
 def _decode_other(contents):
@@ -137,6 +140,11 @@ def why_refused(contents: bytes) -> str:
         limits = f"{MAX_PIXELS // 10**6} million or {MAX_RATIO}:1"
         return f"sides of {sides[0]} and {sides[1]} pixels, over {limits}"
     return "broken or cut short" if opened else row.refused(contents)
+
+
+def most_images(size: int) -> int:
+    """How many images a request may have whose views have sides of `size` pixels."""
+    return max(_ALWAYS, _VIEW_BYTES // (size * size * 3 * np.dtype(np.float32).itemsize))
 
 
 def fits(sides: tf.Tensor | np.ndarray) -> tf.Tensor:
