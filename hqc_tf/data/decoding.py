@@ -136,10 +136,12 @@ def why_refused(contents: bytes) -> str:
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
         # TensorFlow's message may hold bytes of the file, which Python then cannot read.
         return "broken or cut short before its size"
+    if not opened:
+        return row.refused(contents)
     if not fits(sides):
         limits = f"{MAX_PIXELS // 10**6} million or {MAX_RATIO}:1"
         return f"sides of {sides[0]} and {sides[1]} pixels, over {limits}"
-    return "broken or cut short" if opened else row.refused(contents)
+    return "broken or cut short"
 
 
 def most_images(size: int) -> int:

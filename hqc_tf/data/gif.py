@@ -26,7 +26,8 @@ def open_gif(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     colors = _table_bytes(_byte(contents, 10))
     head = tf.strings.substr(contents, 0, 11) + background
     head += tf.strings.substr(contents, 12, 1 + colors)
-    frame = tf.strings.substr(contents, begin, end - begin)
+    # Where there is none, its box is zeros.
+    frame = tf.where(end > 0, tf.strings.substr(contents, begin, end - begin), bytes(10))
     return tf.where(end > 0, head + frame + ";", ""), _canvas(contents, _box(frame))
 
 
