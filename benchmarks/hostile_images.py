@@ -59,7 +59,7 @@ def of_pixels(kind, **options):
     pixels = np.stack([light + rng.integers(0, 24, [SIDE, SIDE]) for _ in range(3)], -1)
     image = PIL.Image.fromarray(pixels.astype(np.uint8))
     file = io.BytesIO()
-    (image.quantize(256) if kind == "GIF" else image).save(file, kind, **options)
+    (image.convert("P") if kind == "GIF" else image).save(file, kind, **options)
     return file.getvalue()
 
 

@@ -12,13 +12,21 @@ _STEPS = 2**13
 _STRIDE = 64
 # Of chunks with a small letter only this one belongs to the pixels.
 _TRANSPARENCY = b"tRNS"
+# Less than this unpacks to 64 MiB at most, and is not worth a walk.
+_SMALL_BYTES = 2**16
 
 
 def open_png(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The file string `contents` with the chunks of pixels alone, and its sides, int32 [2].
 
-    An empty string where the walk takes over `_STEPS` steps.
+    A small file as it is; an empty string where the walk takes over `_STEPS` steps.
     """
+    sides = tf.io.decode_raw(tf.strings.substr(contents, 16, 8), tf.int32, little_endian=False)
+    is_small = tf.strings.length(contents) < _SMALL_BYTES
+    return tf.cond(is_small, lambda: contents, lambda: _without_ancillary(contents)), sides
+
+
+def _without_ancillary(contents):
     values = tf.io.decode_raw(contents, tf.uint8)
     size = tf.cast(tf.strings.length(contents), tf.int64)
     parts = tf.TensorArray(tf.string, 0, dynamic_size=True, element_shape=[])
@@ -44,5 +52,4 @@ def open_png(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         maximum_iterations=_STEPS,
     )
     kept = tf.strings.reduce_join(parts.stack())
-    sides = tf.io.decode_raw(tf.strings.substr(contents, 16, 8), tf.int32, little_endian=False)
-    return tf.where(ended, kept, ""), sides
+    return tf.where(ended, kept, "")

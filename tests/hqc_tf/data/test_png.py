@@ -19,6 +19,12 @@ decode_image = tf.function(
 )
 
 
+@pytest.fixture(autouse=True)
+def walked(monkeypatch):
+    """No file is too small for the walk."""
+    monkeypatch.setattr(png, "_SMALL_BYTES", 0)
+
+
 def chunk(name, content):
     check = struct.pack(">I", zlib.crc32(name + content))
     return struct.pack(">I", len(content)) + name + content + check
@@ -118,3 +124,13 @@ def test_what_is_needed_and_unknown_and_what_ends_early_is_refused(photo):
         with pytest.raises(tf.errors.InvalidArgumentError):
             decode_image(tf.constant(broken))
         assert decoding.why_refused(broken)
+
+
+def test_a_small_file_is_decoded_as_it_is(photo, monkeypatch):
+    contents = encode(photo, "PNG")
+    monkeypatch.setattr(png, "_SMALL_BYTES", len(contents) + 1)
+    monkeypatch.setattr(png, "_without_ancillary", lambda contents: tf.constant(""))
+    np.testing.assert_array_equal(decoding.decode_image(tf.constant(contents)), photo)
+    monkeypatch.setattr(png, "_SMALL_BYTES", len(contents))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decoding.decode_image(tf.constant(contents))
