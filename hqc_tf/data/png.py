@@ -45,11 +45,11 @@ def _without_ancillary(contents):
         part = tf.strings.substr(contents, place, tf.where(keep, run, 0))
         return number + 1, place + run, parts.write(number, part), name == b"IEND"
 
-    _, _, parts, ended = tf.while_loop(
+    _, place, parts, ended = tf.while_loop(
         lambda number, place, parts, ended: ~ended & (place < size),
         step,
         (1, tf.constant(8, tf.int64), parts, tf.constant(False)),
         maximum_iterations=_STEPS,
     )
     kept = tf.strings.reduce_join(parts.stack())
-    return tf.where(ended, kept, "")
+    return tf.where(ended | (place >= size), kept, "")

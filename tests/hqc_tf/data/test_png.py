@@ -123,7 +123,7 @@ def test_what_is_needed_and_unknown_and_what_ends_early_is_refused(photo):
     ):
         with pytest.raises(tf.errors.InvalidArgumentError):
             decode_image(tf.constant(broken))
-        assert decoding.why_refused(broken)
+        assert decoding.why_refused(broken).startswith("broken or cut short")
 
 
 def test_a_small_file_is_decoded_as_it_is(photo, monkeypatch):
