@@ -51,7 +51,10 @@ class ServedHead(tf.Module):
 
 
 class ServedEncoder(ServedHead):
-    """An `HQC` of images as the signatures of a SavedModel; they return what the head's does."""
+    """An `HQC` of images as the signatures of a SavedModel; they return what the head's does.
+
+    A request has at least one image and at most `decoding.most_images`.
+    """
 
     def __init__(self, trained: HQC):
         super().__init__(trained)
@@ -65,7 +68,7 @@ class ServedEncoder(ServedHead):
         sides = tf.shape(images)[1:3]
         rule = f"an image has at most {decoding.MAX_PIXELS} pixels and sides of a ratio of at most "
         checked = tf.debugging.Assert(decoding.fits(sides), [rule + str(decoding.MAX_RATIO), sides])
-        with tf.control_dependencies([checked]):
+        with tf.control_dependencies([checked, self._few(images)]):
             views = augment.plain_view(tf.identity(images), *self._sizes)
         return self._encode(views)
 
@@ -75,10 +78,17 @@ class ServedEncoder(ServedHead):
 
         Returns `valid` [B] bool as well; the other outputs are zeros where it is false.
         """
-        views, valid = decoding.decode_views(image_bytes, *self._sizes)
+        with tf.control_dependencies([self._few(image_bytes)]):
+            views, valid = decoding.decode_views(tf.identity(image_bytes), *self._sizes)
         encoded = self._encode(views).items()
         kept = {name: tf.where(valid[:, None], x, tf.zeros_like(x)) for name, x in encoded}
         return kept | {"valid": valid}
+
+    def _few(self, images):
+        """Asserts that the views of a request's images fit into memory."""
+        most, count = decoding.most_images(self._sizes[1]), tf.shape(images)[0]
+        rule = f"a request has at most {most} images; divide it"
+        return tf.debugging.Assert(count <= most, [rule, count])
 
     def _encode(self, views):
         return self._encoded(*self._encode_views(views))

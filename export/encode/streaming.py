@@ -13,8 +13,8 @@ from export.arrays import pack_ids
 from export.codes import Shard, write_shard
 from export.encode import inputs
 from export.encoder import Encoder, encode_images
-from hqc_tf.data.decoding import why_refused
-from hqc_tf.data.folder import Item, in_batches, overlapped
+from hqc_tf.data.decoding import most_images, why_refused
+from hqc_tf.data.folder import LARGE_BYTES, Item, in_batches, overlapped
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
 
@@ -41,7 +41,7 @@ def encode_shard(
 
     Args:
         part: one of `inputs.Plan.shards`.
-        batch_size: images encoded together, at least 1.
+        batch_size: images encoded together, at least 1; fewer where a request takes fewer.
         report: called with each batch.
 
     Returns:
@@ -54,7 +54,9 @@ def encode_shard(
         return Shard(codes, pack_ids(rows.ids)), []
     ids, codes, rejects = [], [np.zeros([0, len(encoder.codebooks)], np.uint8)], []
     encode = functools.partial(_encode_batch, encoder)
-    for batch in overlapped(encode, in_batches(inputs.read(part), batch_size), ENCODERS):
+    most = most_images(encoder.manifest["settings"]["image_size"])
+    batches = in_batches(inputs.read(part), min(batch_size, most))
+    for batch in overlapped(encode, batches, ENCODERS, _is_large):
         report(batch)
         ids += batch.ids
         codes.append(batch.codes)
@@ -91,6 +93,10 @@ def encode_here(
         for number in numbers:
             shard, rejects = encode_shard(encoder, plan.shards[number], batch_size, report)
             write_shard(folder, number, len(plan.shards), shard, rejects)
+
+
+def _is_large(items):
+    return len(items[0].contents) > LARGE_BYTES
 
 
 def _encode_batch(encoder: Encoder, items: list[Item]) -> EncodedBatch:

@@ -14,7 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from hqc_tf.data import augment
-from hqc_tf.data.gif import open_gif
+from hqc_tf.data.bmp import describe, open_bmp
+from hqc_tf.data.gif import decode_gif, open_gif
+from hqc_tf.data.jpeg import MAX_SCANS, decode_jpeg, open_jpeg
+from hqc_tf.data.png import open_png
 
 # Enough for today's cameras: 150 MB decoded. TensorFlow lets a PNG of 60 KB unpack to ten times it.
 MAX_PIXELS = 50_000_000
@@ -22,26 +25,9 @@ MAX_PIXELS = 50_000_000
 MAX_RATIO = 100
 # Files of a request that are decoded at once, however many cores there are.
 PARALLEL = 8
-
-
-def _open_jpeg(contents):
-    return contents, tf.io.extract_jpeg_shape(contents)[:2]
-
-
-def _decode_jpeg(contents):
-    # TensorFlow's default is a coarser transform, whose red and blue are a level of 255 too dark on
-    # average. This is libjpeg's own default, which Pillow and most others use.
-    return tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE")
-
-
-def _open_png(contents):
-    sides = tf.strings.substr(contents, 16, 8)
-    return contents, tf.io.decode_raw(sides, tf.int32, little_endian=False)
-
-
-def _open_bmp(contents):
-    # The height is negative where the top row comes first.
-    return contents, tf.abs(tf.io.decode_raw(tf.strings.substr(contents, 18, 8), tf.int32))
+# The views of a request take no more, but so many images are always allowed.
+_VIEW_BYTES = 512 * 2**20
+_ALWAYS = 256
 
 
 def _decode_other(contents):
@@ -55,17 +41,27 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...]  # endings of file names, lower case
     magic: bytes  # the first bytes of a file
     # File contents, string scalar, to (contents to decode, the two sides of the image, int32 [2],
-    # read off the header); raises, when run, where the header is broken.
+    # read off the header); raises, when run, where the header is broken. The contents are empty
+    # where files of the kind are refused.
     open: Callable
-    decode: Callable = _decode_other  # string scalar to uint8 [H, W, 3]
+    decode: Callable  # what `open` gives, string scalar, to uint8 [H, W, 3]
+    refused: Callable[[bytes], str]  # which kind was refused, in words
 
 
 FORMATS = (
-    Format("JPEG", (".jpg", ".jpeg"), b"\xff\xd8\xff", _open_jpeg, _decode_jpeg),
-    Format("PNG", (".png",), b"\x89PNG\r\n\x1a\n", _open_png),
-    Format("BMP", (".bmp",), b"BM", _open_bmp),
-    Format("GIF", (".gif",), b"GIF8", open_gif),
-)
+    Format(
+        "JPEG", (".jpg", ".jpeg"), b"\xff\xd8\xff", open_jpeg, decode_jpeg,
+        lambda _: f"JPEG of over {MAX_SCANS} scans",
+    ),
+    Format(
+        "PNG", (".png",), b"\x89PNG\r\n\x1a\n", open_png, _decode_other,
+        lambda _: "PNG of too many small chunks",
+    ),
+    Format("BMP", (".bmp",), b"BM", open_bmp, _decode_other, describe),
+    Format(
+        "GIF", (".gif",), b"GIF8", open_gif, decode_gif, lambda _: "GIF of too many small blocks"
+    ),
+)  # fmt: skip
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 NAMES = ", ".join(row.name for row in FORMATS[:-1]) + f" or {FORMATS[-1].name}"
 
@@ -112,35 +108,45 @@ def decodable(image_bytes: tf.Tensor) -> tf.Tensor:
 def decode_image(contents: tf.Tensor) -> tf.Tensor:
     """The contents of an image file, string scalar -> uint8 [H, W, 3]; a GIF's first frame.
 
+    The work is bounded by the pixels and the bytes: what they do not need is not unpacked.
+
     Raises:
-        tf.errors.InvalidArgumentError: no image, or over `MAX_PIXELS` or `MAX_RATIO`.
+        tf.errors.InvalidArgumentError: no image, over `MAX_PIXELS` or `MAX_RATIO`, or of a kind
+            that is refused.
     """
     contents, sides = _open(contents)
     # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
-    return decode_known(tf.where(fits(sides), contents, ""))
+    return _decode(tf.where(fits(sides), contents, ""))
 
 
 def decode_known(contents: tf.Tensor) -> tf.Tensor:
     """Image bytes of a source that is known to be sound, string scalar -> uint8 [H, W, 3]."""
-    image = _by_format(contents, [*(row.decode for row in FORMATS), _decode_other])
-    return tf.ensure_shape(image, [None, None, 3])
+    return _decode(_open(contents)[0])
 
 
 def why_refused(contents: bytes) -> str:
     """Why `decode_image` refuses the contents of a file, in a few words."""
     if not contents:
         return "empty file"
+    row = next((row for row in FORMATS if contents.startswith(row.magic)), None)
+    if row is None:
+        return f"no {NAMES} image"
     try:
-        sides = _read_sides(contents).numpy()
+        sides, opened = _look(contents)
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
         # TensorFlow's message may hold bytes of the file, which Python then cannot read.
         return "broken or cut short before its size"
-    if not sides.any():
-        return f"no {NAMES} image"
+    if not opened:
+        return row.refused(contents)
     if not fits(sides):
         limits = f"{MAX_PIXELS // 10**6} million or {MAX_RATIO}:1"
         return f"sides of {sides[0]} and {sides[1]} pixels, over {limits}"
     return "broken or cut short"
+
+
+def most_images(size: int) -> int:
+    """How many images a request may have whose views have sides of `size` pixels."""
+    return max(_ALWAYS, _VIEW_BYTES // (size * size * 3 * np.dtype(np.float32).itemsize))
 
 
 def fits(sides: tf.Tensor | np.ndarray) -> tf.Tensor:
@@ -156,8 +162,15 @@ def _of_decodable(image_bytes, make):
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-def _read_sides(contents):
-    return _open(contents)[1]
+def _look(contents):
+    """Both sides, int32 [2], and whether `open` gives contents."""
+    opened, sides = _open(contents)
+    return sides, tf.strings.length(opened) > 0
+
+
+def _decode(opened):
+    image = _by_format(opened, [*(row.decode for row in FORMATS), _decode_other])
+    return tf.ensure_shape(image, [None, None, 3])
 
 
 def _open(contents):

@@ -6,28 +6,34 @@ or device makes the reader wait.
 
 import collections
 import concurrent.futures
-import glob
+import fnmatch
+import functools
 import os
 import pathlib
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hqc_tf.data.decoding import SUFFIXES
+from hqc_tf.data.decoding import FORMATS, MAX_PIXELS, NAMES, SUFFIXES
 from hqc_tf.data.images import Images
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, printable
 
-# More than any image within `decoding.MAX_PIXELS` takes.
-MAX_FILE_BYTES = 2**29
+# What an image of `decoding.MAX_PIXELS` takes at most: three colors of 16 bits, not compressed.
+MAX_FILE_BYTES = 6 * MAX_PIXELS + 2**20
 # A batch takes no further file once it has so many bytes.
 BATCH_BYTES = 64 * 2**20
+# A larger file is not read ahead, and is alone in its batch.
+LARGE_BYTES = 4 * 2**20
 # Files that are read at once.
 READERS = 8
 # One in so many images of a labeled folder, in the order of names, is a query.
 QUERY_EVERY = 10
+# Folders that systems fill with previews and copies: Synology's, macOS's and the trash of both.
+PREVIEWS = ("@eadir", "__macosx", "#recycle", "$recycle.bin")
 
 
 class Item(NamedTuple):
@@ -38,37 +44,131 @@ class Item(NamedTuple):
     reason: str = ""  # why not; else empty
 
 
-def walk(root: str | os.PathLike, below: str = "") -> Iterator[str]:
+def walk(root: str | os.PathLike) -> Iterator[str]:
     """Yields the names of images under `root`, relative to it and in order.
 
-    Includes links and folders with such a name, and folders that cannot be read.
+    Includes links and folders with such a name, and folders that cannot be read. Links to folders
+    and hidden names are treated as in `match`.
     """
-    try:
-        with os.scandir(pathlib.Path(root, below)) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError:
-        yield below
-        return
-    for entry in entries:
-        name, lower = below + entry.name, entry.name.lower()
-        if lower.endswith(SUFFIXES) and lower not in SUFFIXES:
+    for name in _search(root, ["**", "*"], f"folder:{root}"):
+        # The name of a folder that cannot be read ends with a slash; that of the root is empty.
+        if not name or name.endswith("/") or name.lower().endswith(SUFFIXES):
             yield name
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(root, f"{name}/")
 
 
 def match(pattern: str) -> Iterator[str]:
-    """Yields the names that match a pattern, in order."""
-    # The shell's rules, which pathlib's are not: `*` leaves out names that begin with a dot.
-    yield from sorted(set(glob.iglob(pattern, recursive=True)))  # noqa: PTH207
+    """Yields the names that match a pattern by the shell's rules, in order; `**` is any depth.
+
+    A link to a folder is followed where that folder is not found without it, so that each is
+    entered once. Hidden names and those of a system's previews match only where the pattern gives
+    their first character; a line on stderr says how many others there are.
+    """
+    if os.path.lexists(pattern):  # brackets may be part of a name
+        yield pattern
+        return
+    fixed = fixed_part(pattern)
+    parts = [part for part in pattern[len(fixed) :].split("/") if part]
+    found = _search(fixed or ".", parts, pattern)
+    yield from sorted(fixed + name for name in found if name and not name.endswith("/"))
+
+
+def fixed_part(pattern: str) -> str:
+    """The folders of a pattern before its first wildcard, with a slash after each."""
+    return pattern[: re.split(r"[*?\[]", pattern)[0].rfind("/") + 1]
+
+
+def _search(root, parts, source):
+    """Yields the names below `root` that match the parts of a pattern, and unreadable folders.
+
+    A folder comes before what is in it. No recursion: folders may be thousands deep.
+    """
+    fits = [re.compile(fnmatch.translate(part)).match for part in parts]
+
+    def passed(states, name):
+        """How many parts may be passed with `name`, where so many may be before it; both sets."""
+        can = (state for state in states if state < len(parts) and fits[state](name))
+        return widened({state + (parts[state] != "**") for state in can})
+
+    def widened(states):
+        # A `**` is passed without a name too.
+        for state, part in enumerate(parts):
+            if state in states and part == "**":
+                states.add(state + 1)
+        return states
+
+    top, entered, left_out = os.path.realpath(root), set(), collections.Counter()
+    stack = [("", widened({0}), True)]
+    while stack:
+        name, before, is_folder = stack.pop()
+        if len(parts) in before:
+            yield name
+        if not is_folder or min(before) == len(parts):
+            continue
+        try:
+            entries = _enter(pathlib.Path(root, name), entered)
+        except OSError:
+            yield name and f"{name}/"
+            continue
+        for entry in reversed(entries):
+            below = f"{name}/{entry.name}" if name else entry.name
+            states, is_folder = passed(before, entry.name), _leads_on(entry, top)
+            if states and _is_hidden(entry.name):
+                given = {s for s in before if s < len(parts) and parts[s][0] == entry.name[0]}
+                states = passed(given, entry.name)
+                if not states and (is_folder or entry.name.lower().endswith(SUFFIXES)):
+                    left_out[is_folder] += 1
+            if states:
+                stack.append((below, states, is_folder))
+    if left_out:
+        counts = f"folders: {left_out[True]}, images: {left_out[False]}"
+        _tell(f"{printable(source)}: left out what is hidden or a system's preview ({counts})")
+
+
+def _enter(folder, entered):
+    """The entries of a folder, in order; [] where it is in `entered`, to which it is added."""
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in entered:
+        return []
+    entered.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def _leads_on(entry, top):
+    """Whether an entry is a folder to enter: no link to what is found, or leads, below `top`."""
+    # Of a folder that cannot be reached pathlib raises an error.
+    if not entry.is_symlink() or not os.path.isdir(entry):  # noqa: PTH112
+        return entry.is_dir(follow_symlinks=False)
+    real = pathlib.Path(entry).resolve()
+    return not (real.is_relative_to(top) or pathlib.Path(top).is_relative_to(real))
+
+
+def _is_hidden(name):
+    return name.startswith(".") or name.lower() in PREVIEWS
+
+
+@functools.cache
+def _tell(line):
+    """Prints a line to stderr, but once: a command reads its folder several times."""
+    print(line, file=sys.stderr)
 
 
 def read_items(root: str | os.PathLike, names: Iterable[str]) -> Iterator[Item]:
-    """Yields the `Item` of each of `names` under `root`, in order; the next ones are read ahead."""
-    return overlapped(lambda name: _read_item(root, name), names, READERS)
+    """Yields the `Item` of each of `names` under `root`, in order.
+
+    The next ones are read ahead, but for those over `LARGE_BYTES`.
+    """
+
+    def read(name):
+        return name, _read_item(root, name, LARGE_BYTES)
+
+    for name, item in overlapped(read, names, READERS):
+        yield item or _read_item(root, name, MAX_FILE_BYTES)
 
 
-def _read_item(root, name):
+def _read_item(root, name, most):
+    """The `Item` of a file; None where it may be an image but has over `most` bytes."""
+
     # Opening a pipe must not wait for a writer.
     def opener(path, flags):
         return os.open(path, flags | os.O_NONBLOCK)
@@ -80,33 +180,59 @@ def _read_item(root, name):
                 return Item(name, b"", "no regular file")
             if status.st_size > MAX_FILE_BYTES:
                 return Item(name, b"", f"{status.st_size} bytes, over {MAX_FILE_BYTES}")
-            return Item(name, file.read())
+            if status.st_size > LARGE_BYTES:
+                first = os.pread(file.fileno(), 8, 0)
+                if not first.startswith(tuple(row.magic for row in FORMATS)):
+                    return Item(name, b"", f"no {NAMES} image")
+            return Item(name, file.read()) if status.st_size <= most else None
     except OSError as error:
         return Item(name, b"", error.strerror)
 
 
 def in_batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
-    """Yields lists of up to `batch_size` items, fewer where they have over `BATCH_BYTES`."""
+    """Yields lists of up to `batch_size` items, fewer where they have over `BATCH_BYTES`.
+
+    An item of over `LARGE_BYTES` is a list of its own.
+    """
     batch, size = [], 0
     for item in items:
+        large = len(item.contents) > LARGE_BYTES
+        if batch and large:
+            yield batch
+            batch, size = [], 0
         batch.append(item)
         size += len(item.contents)
-        if len(batch) == batch_size or size >= BATCH_BYTES:
+        # The next item is read while this name would keep the last one.
+        del item
+        if large or len(batch) == batch_size or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def overlapped(function: Callable, values: Iterable, workers: int) -> Iterator:
+def overlapped(
+    function: Callable,
+    values: Iterable,
+    workers: int,
+    is_large: Callable[[Any], bool] = lambda value: False,
+) -> Iterator:
     """`map(function, values)` in order, at most `workers` calls at once, each in a thread.
 
-    `values` are consumed while the calls run, and no faster than results are taken.
+    `values` are consumed while the calls run, and no faster than results are taken. A large value
+    waits for the calls before it, and the next value is not consumed before its result is taken.
     """
     pending = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for value in values:
-            pending.append(pool.submit(function, value))
+            if is_large(value):
+                while pending:
+                    yield pending.popleft().result()
+                yield function(value)
+            else:
+                pending.append(pool.submit(function, value))
+            # It would be kept while the next one is made.
+            del value
             if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
@@ -142,7 +268,7 @@ def read_files(
             else f"--dataset={source}: no image matches{bad}; give a pattern of files in quotes"
         )
     paths = [str(root / name) for name in ids]
-    fixed = 0 if is_folder else re.split(r"[*?\[]", source)[0].rfind("/") + 1
+    fixed = 0 if is_folder else len(fixed_part(source))
     inside = [name[fixed:].partition("/") for name in ids]
     if not all(slash for _, slash, _ in inside) or len({top for top, _, _ in inside}) < 2:
         return Images.of_files(paths, ids)

@@ -9,11 +9,17 @@ from typing import NamedTuple
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from hqc_tf.data.folder import Item
+from hqc_tf.data.folder import MAX_FILE_BYTES, Item
 from hqc_tf.errors import UserError
 
 # Bytes of a record beside its contents: the length, and checks of both.
 _FRAME = 16
+_LENGTH_BYTES = 8
+# What a whole file begins with that is compressed; no record is as long as this would say.
+_COMPRESSED = {b"\x1f\x8b": "compressed with GZIP; decompress it"} | {
+    bytes([0x78, level]): "compressed with ZLIB; decompress it"
+    for level in (0x01, 0x5E, 0x9C, 0xDA)
+}
 
 
 class Piece(NamedTuple):
@@ -97,31 +103,53 @@ def read_records(part: Records) -> Iterator[Item]:
     A truncated or damaged file gives the records before, then one item with the file's name.
     """
     for piece in part.pieces:
-        count = size = 0
+        count = 0
         try:
             for record in _open(piece):
                 yield _item(record, f"{piece.prefix}{piece.first + count:0{piece.digits}d}", part)
                 count += 1
-                size += _FRAME + len(record)
-            broken = _ends_early(piece, count, size) and "the file ends"
         except tf.errors.OpError as error:
             broken = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.DOTALL).strip()
-        if broken:
             yield Item(piece.file, b"", f"not read from record {piece.first + count} on: {broken}")
 
 
-def _ends_early(piece, count, size):
-    """Whether a file is truncated; TensorFlow takes part of a length field for the end."""
-    if piece.take >= 0:
-        return count < piece.take
-    return size < pathlib.Path(piece.file).stat().st_size
-
-
 def _open(piece):
+    """Yields the records of a piece; `tf.errors.OpError` where it breaks off."""
     if not pathlib.Path(piece.file).is_file():
         raise tf.errors.NotFoundError(None, None, "no such file")
+    count, broken = _measure(piece)
     dataset = tf.data.TFRecordDataset(os.fsencode(piece.file))
-    return dataset.skip(piece.skip).take(piece.take).as_numpy_iterator()
+    yield from dataset.skip(piece.skip).take(count).as_numpy_iterator()
+    if broken:
+        raise tf.errors.DataLossError(None, None, broken)
+
+
+def _measure(piece):
+    """How many records of a piece are in its file, and why there are no more; else empty.
+
+    TensorFlow takes as much memory as a length field says, and the process ends where it is absurd.
+    """
+    with pathlib.Path(piece.file).open("rb") as file:
+        size, place, number = os.fstat(file.fileno()).st_size, 0, 0
+        while number != piece.skip + piece.take or piece.take < 0:
+            if place == size and piece.take < 0:
+                return number - piece.skip, ""
+            field = os.pread(file.fileno(), _LENGTH_BYTES, place)
+            length, left = int.from_bytes(field, "little"), size - place - _FRAME
+            if length > min(left, MAX_FILE_BYTES):
+                if left < 0:
+                    broken = "the file ends"
+                elif length > left:
+                    broken = (
+                        f"truncated or damaged, a record of {length} bytes where {left} are left"
+                    )
+                else:
+                    broken = f"a record of {length} bytes, over {MAX_FILE_BYTES}"
+                packed = _COMPRESSED.get(field[:2]) if place == 0 else None
+                return max(0, number - piece.skip), packed or broken
+            place += _FRAME + length
+            number += 1
+    return piece.take, ""
 
 
 def _parse(record):

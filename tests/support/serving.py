@@ -180,7 +180,7 @@ def decode_apart(files, sizes):
     for row, contents in enumerate(files):
         try:
             pixels = decoding.decode_known(_first_frame(contents))
-        except (tf.errors.InvalidArgumentError, IndexError):
+        except (tf.errors.InvalidArgumentError, IndexError, UnicodeDecodeError):
             continue
         valid[row] = decoding.fits(pixels.shape[:2])
         if valid[row]:

@@ -215,6 +215,58 @@ def test_memory_is_bounded_by_the_bytes_of_a_batch(encoder, tmp_path, monkeypatc
     assert len([*read_rejects(tmp_path / "codes")]) == 100
 
 
+def test_large_files_are_in_memory_one_at_a_time(encoder, tmp_path):
+    """14 sparse files that begin as images, and 14 that do not, which are not read at all."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(28):
+        with (folder / f"{number:02d}.jpg").open("wb") as file:
+            file.write(b"\xff\xd8\xff" if number % 2 else b"?")
+            file.truncate(100 * 2**20)
+    decoding.why_refused(b"traces it")
+    plan = inputs.make_plan(f"folder:{folder}", tmp_path / "codes")
+    assert serving.added_memory(lambda: encode_plan(encoder, plan, tmp_path / "codes")) < 900
+    rejects = [reject.reason for reject in read_rejects(tmp_path / "codes")]
+    assert rejects[::2] == ["no JPEG, PNG, BMP or GIF image"] * 14
+    assert rejects[1::2] == ["broken or cut short before its size"] * 14
+
+
+@pytest.mark.parametrize("signature", ["encode_bytes", "serving_default"])
+def test_a_request_of_too_many_images_is_refused_before_it_takes_memory(encoder, signature):
+    most = decoding.most_images(encoder.manifest["settings"]["image_size"])
+    images = {
+        "encode_bytes": lambda count: {"image_bytes": tf.fill([count], "")},
+        "serving_default": lambda count: {"images": tf.zeros([count, 1, 1, 3], tf.uint8)},
+    }[signature]
+    call = encoder.signatures[signature]
+    call(**images(2))
+
+    def refused():
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"has at most {most} images; div"):
+            call(**images(most + 1))
+
+    assert serving.added_memory(refused) < 100
+
+
+def test_as_many_images_as_fit_are_allowed_and_256_always():
+    assert [decoding.most_images(size) for size in (32, 224, 1024)] == [43690, 891, 256]
+
+
+def test_batches_are_as_large_as_a_request_may_be(encoder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.encode.streaming.most_images", lambda size: 7)
+    sizes = []
+    part = inputs.make_plan(f"folder:{photos}", tmp_path / "codes")
+    runner = functools.partial(streaming.encode_here, batch_size=1000)
+    encode_batch = streaming._encode_batch
+    monkeypatch.setattr(
+        streaming,
+        "_encode_batch",
+        lambda e, items: sizes.append(len(items)) or encode_batch(e, items),
+    )
+    encode_plan(encoder, part, tmp_path / "codes", runner)
+    assert sorted(sizes) == [4, *[7] * 8]
+
+
 def arguments_of(encoder, source, folder):
     """Flags of the command, slowed down by batches of one image."""
     flags = {

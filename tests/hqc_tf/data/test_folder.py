@@ -1,9 +1,13 @@
 """Folders and patterns of image files: their names, labels and roles."""
 
+import os
+import subprocess
+
 import numpy as np
 import pytest
 
 from hqc_tf.data import catalog
+from hqc_tf.data.folder import match, walk
 from hqc_tf.errors import UserError
 from tests.support.pixels import random_pixels, write_images
 
@@ -68,3 +72,85 @@ def test_folder_without_images_is_refused(tmp_path):
     (tmp_path / "looks_like.png").mkdir()
     with pytest.raises(UserError, match="no image in it or below; put .jpg, .jpeg, .png, .bmp"):
         catalog.load_images(f"folder:{tmp_path}")
+
+
+def write_all(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("an image")
+
+
+def both(folder):
+    """The names that `folder:` and a pattern of all depths give, relative to the folder."""
+    found = [name.removeprefix(f"{folder}/") for name in match(f"{folder}/**/*.jpg")]
+    assert sorted(walk(folder)) == found
+    return [*walk(folder)]
+
+
+def test_hidden_names_and_previews_are_left_out_and_counted(tmp_path, capsys):
+    names = ["a/0.jpg", "b/0.jpg"]
+    hidden = [".ipynb_checkpoints/0-checkpoint.jpg", "a/@eaDir/0.jpg", "a/._0.jpg"]
+    write_all(tmp_path, [*names, *hidden, "__MACOSX/a/0.jpg", "b/.DS_Store"])
+    assert both(tmp_path) == names
+    said = "left out what is hidden or a system's preview (folders: 3, images: 1)\n"
+    # Once each, however often they are read.
+    assert capsys.readouterr().err == f"{tmp_path}/**/*.jpg: {said}folder:{tmp_path}: {said}"
+    assert catalog.load_images(f"folder:{tmp_path}").label_names == ["a", "b"]
+    for name in hidden:
+        parent = f"{tmp_path}/{name}".rpartition("/")[0]
+        assert [*match(f"{parent}/*.jpg")] or name == "a/._0.jpg"
+    assert [*match(f"{tmp_path}/*/._*.jpg")] == [f"{tmp_path}/a/._0.jpg"]
+    assert [*match(f"{tmp_path}/*/@*/*")] == [f"{tmp_path}/a/@eaDir/0.jpg"]
+
+
+def test_nothing_is_said_where_nothing_is_hidden(tmp_path, capsys):
+    write_all(tmp_path, ["a/0.jpg", "b.txt"])
+    assert both(tmp_path) == ["a/0.jpg"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_is_entered_once_however_many_links_lead_to_it(tmp_path):
+    write_all(tmp_path, ["lib/2019/a.jpg", "other/b.jpg", "other/deep/c.jpg"])
+    library = tmp_path / "lib"
+    for name, to in {
+        "loop": ".", "up": "..", "0": "2019", "2019/again": "../2019", "2020": "../other",
+        "2021": "../other", "3": "../other/deep", "itself": "itself", "nowhere": "none",
+        "b.jpg": "2019/a.jpg",
+    }.items():  # fmt: skip
+        (library / name).symlink_to(to)
+    (tmp_path / "other/back").symlink_to(library)
+    assert both(library) == ["2019/a.jpg", "2020/b.jpg", "2020/deep/c.jpg", "b.jpg"]
+
+
+def test_a_pattern_is_as_deep_as_it_says(tmp_path, monkeypatch):
+    names = ["0.jpg", "a/1.jpg", "a/b/2.jpg", "a/b/c/3.jpg", "a[1]/4.jpg", "a/5.png"]
+    write_all(tmp_path, names)
+    monkeypatch.chdir(tmp_path)
+    for pattern, rows in {
+        "*.jpg": [0], "*/*.jpg": [1, 4], "a/*/?.jpg": [2], "**/[1-3].jpg": [1, 2, 3],
+        "a/**/b/**/*.jpg": [2, 3], "./a/*.*": [1, 5], "a[1]/4.jpg": [4], "[!a]*": [0],
+        "none/*": [], "a/1.jpg": [1], "a/1.jpg/*": [], "**/c/../*": [],
+    }.items():  # fmt: skip
+        found = [name.removeprefix("./") for name in match(pattern)]
+        assert found == [names[row] for row in rows], pattern
+
+
+@pytest.fixture
+def deep(tmp_path, monkeypatch):
+    """A folder 2,100 folders deep, which Python itself could not remove."""
+    for depth in range(2100):
+        monkeypatch.chdir(tmp_path if depth == 0 else "d")
+        os.mkdir("d")  # noqa: PTH102
+        if depth == 1500:
+            os.mknod("x.jpg")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "d"
+    subprocess.run(["rm", "-r", "d"], check=True)
+
+
+def test_a_folder_of_any_depth_is_walked(deep):
+    """One whose path is longer than the system takes is listed as any that cannot be read."""
+    unreadable, image = walk(deep)
+    assert image == 1499 * "d/" + "x.jpg"
+    assert unreadable.endswith("d/d/") and len(f"{deep}/{unreadable}") > 4000
+    assert [*match(f"{deep}/**/*.jpg")] == [f"{deep}/{image}"]
