@@ -186,7 +186,8 @@ def test_the_fingerprint_follows_the_weights_and_names_a_signature(workdir, expo
     assert written["fingerprint"] == saved_model.fingerprint(trained)
     assert (written["bits"], written["step"], written["weights"]) == (4, 7, "best")
     own = "encode_bytes_" + written["fingerprint"][:16]
-    assert serving.read_signatures(exported).keys() == {"serving_default", "encode_bytes", own}
+    names = {"serving_default", "encode_bytes", "encode_embedding", own}
+    assert serving.read_signatures(exported).keys() == names
     trained.quantizer.codebooks.assign_add(tf.ones_like(trained.quantizer.codebooks) * 1e-3)
     assert written["fingerprint"] != saved_model.fingerprint(trained)
 
