@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -67,9 +66,9 @@ def new_folder(path: str | PathLike, locked: bool = False) -> Iterator[pathlib.P
             aside.mkdir()
             yield aside
             for written in [*aside.iterdir(), aside]:
-                _sync(written)
+                files.sync(written)
             _move(aside, path)
-            _sync(path.parent)
+            files.sync(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -82,20 +81,9 @@ def sole_writer(path: str | PathLike) -> Iterator[None]:
     """
     path = pathlib.Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed the file after it was opened.
-            held = lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except BlockingIOError:
-            held = False
-        if not held:
-            raise UserError(f"{path}: another process is writing it; wait until it has ended")
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    refusal = f"{path}: another process is writing it; wait until it has ended"
+    with files.sole_holder(path.with_name(f".{path.name}.lock"), refusal):
+        yield
 
 
 def _move(aside, path):
@@ -120,11 +108,3 @@ def _exchange(one, other):
     if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(other))
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,13 +11,13 @@ import functools
 import os
 import pathlib
 import re
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hqc_tf import files
 from hqc_tf.data.decoding import FORMATS, MAX_PIXELS, NAMES, SUFFIXES
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, printable
@@ -168,23 +168,16 @@ def read_items(root: str | os.PathLike, names: Iterable[str]) -> Iterator[Item]:
 
 def _read_item(root, name, most):
     """The `Item` of a file; None where it may be an image but has over `most` bytes."""
-
-    # Opening a pipe must not wait for a writer.
-    def opener(path, flags):
-        return os.open(path, flags | os.O_NONBLOCK)
-
     try:
-        with open(pathlib.Path(root, name), "rb", opener=opener) as file:  # noqa: PTH123
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return Item(name, b"", "no regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                return Item(name, b"", f"{status.st_size} bytes, over {MAX_FILE_BYTES}")
-            if status.st_size > LARGE_BYTES:
+        with files.open_regular(pathlib.Path(root, name)) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                return Item(name, b"", f"{size} bytes, over {MAX_FILE_BYTES}")
+            if size > LARGE_BYTES:
                 first = os.pread(file.fileno(), 8, 0)
                 if not first.startswith(tuple(row.magic for row in FORMATS)):
                     return Item(name, b"", f"no {NAMES} image")
-            return Item(name, file.read()) if status.st_size <= most else None
+            return Item(name, file.read()) if size <= most else None
     except OSError as error:
         return Item(name, b"", error.strerror)
 
