@@ -125,7 +125,7 @@ def test_contents_at_the_head_list_every_section(document):
 def parse_only(monkeypatch):
     """Makes a command parse its flags, check its settings, and end."""
 
-    def parse(_):
+    def parse(_, takes_arguments=False):
         flags.FLAGS(sys.argv)
         if "backbone" in flags.FLAGS:
             config.from_flags()
