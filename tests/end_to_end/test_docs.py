@@ -151,7 +151,7 @@ def test_flags_exist_and_go_together(line, parse_only):
 
 def test_commands_are_known():
     other = [line for line in LINES if line not in MODULE_LINES]
-    known = OTHERS | {"make", "pip", "python"}
+    known = OTHERS | {"make", "pip", "python", "python3"}
     assert [line for line in other if line.arguments[0] not in known] == []
 
 
