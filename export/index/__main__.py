@@ -69,11 +69,12 @@ def _encode(values, old, folder):
 def _check_replaced(values, source):
     """UserError where an index of another source would be lost without a word."""
     before = folders.read_manifest(values.output, store.FORMAT)
-    if before and not values.replace and before.get("inputs") != [source]:
+    # A program that wrote its own arrays names none.
+    inputs = before and before.get("inputs")
+    if inputs and not values.replace and inputs != [source]:
         raise UserError(
-            f"--output={values.output}: has {before['num_images']} images of "
-            f"{before.get('inputs') or 'another program'}, not of {source}; give --append to add "
-            "to them, --replace to lose them, or another --output"
+            f"--output={values.output}: has {before['num_images']} images of {inputs}, not of "
+            f"{source}; give --append to add to them, --replace to lose them, or another --output"
         )
 
 
