@@ -74,6 +74,8 @@ def write_atomically(
 
     `aside`, by default .NAME, is written first; a killed process leaves it there.
     """
+    if not path.name or path.is_dir():
+        raise UserError(f"{str(path)!r}: a folder, not a file to write; name a file")
     aside = aside or path.with_name(f".{path.name}")
     try:
         with aside.open("wb") as file:

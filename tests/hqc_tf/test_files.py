@@ -38,6 +38,12 @@ def test_a_full_disk_is_named_and_the_file_stays(tmp_path):
     assert path.read_text() == "whole"
 
 
+@pytest.mark.parametrize("path", ["/", "", "."])
+def test_a_folder_as_the_file_to_write_is_refused(path):
+    with pytest.raises(UserError, match="a folder, not a file to write; name a file"):
+        files.write_atomically(pathlib.Path(path), lambda file: file.write(b"x"))
+
+
 @pytest.mark.parametrize("character", [*"*?[]{}\\", "\udcff"])
 def test_names_that_tensorflow_cannot_read_are_refused(character, tmp_path):
     name = tmp_path / f"out {character}v2" / "run"
