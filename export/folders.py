@@ -65,12 +65,18 @@ def new_folder(path: str | PathLike, locked: bool = False) -> Iterator[pathlib.P
         try:
             aside.mkdir()
             yield aside
-            for written in [*aside.iterdir(), aside]:
-                files.sync(written)
-            _move(aside, path)
-            files.sync(path.parent)
+            replace(aside, path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def replace(aside: pathlib.Path, path: pathlib.Path) -> None:
+    """Moves a folder to `path`, at every instant of which the old or the new one is there."""
+    for written in [*aside.iterdir(), aside]:
+        files.sync(written)
+    _move(aside, path)
+    files.sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

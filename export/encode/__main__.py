@@ -15,6 +15,7 @@ from absl import flags
 
 from export.codes import read_rejects, read_shards
 from export.encode import encode_plan, inputs, streaming
+from export.encode.update import update_codes
 from export.encoder import load_encoder
 from hqc_tf import commands
 from hqc_tf.errors import UserError
@@ -25,6 +26,9 @@ def main(arguments: list[str]) -> None:
     _end_on_signals()
     runner = _runner(values, arguments)
     encoder = load_encoder(values.saved_model)
+    if values.update:
+        _update(values, encoder)
+        return
     options = values.num_shards, values.data_dir, values.image_feature, values.id_feature
     plan = inputs.make_plan(values.input, values.output, *options)
     folder = pathlib.Path(values.output).absolute()
@@ -33,7 +37,17 @@ def main(arguments: list[str]) -> None:
         numbers = encode_plan(encoder, plan, folder, runner)
     except OSError as error:
         raise UserError(f"{error}; fix that, and run the same command to resume") from error
-    print(_describe(folder, numbers, time.monotonic() - began))
+    done = "" if numbers else ", all done already"
+    print(_describe(folder, numbers, time.monotonic() - began) + done)
+
+
+def _update(values, encoder):
+    if values.runner != "local":
+        raise UserError("--update: needs --runner=local; give that, or encode anew")
+    folder, began = pathlib.Path(values.output).absolute(), time.monotonic()
+    own = values.num_shards, values.batch_size, values.on_bad_image
+    read = update_codes(encoder, values.input, folder, *own)
+    print(f"{_describe(folder, [], time.monotonic() - began)}; {read} images read")
 
 
 def _runner(values, arguments):
@@ -63,7 +77,7 @@ def _describe(folder, numbers, seconds):
     return (
         f"{folder}: {sum(lengths)} images in {len(lengths)} shards, {rejects} rejected"
         + (f" ({folder}/rejects-*.jsonl have the reasons)" if rejects else "")
-        + (f", {rate:.0f} images/s" if numbers else ", all done already")
+        + (f", {rate:.0f} images/s" if numbers else "")
     )
 
 
@@ -93,6 +107,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder of shards; the same command resumes", required=True)
     flags.DEFINE_integer(
         "num_shards", None, "shards; default: one per 50,000 images, or per TFRecord file", 1
+    )
+    flags.DEFINE_bool(
+        "update",
+        False,
+        "encode what a folder has more than the codes at --output, and drop the rest",
     )
     flags.DEFINE_integer("batch_size", streaming.BATCH, "images encoded together", lower_bound=1)
     flags.DEFINE_enum(

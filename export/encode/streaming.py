@@ -1,7 +1,7 @@
 """Encodes the shards of a plan, a few batches at a time."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -52,10 +52,20 @@ def encode_shard(
         codes = encode_images(encoder, rows).codes
         report(EncodedBatch(rows.ids, codes, []))
         return Shard(codes, pack_ids(rows.ids)), []
+    return encode_items(encoder, inputs.read(part), batch_size, report)
+
+
+def encode_items(
+    encoder: Encoder,
+    items: Iterable[Item],
+    batch_size: int = BATCH,
+    report: Callable[[EncodedBatch], None] = lambda batch: None,
+) -> tuple[Shard, list[Reject]]:
+    """As `encode_shard`, of images that are read as they are encoded."""
     ids, codes, rejects = [], [np.zeros([0, len(encoder.codebooks)], np.uint8)], []
     encode = functools.partial(_encode_batch, encoder)
     most = most_images(encoder.manifest["settings"]["image_size"])
-    batches = in_batches(inputs.read(part), min(batch_size, most))
+    batches = in_batches(items, min(batch_size, most))
     for batch in overlapped(encode, batches, ENCODERS, _is_large):
         report(batch)
         ids += batch.ids
@@ -86,13 +96,18 @@ def encode_here(
 
         def report(batch):
             progress.update(len(batch.ids) + len(batch.rejects))
-            if batch.rejects and on_bad_image == "stop":
-                name, reason = batch.rejects[0].id, batch.rejects[0].reason
-                raise UserError(f"{name}: {reason}; fix or remove it, or give --on_bad_image=skip")
+            check_rejects(batch.rejects, on_bad_image)
 
         for number in numbers:
             shard, rejects = encode_shard(encoder, plan.shards[number], batch_size, report)
             write_shard(folder, number, len(plan.shards), shard, rejects)
+
+
+def check_rejects(rejects: Sequence[Reject], on_bad_image: str) -> None:
+    """UserError that names the first of some images where `on_bad_image` is "stop"."""
+    if rejects and on_bad_image == "stop":
+        name, reason = rejects[0].id, rejects[0].reason
+        raise UserError(f"{name}: {reason}; fix or remove it, or give --on_bad_image=skip")
 
 
 def _is_large(items):

@@ -1,0 +1,94 @@
+"""Brings codes up to date with a folder of images that has changed: `export.encode --update`."""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from export import folders
+from export.arrays import unpack_id
+from export.codes import Shard, read_names, read_shards, write_shard
+from export.encode import encode_plan, inputs, streaming
+from export.encoder import Encoder
+from hqc_tf.data.folder import read_items
+from hqc_tf.errors import UserError
+
+
+def update_codes(
+    encoder: Encoder,
+    source: str,
+    folder: pathlib.Path,
+    num_shards: int | None = None,
+    batch_size: int = streaming.BATCH,
+    on_bad_image: str = "skip",
+) -> int:
+    """Encodes the images of a folder or pattern that a complete folder of codes does not have.
+
+    Images that are gone leave it, and the others keep their codes without being read: an image is
+    known by its id. The new codes replace the old in one move; stopped before, the same call
+    resumes.
+
+    Args:
+        source: as the codes were made of.
+        folder: of the codes, an absolute path.
+        num_shards, batch_size, on_bad_image: as of a new encoding.
+
+    Returns:
+        How many images were read.
+
+    Raises:
+        UserError: the codes are incomplete, or of another encoder or input; or `source` is neither
+            a folder nor a pattern.
+    """
+    old, aside = read_shards(folder), folder.with_name(f".{folder.name}.update")
+    plan = inputs.make_plan(source, aside, num_shards)
+    if not isinstance(plan.shards[0], inputs.Files):
+        raise UserError(f"--update: {source} is neither folder:PATH nor a pattern; encode it anew")
+    for name, was, now in [
+        ("the encoder", old.encoder["fingerprint"], encoder.manifest["fingerprint"]),
+        ("what is encoded", old.job, plan.job),
+    ]:
+        if was != now:
+            raise UserError(f"--update: {name} of {folder} is {was}, not {now}; encode it anew")
+    known = {
+        name: code.tobytes()
+        for shard in old.shards
+        for name, code in zip(shard.ids.to_pylist(), shard.codes, strict=True)
+    }
+    read = []
+    options = {"batch_size": batch_size, "on_bad_image": on_bad_image, "known": known, "read": read}
+    with folders.sole_writer(folder):
+        encode_plan(encoder, plan, str(aside), functools.partial(_encode_unknown, **options))
+        folders.replace(aside, folder)
+    return sum(read)
+
+
+def _encode_unknown(
+    encoder: Encoder,
+    plan: inputs.Plan,
+    folder: str,
+    numbers: Sequence[int],
+    batch_size: int,
+    on_bad_image: str,
+    known: Mapping[bytes, bytes],
+    read: list[int],
+) -> None:
+    """The runner: as `streaming.encode_here`, with the codes in `known`; counts in `read`."""
+    num_books = len(encoder.codebooks)
+    for number in numbers:
+        part = plan.shards[number]
+        names = read_names(part.codes).slice(part.first, part.last - part.first).to_pylist()
+        unknown = [unpack_id(name) for name in names if name not in known]
+        items = read_items(part.root, unknown)
+        shard, rejects = streaming.encode_items(encoder, items, batch_size)
+        streaming.check_rejects(rejects, on_bad_image)
+        new = dict(zip(shard.ids.to_pylist(), map(bytes, shard.codes), strict=True))
+        codes = [(name, known.get(name) or new.get(name)) for name in names]
+        kept = [(name, code) for name, code in codes if code]
+        values = np.frombuffer(b"".join(code for _, code in kept), np.uint8)
+        ids = pa.array([name for name, _ in kept], pa.large_binary())
+        own = Shard(values.reshape(-1, num_books), ids)
+        write_shard(folder, number, len(plan.shards), own, rejects)
+        read.append(len(unknown))

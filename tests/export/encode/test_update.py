@@ -1,0 +1,80 @@
+"""Codes of a folder that has changed: only what is new is read, and nothing is lost on the way."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from export.arrays import unpack_id
+from export.codes import read_rejects, read_shards
+from export.encode import streaming
+from export.encoder import encode_images
+from hqc_tf.data import catalog
+from tests.support import commands
+
+
+@pytest.fixture
+def grown(encoder, photos, tmp_path):
+    """Arguments of a command whose folder has changed since it ran: two more, one bad, one gone."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    images = catalog.load_images(f"folder:{folder}")
+    arguments = (
+        f"--saved_model={encoder.path}", f"--input=folder:{folder}", f"--output={tmp_path}/codes",
+    )  # fmt: skip
+    done = commands.run("export.encode", *arguments, "--num_shards=2")
+    assert done.status == 0, done.stderr
+    for name in ("first.png", "last.png"):
+        shutil.copy(folder / images.ids[3], folder / name)
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / images.ids[7]).unlink()
+    return folder, tmp_path / "codes", arguments
+
+
+def test_new_images_are_read_and_the_others_keep_their_codes(encoder, grown, monkeypatch):
+    folder, codes, arguments = grown
+    seen, encode = [], streaming._encode_batch
+    monkeypatch.setattr(
+        streaming, "_encode_batch", lambda e, items: seen.append(len(items)) or encode(e, items)
+    )
+    done = commands.run("export.encode", *arguments, "--update", "--num_shards=3")
+    assert done.status == 0, done.stderr
+    assert "61 images in 3 shards, 1 rejected" in done.stdout
+    assert done.stdout.endswith("; 3 images read\n") and sum(seen) == 3
+    (folder / "bad.png").unlink()
+    images = catalog.load_images(f"folder:{folder}")
+    shards = read_shards(codes).shards
+    names = [unpack_id(name) for shard in shards for name in shard.ids.to_pylist()]
+    assert names == images.ids
+    found = np.concatenate([shard.codes for shard in shards])
+    np.testing.assert_array_equal(found, encode_images(encoder, images).codes)
+    assert [reject.id for reject in read_rejects(codes)] == ["bad.png"]
+    assert [path.name for path in codes.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_stopped_before_its_end_it_leaves_the_old_codes_and_resumes(grown, monkeypatch):
+    _, codes, arguments = grown
+    before = {path.name: path.read_bytes() for path in codes.iterdir()}
+    with monkeypatch.context() as patch:
+        write, turns = streaming._encode_batch, []
+
+        def fail(*given):
+            turns.append(given)
+            raise KeyboardInterrupt
+
+        patch.setattr(streaming, "_encode_batch", fail)
+        assert commands.run("export.encode", *arguments, "--update").status == 130
+        assert turns and write
+    assert {path.name: path.read_bytes() for path in codes.iterdir()} == before
+    done = commands.run("export.encode", *arguments, "--update")
+    assert done.status == 0 and "61 images" in done.stdout, done.stderr
+
+
+def test_other_codes_are_not_updated(grown, tmp_path):
+    folder, _, arguments = grown
+    shutil.move(folder, tmp_path / "other")
+    saved_model, _, output = arguments
+    done = commands.run(
+        "export.encode", saved_model, f"--input=folder:{tmp_path}/other", output, "--update"
+    )
+    assert done.status == 2 and "error: --update: what is encoded of" in done.stderr
