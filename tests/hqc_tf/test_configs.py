@@ -14,7 +14,7 @@ from hqc_tf.workdir import FLAGFILE, read_settings
 from tests.support import ROOT
 
 FLAGFILES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("configs/**/*.flags"))
-BENCHMARKS = [name for name in FLAGFILES if re.search(r"_\d+bit", name)]
+BENCHMARKS = [name for name in FLAGFILES if re.search(r"_\d+bit\.flags$", name)]
 ABLATIONS = [name for name in FLAGFILES if "/ablations/" in name]
 BASE = "configs/cifar10_32bit.flags"
 TERMS = {
