@@ -5,6 +5,7 @@ FAISS is an optional package.
 """
 
 import importlib.util
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,8 @@ def fit(vectors: np.ndarray, num_books: int, num_words: int) -> Fit:
     Raises:
         UserError: FAISS is not installed, or there are fewer vectors than words.
     """
+    # FAISS' threads would spin while they wait, on cores that other work needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import faiss
     except ImportError as error:

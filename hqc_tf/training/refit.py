@@ -47,21 +47,28 @@ def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
     Returns:
         A line for a person on each set of weights that was tried.
     """
-    lines = {}
+    lines, tried = [], {}
     for weights in WEIGHTS:
         step = saved_step(workdir, weights)
         if saved_step(workdir, weights, refitted=True) == step:
             continue
-        trained = load(workdir, weights, refitted=False)
-        sample = images.take(spread(len(images), _MOST_IMAGES))
-        before = _scores(trained, sample, held)
-        refit(trained, trained.encode_images(sample).embeddings)
-        after = _scores(trained, sample, held)
+        # The best weights may be the last.
+        if step not in tried:
+            tried[step] = _refitted(load(workdir, weights, refitted=False), images, held)
+        trained, before, after = tried[step]
         kept = after[0] < before[0] and after[1] >= before[1]
         if kept:
             save_weights(trained, workdir, step, weights, refitted=True)
-        lines[weights] = _describe(weights, before, after, kept)
-    return list(lines.values())
+        lines.append(_describe(weights, before, after, kept))
+    return lines
+
+
+def _refitted(trained, images, held):
+    """The model refitted, and its `_scores` before and after."""
+    sample = images.take(spread(len(images), _MOST_IMAGES))
+    before = _scores(trained, sample, held)
+    refit(trained, trained.encode_images(sample).embeddings)
+    return trained, before, _scores(trained, sample, held)
 
 
 def refit(trained: model.HQC, embeddings: np.ndarray) -> None:
