@@ -65,6 +65,8 @@ def _show(axis, images, row, color, title, width=2.0):
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
+    if catalog.parse(values.dataset).kind == "features":
+        raise UserError(f"--dataset={values.dataset}: has no pictures; take export.search")
     index = load_index(values.index)
     encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
     index.check_encoder(encoder.manifest["fingerprint"])

@@ -11,9 +11,14 @@ from hqc_tf.data.folder import Item, read_items
 from hqc_tf.data.images import Images
 from hqc_tf.errors import printable
 
+# In place of the picture that features do not have.
+_GRAY = 128
+
 
 def thumbnail(images: Images, row: int, side: int) -> np.ndarray:
     """The image at `row`, uint8 [h, w, 3], made smaller where a side is over `side` pixels."""
+    if images.features is not None:
+        return np.full([1, 1, 3], _GRAY, np.uint8)
     picture = PIL.Image.fromarray(read_pixels(images, row))
     picture.thumbnail((side, side))
     return np.asarray(picture)

@@ -135,6 +135,14 @@ def test_index_and_search_take_features(encoder_path, matrix, tmp_path):
     assert "encodes features of 12 numbers" in run("export.search", *asked, picture, status=2)
 
 
+def test_a_report_of_features_names_what_it_cannot_show(run, matrix, tmp_path):
+    done = commands.run("hqc_tf.report", f"--workdir={run[1]}", f"--output={tmp_path}/r.html")
+    assert done.status == 0, done.stderr
+    assert f"{matrix}:" in (tmp_path / "r.html").read_text()
+    done = commands.run("export.gallery", "--index=none", f"--dataset=features:{matrix}")
+    assert done.status == 2 and "has no pictures; take export.search" in done.stderr
+
+
 def test_a_matrix_that_changed_is_another_input(encoder_path, matrix, tmp_path):
     rows = np.load(matrix)
     np.save(tmp_path / "x.npy", rows)
