@@ -63,7 +63,7 @@ def test_raw_pixels_are_scored_under_the_protocol(small_config, fashion_mnist_di
     found = evaluate.evaluate_pixels(settings)
     roles = [catalog.load_split(settings.dataset, r) for r in ("train", "database", "query")]
     same = pixels.evaluate(*roles, 8, settings.num_books, settings.num_words, 20)
-    assert found.mean_average_precision == same.mean_average_precision > 0.5
+    assert found.mean_average_precision == same.mean_average_precision > 0.3
     assert found.precision_at_k == {
         "1": same.precision_at_k[0], "10": same.precision_at_k[9]
     }  # fmt: skip

@@ -315,7 +315,8 @@ def test_a_killed_command_resumes(encoder, photos, tmp_path):
     runner = functools.partial(streaming.encode_here, batch_size=1)
     encode_input(encoder, source, tmp_path / "at once", runner, num_shards=12)
     assert contents(codes) == contents(tmp_path / "at once")
-    assert command._describe(codes, [], 1.0).endswith("12 shards, 0 rejected, all done already")
+    again = commands.run("export.encode", *arguments_of(encoder, source, codes))
+    assert again.stdout.endswith("12 shards, 0 rejected, all done already\n")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
