@@ -107,15 +107,11 @@ def _application(name, width, size, weights):
     except Exception as error:
         # Keras raises a bare Exception when its download fails.
         raise UserError(
-            f"--backbone=keras:{name} --backbone_weights={weights}: {_in_a_line(error)}; put the "
+            f"--backbone=keras:{name} --backbone_weights={weights}: {error}; put the "
             "file that Keras names into ~/.keras/models, give its path, or take another size"
         ) from error
     image = layers.Input([size, size, 3])
     return tf.keras.Model(image, network(found[0].preprocess_input(255.0 * image)), name=name)
-
-
-def _in_a_line(error):
-    return " ".join(str(error).split())
 
 
 def _resnet(name, block, depths, conv_start, for_cifar, width, size, weights, sync_batch_norm):

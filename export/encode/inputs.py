@@ -93,8 +93,12 @@ def read(part: Part) -> Iterator[Item]:
     if isinstance(part, Rows):
         images = _load(part.dataset, part.data_dir)
         return pictures.as_files(images.take(range(part.first, part.last)))
-    names = read_names(part.codes).slice(part.first, part.last - part.first)
-    return read_items(part.root, (unpack_id(name.as_py()) for name in names))
+    return read_items(part.root, (unpack_id(name.as_py()) for name in names_of(part)))
+
+
+def names_of(part: Files) -> pa.LargeBinaryArray:
+    """The packed names of a shard's files."""
+    return read_names(part.codes).slice(part.first, part.last - part.first)
 
 
 def features_of(part: Part) -> Images | None:

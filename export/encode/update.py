@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from export import folders
 from export.arrays import unpack_id
-from export.codes import Shard, read_names, read_shards, write_shard
+from export.codes import Shard, read_shards, write_shard
 from export.encode import encode_plan, inputs, streaming
 from export.encoder import Encoder
 from hqc_tf.data.folder import read_items
@@ -79,7 +79,7 @@ def _encode_unknown(
     num_books = len(encoder.codebooks)
     for number in numbers:
         part = plan.shards[number]
-        names = read_names(part.codes).slice(part.first, part.last - part.first).to_pylist()
+        names = inputs.names_of(part).to_pylist()
         unknown = [unpack_id(name) for name in names if name not in known]
         items = read_items(part.root, unknown)
         shard, rejects = streaming.encode_items(encoder, items, batch_size)

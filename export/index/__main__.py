@@ -34,10 +34,8 @@ def _contents(values, folder):
             _encode(values, old, folder)
         shards = read_shards(values.codes or folder)
         codebooks, encoder = shards.codebooks, shards.encoder
-        if old:
-            old.check_encoder(encoder["fingerprint"])
-        else:
-            _check_replaced(values, shards.job)
+        if values.codes:
+            _check_added(values, old, encoder["fingerprint"], shards.job)
         added = collection.of_shards(shards.shards, shards.job)
         images = (images + added if old else added).once(values.on_duplicate_id)
     else:
@@ -56,18 +54,18 @@ def _encode(values, old, folder):
     encoder = load_encoder(values.saved_model)
     plan = inputs.make_plan(values.dataset, folder, data_dir=values.data_dir)
     # Before the long work.
-    if old:
-        old.check_encoder(encoder.manifest["fingerprint"])
-    else:
-        _check_replaced(values, plan.job)
+    _check_added(values, old, encoder.manifest["fingerprint"], plan.job)
     stop = functools.partial(streaming.encode_here, on_bad_image=values.on_bad_image)
     encode_plan(encoder, plan, folder, stop)
     for reject in read_rejects(folder):
         print(f"left out: {printable(reject.id)}: {reject.reason}", file=sys.stderr)
 
 
-def _check_replaced(values, source):
-    """UserError where an index of another source would be lost without a word."""
+def _check_added(values, old, fingerprint, source):
+    """UserError where codes do not join the index `old`, or would replace one of another source."""
+    if old:
+        old.check_encoder(fingerprint)
+        return
     before = folders.read_manifest(values.output, store.FORMAT)
     # A program that wrote its own arrays names none.
     inputs = before and before.get("inputs")

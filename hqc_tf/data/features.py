@@ -9,6 +9,7 @@ A view of a row leaves some of its numbers out, which are then the mean of their
 noise.
 """
 
+import functools
 import hashlib
 import pathlib
 import tempfile
@@ -52,25 +53,23 @@ def read(path: str) -> Images:
         )
     if not len(matrix):
         raise UserError(f"features:{path}: has no row; give at least one")
-    _check_rows(path, matrix)
     ids = ids or [f"{path}:{row}" for row in range(len(matrix))]
-    return Images.of_features(matrix, ids, labels)
+    images = Images.of_features(matrix, ids, labels)
+    with np.errstate(over="ignore"):
+        _check_rows(path, images)
+    return images
 
 
-def _check_rows(path, matrix):
-    for start, rows in _chunks(matrix):
+def _check_rows(path, images):
+    for number, rows in enumerate(batches(images, CHUNK)):
         # A sum of squares overflows where a number could not be normalized either.
         lengths = np.square(rows, dtype=np.float32).sum(axis=1)
         bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
         if len(bad):
             kind = "only zeros" if lengths[bad[0]] == 0 else "a number that is not finite"
-            raise UserError(f"features:{path}: row {start + bad[0]} has {kind}; leave it out")
-
-
-def _chunks(matrix) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(matrix), CHUNK):
-        with np.errstate(over="ignore"):
-            yield start, np.asarray(matrix[start : start + CHUNK], np.float32)
+            raise UserError(
+                f"features:{path}: row {number * CHUNK + bad[0]} has {kind}; leave it out"
+            )
 
 
 def _read_table(path, suffix):
@@ -117,6 +116,8 @@ def _column_of_lists(schema):
     return found[0]
 
 
+# The norm of the encoder and the views of a training want the same, and it reads every row.
+@functools.lru_cache(maxsize=2)
 def statistics(images: Images) -> tuple[np.ndarray, float]:
     """Mean float32 [E] and deviation, one number for all columns, of features of length one."""
     total, squares = 0.0, 0.0
