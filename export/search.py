@@ -24,6 +24,8 @@ from pyarrow import parquet
 from export.arrays import map_array
 from export.encoder import Encoder, encode_features, encode_images, load_encoder
 from export.index import Index, load_index
+from export.index.collection import read_ids
+from export.index.subset import Subset, Within, make_mask
 from hqc_tf import commands, files
 from hqc_tf.data import catalog
 from hqc_tf.data.images import Images
@@ -111,6 +113,7 @@ def answers(
     rerank: int | None = None,
     leaves_to_search: int | None = None,
     explain: bool = False,
+    within: Within | None = None,
 ) -> Answers:
     """The k nearest images of each query.
 
@@ -118,14 +121,14 @@ def answers(
         index: what is searched.
         batches: names and [Q, M*D] float embeddings of queries.
         k: 1 to the number of images.
-        rerank, leaves_to_search: as in `Index.rows`.
+        rerank, leaves_to_search, within: as in `Index.rows`.
         explain: whether to say what each book adds to a distance.
 
     Yields:
         dict of "query", "ids", "distances" and, to explain them, "books", k lists of M distances.
     """
     for names, embeddings in batches:
-        found = index.rows(embeddings, k, rerank, leaves_to_search)
+        found = index.rows(embeddings, k, rerank, leaves_to_search, within)
         columns = [names, index.ids_of(found.rows), found.distances.tolist()]
         keys = ["query", "ids", "distances"]
         if explain:
@@ -190,6 +193,7 @@ def _check_flags(values, paths):
 def _found(values, paths):
     index = load_index(values.index)
     options = {key: getattr(values, key) for key in ("rerank", "leaves_to_search", "explain")}
+    options["within"] = _subset(index, values.within, values.without)
     path = values.saved_model or index.manifest["encoder"]["path"]
     if values.embeddings:
         load = functools.partial(load_encoder, path)
@@ -204,6 +208,20 @@ def _found(values, paths):
         images = catalog.load_images(values.dataset, values.data_dir)
         return search_images(index, encoder, images, values.k, **options)
     return search_files(index, encoder, paths, values.k, **options)
+
+
+def _subset(index: Index, within: str, without: str) -> Subset | None:
+    """The images that the flags let through, None for all; UserError where they are none."""
+    if not (within or without):
+        return None
+    mask = make_mask(index.ids, within)
+    if not mask.any():
+        raise UserError(f"--within={within}: no id in {index.path} begins so; correct it")
+    if without:
+        mask = mask & ~make_mask(index.ids, read_ids(without, "--without"))
+        if not mask.any():
+            raise UserError(f"--without={without}: no image is left; list fewer ids")
+    return index.subset(mask)
 
 
 def main(paths: list[str]) -> None:
@@ -228,6 +246,10 @@ if __name__ == "__main__":
     flags.DEFINE_bool("explain", False, "also give what each book adds to each distance")
     flags.DEFINE_integer("rerank", None, "candidates ranked exactly; default: 100 or twice k", 1)
     flags.DEFINE_integer("leaves_to_search", None, "leaves per query; default: as it was built", 1)
+    flags.DEFINE_string("within", "", "only images whose ids begin so, as holiday/2019/")
+    flags.DEFINE_string(
+        "without", "", "file of ids that are not searched, in the forms of export.index --remove"
+    )
     flags.DEFINE_string("saved_model", "", "the index's encoder, if it has moved since")
     flags.DEFINE_string(
         "server",

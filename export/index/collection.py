@@ -129,33 +129,33 @@ def of_shards(shards: Sequence[Shard], source: Any = None) -> Collection:
     return Collection(parts, [len(shard.codes) for shard in shards], inputs)
 
 
-def read_ids(path: str) -> list[str]:
-    """The ids in the file of `--remove`; UserError where it has none, or cannot be read.
+def read_ids(path: str, flag: str = "--remove") -> list[str]:
+    """The ids in the file that `flag` names; UserError where it has none, or cannot be read.
 
     One a line; or JSON, a line each, where the name ends in .jsonl; or ended by NUL characters.
     """
     try:
         text = files.read_regular(path).removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise UserError(f"--remove={path}: {error.strerror}; name a file of ids") from error
+        raise UserError(f"{flag}={path}: {error.strerror}; name a file of ids") from error
     if str(path).endswith(".jsonl"):
-        ids = [_id_of_line(path, line) for line in text.splitlines() if line.strip()]
+        ids = [_id_of_line(f"{flag}={path}", line) for line in text.splitlines() if line.strip()]
     else:
         lines = text.split(b"\0") if b"\0" in text else text.splitlines()
         ids = [line.decode("utf-8", "surrogateescape") for line in lines if line]
     if not ids:
-        raise UserError(f"--remove={path}: holds no id; write one a line")
+        raise UserError(f"{flag}={path}: holds no id; write one a line")
     return ids
 
 
-def _id_of_line(path, line):
+def _id_of_line(file, line):
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise UserError(f"--remove={path}: {error}; write an id as JSON on each line") from error
+        raise UserError(f"{file}: {error}; write an id as JSON on each line") from error
     name = found.get("id") if isinstance(found, dict) else found
     if not isinstance(name, str):
-        raise UserError(f'--remove={path}: {found!r}: not an id; write "ID" or {{"id": "ID"}}')
+        raise UserError(f'{file}: {found!r}: not an id; write "ID" or {{"id": "ID"}}')
     return name
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from export.arrays import unpack_id
+from export.index import subset
+from export.index.subset import Subset, Within
 from hqc_tf import retrieval
 from hqc_tf.errors import UserError
 
@@ -69,6 +71,7 @@ class Index:
         k: int,
         rerank: int | None = None,
         leaves_to_search: int | None = None,
+        within: Within | None = None,
     ) -> tuple[list[list[str]], np.ndarray]:
         """The k nearest images of each query by squared asymmetric distance; see `rows`.
 
@@ -76,7 +79,7 @@ class Index:
             ids: Q lists of k str, nearest first.
             distances: [Q, k] float32.
         """
-        found = self.rows(embeddings, k, rerank, leaves_to_search)
+        found = self.rows(embeddings, k, rerank, leaves_to_search, within)
         return self.ids_of(found.rows), found.distances
 
     def ids_of(self, rows: np.ndarray) -> list[list[str]]:
@@ -89,6 +92,7 @@ class Index:
         k: int,
         rerank: int | None = None,
         leaves_to_search: int | None = None,
+        within: Within | None = None,
     ) -> Found:
         """As `search`, with row numbers for ids; ties go to the lower row.
 
@@ -101,20 +105,44 @@ class Index:
                 that they do not settle exactly is searched again with more. None: twice k, at least
                 `MIN_CANDIDATES`.
             leaves_to_search: of an index with leaves, 1 to their number; None: as it was built.
+            within: the images that are searched: those whose ids begin with a str, or are in a
+                collection of str, or whose rows are true in bool [N]; a `Subset` of `subset` where
+                there are several calls. None: all. All of them are found where they are fewer than
+                k, which may be any number then.
 
         Raises:
             UserError: k, rerank or leaves_to_search is out of range, or the embeddings have another
-                width or are not finite.
+                width or are not finite, or `within` is an array of another kind.
         """
-        embeddings = self._checked_embeddings(embeddings, k)
+        most = self.num_images if within is None else max(k, 1)
+        embeddings = self._checked_embeddings(embeddings, k, most)
         leaves = self._checked_leaves(leaves_to_search)
         if rerank is not None and rerank < k:
             raise UserError(f"rerank is {rerank}, but must be at least k, {k}: raise it.")
-        return self._nearest(embeddings, k, rerank or max(MIN_CANDIDATES, 2 * k), leaves)
+        num_candidates = rerank or max(MIN_CANDIDATES, 2 * k)
+        if within is None:
+            return self._nearest(embeddings, k, num_candidates, leaves)
+        return self._nearest_within(embeddings, k, num_candidates, leaves, self.subset(within))
+
+    def subset(self, within: Within) -> Subset:
+        """The images that `within` of `rows` lets through, found once for several searches."""
+        if isinstance(within, Subset):
+            return within
+        return subset.choose(self, subset.make_mask(self.ids, within))
 
     def book_distances(self, embeddings: np.ndarray, found: Found) -> np.ndarray:
         """What each book adds to the distances of `found`: [Q, k, M] float32."""
         return np.moveaxis(self._word_distances(embeddings, found.codes), 0, 2)
+
+    def _nearest_within(self, embeddings, k, num_candidates, leaves, chosen) -> Found:
+        k = min(k, chosen.num_images)
+        if not k:
+            none = np.zeros([len(embeddings), 0], np.int64)
+            return Found(none, none.astype(np.float32), none)
+        if chosen.places is None:
+            return chosen.index._nearest(embeddings, k, num_candidates, leaves)
+        found = chosen.index._nearest(embeddings, k, num_candidates, None)
+        return found._replace(codes=chosen.places[found.codes])
 
     def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
         num_candidates = min(num_candidates, len(self.distinct_codes))
@@ -165,12 +193,21 @@ class Index:
         return tables.ravel()[np.ascontiguousarray(np.moveaxis(places, 2, 0))]
 
     def _expand(self, codes: np.ndarray, distances: np.ndarray, k: int) -> Found:
-        """Puts the rows of [Q, R] codes in order of (distance, row) and keeps k of each query."""
-        order = np.argsort(distances, axis=1)
+        """Puts the rows of [Q, R] codes in order of (distance, row) and keeps k of each query.
+
+        Distances are infinite at the end where they have fewer rows.
+        """
+        # One candidate more, that fills the places which no other does.
+        codes, distances = (
+            np.pad(values, [(0, 0), (0, 1)], constant_values=last)
+            for values, last in ((codes, 0), (distances, np.inf))
+        )
+        order = np.argsort(distances, axis=1, kind="stable")
         codes, distances = (np.take_along_axis(x, order, axis=1) for x in (codes, distances))
         starts = self.group_starts[codes].astype(np.int64)
         sizes = self.group_starts[codes + 1].astype(np.int64) - starts
-        sizes[np.isinf(distances)] = 1
+        sizes[np.isinf(distances)] = 0
+        sizes[:, -1] = k
         # A code may fill the places that strictly nearer ones leave; equally near codes all may,
         # for any of them can hold the lowest rows.
         nearer = np.cumsum(sizes, axis=1) - sizes
@@ -178,7 +215,8 @@ class Index:
         taken = np.clip(k - np.maximum.accumulate(nearer, axis=1), 0, sizes)
         ends = np.cumsum(taken)
         offsets = np.arange(ends[-1]) - np.repeat(ends - taken.ravel(), taken.ravel())
-        rows = self.grouped_rows[np.repeat(starts, taken.ravel()) + offsets].astype(np.int64)
+        places = np.repeat(starts, taken.ravel()) + offsets
+        rows = self.grouped_rows[np.minimum(places, self.num_images - 1)].astype(np.int64)
         distances = np.repeat(distances, taken.ravel())
         per_query = taken.sum(axis=1)
         queries = np.repeat(np.arange(len(codes)), per_query)
@@ -198,8 +236,8 @@ class Index:
             raise UserError(f"leaves_to_search is {leaves}, but {rule}: {fix}")
         return leaves if leaves < count else None
 
-    def _checked_embeddings(self, embeddings, k) -> np.ndarray:
-        if not 1 <= k <= self.num_images:
+    def _checked_embeddings(self, embeddings, k, most) -> np.ndarray:
+        if not 1 <= k <= most:
             raise UserError(
                 f"k is {k}, but must be 1 to {self.num_images}, the number of images in "
                 f"{self.path}: lower it or index more."

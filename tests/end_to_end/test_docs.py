@@ -179,12 +179,13 @@ def test_extras_and_requirement_files_exist():
 def folder(tmp_path_factory):
     """Where the commands are run, with the files that they read."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "photos").mkdir()
+    (folder / "photos/holiday/2019").mkdir(parents=True)
     random = np.random.default_rng(1)
     for number in range(PHOTOS):
         small = random.integers(0, 256, (6, 8, 3), np.uint8)
         picture = PIL.Image.fromarray(small).resize((96, 72), PIL.Image.Resampling.BICUBIC)
-        picture.save(folder / "photos" / f"{number:02}.jpg")
+        below = "holiday/2019/" if number >= PHOTOS - 5 else ""
+        picture.save(folder / "photos" / f"{below}{number:02}.jpg")
     for name in ("query.jpg", "query1.jpg", "query2.png"):
         with PIL.Image.open(folder / "photos/03.jpg") as picture:
             picture.save(folder / name)

@@ -128,3 +128,21 @@ def test_as_a_command(index, embeddings, tmp_path):
     assert error.strip() == (
         "error: image files, --dataset and --embeddings: queries of one kind; choose one"
     )
+
+
+def test_within_and_without(index, embeddings, tmp_path):
+    np.save(tmp_path / "e.npy", embeddings[:2])
+    (tmp_path / "ids.txt").write_text("é/class1/2.png\ngone\n")
+    asked = [f"--index={index.path}", f"--embeddings={tmp_path}/e.npy", "--k=50"]
+    prefix = "é/class1/"
+    out, _ = command(*asked, f"--within={prefix}", f"--without={tmp_path}/ids.txt")
+    ids = index.ids_of(np.arange(60)[None])[0]
+    wanted = {name for name in ids if name.startswith(prefix)} - {"é/class1/2.png"}
+    for line, query in zip(out.splitlines(), embeddings, strict=False):
+        found = json.loads(line)
+        assert set(found["ids"]) == wanted
+        assert found["ids"] == index.search(query[None], 50, within=wanted)[0][0]
+    _, error = command(*asked, "--within=holidya/", status=2)
+    assert f"--within=holidya/: no id in {index.path} begins so; correct it" in error
+    _, error = command(*asked, f"--without={tmp_path}/none.txt", status=2)
+    assert "--without=" in error and "name a file of ids" in error
