@@ -5,7 +5,8 @@ A folder of S shards holds
     manifest.json                  the encoder, the job and S; the folder has begun once it exists
     codebooks.npy                  float32 [M, K, D]
     inputs.arrow                   names of the files to encode, so that a resumed job sees the same
-    codes-00000-of-0000S.arrow     columns `id` (large_binary) and `code` (fixed_size_binary(M))
+    codes-00000-of-0000S.arrow     columns `id` (large_binary), `code` (fixed_size_binary(M)) and,
+                                   where embeddings are kept, `embedding` (fixed_size_binary)
     rejects-00000-of-0000S.jsonl   images that could not be encoded, and why
 
 Each file is written atomically, and a shard is done once its Arrow file exists. Arrow files are
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from export import kept
 from export.arrays import ID_SCHEMA, map_array, read_batches, write_batches, write_ids
 from export.folders import MANIFEST, read_manifest, write_manifest, write_shared
 from hqc_tf import files
@@ -39,6 +41,7 @@ class Shard(NamedTuple):
 
     codes: np.ndarray  # [n, M] uint8
     ids: pa.LargeBinaryArray  # [n], packed by `arrays.pack_ids`
+    kept: np.ndarray | None = None  # [n, W] uint8, embeddings by `kept.pack`; None: none kept
 
 
 class Shards(NamedTuple):
@@ -47,20 +50,21 @@ class Shards(NamedTuple):
     codebooks: np.ndarray  # [M, K, D] float32
     encoder: dict[str, Any]  # has "fingerprint" and "path"
     job: dict[str, Any]  # what was encoded, as JSON has it
+    keep: str  # how embeddings are kept, one of `kept.KINDS`
     shards: Sequence[Shard]  # memory-mapped on access, each released with its last reference
 
 
 class _OnDisk(Sequence):
-    def __init__(self, paths, num_books):
-        self._paths, self._num_books = paths, num_books
+    def __init__(self, paths, num_books, kept_bytes):
+        self._paths, self._num_books, self._kept_bytes = paths, num_books, kept_bytes
 
     def __len__(self):
         return len(self._paths)
 
     def __getitem__(self, number):
-        ids, codes = _only_batch(self._paths[number], _shard_schema(self._num_books)).columns
-        values = np.frombuffer(codes.buffers()[1] or b"", np.uint8)
-        return Shard(values[: len(codes) * self._num_books].reshape(-1, self._num_books), ids)
+        schema = _shard_schema(self._num_books, self._kept_bytes)
+        ids, codes, *embeddings = _only_batch(self._paths[number], schema).columns
+        return Shard(_rows_of(codes), ids, *map(_rows_of, embeddings))
 
 
 def start(
@@ -70,6 +74,7 @@ def start(
     num_shards: int,
     job: dict[str, Any],
     names: pa.LargeBinaryArray | None = None,
+    keep: str = "none",
 ) -> None:
     """Prepares `folder` for shards, or checks that it belongs to the same job.
 
@@ -82,20 +87,21 @@ def start(
         num_shards: of the job.
         job: strings and numbers that tell what is encoded; kept in the manifest.
         names: returned by `read_names` later; None where the job has no list of files.
+        keep: how the shards keep embeddings, one of `kept.KINDS`.
 
     Raises:
         UserError: `folder` holds something else, or shards of another job or encoder.
     """
     folder = pathlib.Path(folder)
     if is_begun(folder):
-        _check_same(folder, encoder, num_shards, job)
+        _check_same(folder, encoder, num_shards, job, keep)
     else:
         _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_shared(folder / "codebooks.npy", lambda file: np.save(file, codebooks))
         if names is not None:
             write_shared(folder / "inputs.arrow", lambda file: write_ids(file, [names]))
-        contents = {"format_version": FORMAT_VERSION, "num_shards": num_shards}
+        contents = {"format_version": FORMAT_VERSION, "num_shards": num_shards, "keep": keep}
         write_manifest(folder, FORMAT, {**contents, "encoder": encoder, "job": job})
     for left in _partial(folder):
         left.unlink(missing_ok=True)
@@ -129,12 +135,11 @@ def write_shard(
     """
     rejected = _path(folder, "rejects", number, num_shards, "jsonl")
     write_shared(rejected, lambda file: file.write(files.to_text(rejects).encode()))
-    count, num_books = shard.codes.shape
-    data = pa.py_buffer(np.ascontiguousarray(shard.codes, np.uint8))
-    codes = pa.Array.from_buffers(pa.binary(num_books), count, [None, data])
+    parts = [shard.codes] if shard.kept is None else [shard.codes, shard.kept]
     # Arrow would write the neighbors in memory of a slice too: equal shards get equal bytes.
     ids = pa.concat_arrays([shard.ids])
-    batch = pa.record_batch([ids, codes], _shard_schema(num_books))
+    schema = _shard_schema(*(part.shape[1] for part in parts))
+    batch = pa.record_batch([ids, *map(_column_of, parts)], schema)
     path = _path(folder, "codes", number, num_shards)
     write_shared(path, lambda file: write_batches(file, batch.schema, [batch]))
 
@@ -162,7 +167,9 @@ def read_shards(folder: str | PathLike) -> Shards:
             "encode into a new folder"
         )
     paths = [_path(folder, "codes", number, count) for number in range(count)]
-    return Shards(codebooks, manifest["encoder"], manifest["job"], _OnDisk(paths, len(codebooks)))
+    keep, (num_books, _, word_dim) = _keep_of(manifest), codebooks.shape
+    shards = _OnDisk(paths, num_books, kept.row_bytes(keep, num_books * word_dim))
+    return Shards(codebooks, manifest["encoder"], manifest["job"], keep, shards)
 
 
 def read_rejects(folder: str | PathLike) -> Iterator[Reject]:
@@ -172,12 +179,13 @@ def read_rejects(folder: str | PathLike) -> Iterator[Reject]:
         yield from files.read_lines(_path(folder, "rejects", number, count, "jsonl"), Reject)
 
 
-def _check_same(folder, encoder, num_shards, job):
+def _check_same(folder, encoder, num_shards, job, keep):
     before = _manifest(folder)
     for name, old, new in [
         ("the encoder", before["encoder"]["fingerprint"], encoder["fingerprint"]),
         ("the number of shards", before["num_shards"], num_shards),
         ("what is encoded", before["job"], job),
+        ("--keep", _keep_of(before), keep),
     ]:
         if old != new:
             raise UserError(
@@ -201,8 +209,25 @@ def _partial(folder):
     return [path for path in folder.glob(".*.partial") if path.is_file()]
 
 
-def _shard_schema(num_books):
-    return ID_SCHEMA.append(pa.field("code", pa.binary(num_books)))
+def _keep_of(manifest):
+    # A folder of before embeddings were kept does not say.
+    return manifest.get("keep", "none")
+
+
+def _shard_schema(num_books, kept_bytes=0):
+    schema = ID_SCHEMA.append(pa.field("code", pa.binary(num_books)))
+    return schema.append(pa.field("embedding", pa.binary(kept_bytes))) if kept_bytes else schema
+
+
+def _column_of(rows):
+    data = pa.py_buffer(np.ascontiguousarray(rows, np.uint8))
+    return pa.Array.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, data])
+
+
+def _rows_of(column):
+    width = column.type.byte_width
+    values = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+    return values[: len(column) * width].reshape(-1, width)
 
 
 def _only_batch(path, schema):
@@ -218,6 +243,7 @@ def _manifest(folder):
         raise UserError(f"{folder} holds no codes of export.encode: name a folder that it wrote")
     encoder, count, job = (found.get(key) for key in ("encoder", "num_shards", "job"))
     complete = isinstance(encoder, dict) and {"fingerprint", "path"} <= encoder.keys()
+    complete = complete and _keep_of(found) in kept.KINDS
     if not (complete and isinstance(job, dict) and isinstance(count, int) and count >= 1):
         raise UserError(f"{folder}/{MANIFEST} is damaged: restore a copy, or name another folder")
     return found

@@ -80,7 +80,10 @@ def main(_: list[str]) -> None:
         candidates = candidates.take(known)
     count, random = len(candidates), np.random.default_rng(values.seed)
     queries = candidates.take(random.choice(count, min(values.queries, count), replace=False))
-    found = index.search(encode_images(encoder, queries).embeddings, values.k)[0] if count else []
+    found = []
+    if count:
+        embeddings = encode_images(encoder, queries).embeddings
+        found, _ = index.search(embeddings, values.k, rescore=index.default_rescore)
     missing = next((name for names in found for name in names if name not in row_of), None)
     if missing is not None or not count:
         raise UserError(

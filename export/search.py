@@ -2,7 +2,8 @@
 
 Queries are image files, a data set (`--dataset`) or embeddings in a .npy file (`--embeddings`). The
 answer to each is a line of JSON: {"query": name, "ids": [...], "distances": [...]}, nearest first,
-with squared asymmetric distances; `--output` takes the lines, or the same as a Parquet table. With
+with squared asymmetric distances, or, where the index keeps embeddings, the squared distances of
+the first 100 to these; `--output` takes the lines, or the same as a Parquet table. With
 `--server` the index's encoder runs there, not here.
 """
 
@@ -25,6 +26,7 @@ from export.arrays import map_array
 from export.encoder import Encoder, encode_features, encode_images, load_encoder
 from export.index import Index, load_index
 from export.index.collection import read_ids
+from export.index.neighbors import RESCORED
 from export.index.subset import Subset, Within, make_mask
 from hqc_tf import commands, files
 from hqc_tf.data import catalog
@@ -114,6 +116,7 @@ def answers(
     leaves_to_search: int | None = None,
     explain: bool = False,
     within: Within | None = None,
+    rescore: int = 0,
 ) -> Answers:
     """The k nearest images of each query.
 
@@ -121,14 +124,14 @@ def answers(
         index: what is searched.
         batches: names and [Q, M*D] float embeddings of queries.
         k: 1 to the number of images.
-        rerank, leaves_to_search, within: as in `Index.rows`.
+        rerank, leaves_to_search, within, rescore: as in `Index.rows`.
         explain: whether to say what each book adds to a distance.
 
     Yields:
         dict of "query", "ids", "distances" and, to explain them, "books", k lists of M distances.
     """
     for names, embeddings in batches:
-        found = index.rows(embeddings, k, rerank, leaves_to_search, within)
+        found = index.rows(embeddings, k, rerank, leaves_to_search, within, rescore)
         columns = [names, index.ids_of(found.rows), found.distances.tolist()]
         keys = ["query", "ids", "distances"]
         if explain:
@@ -194,6 +197,7 @@ def _found(values, paths):
     index = load_index(values.index)
     options = {key: getattr(values, key) for key in ("rerank", "leaves_to_search", "explain")}
     options["within"] = _subset(index, values.within, values.without)
+    options["rescore"] = index.default_rescore if values.rescore is None else values.rescore
     path = values.saved_model or index.manifest["encoder"]["path"]
     if values.embeddings:
         load = functools.partial(load_encoder, path)
@@ -245,6 +249,13 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("explain", False, "also give what each book adds to each distance")
     flags.DEFINE_integer("rerank", None, "candidates ranked exactly; default: 100 or twice k", 1)
+    flags.DEFINE_integer(
+        "rescore",
+        None,
+        "images, nearest by code, that are put in order of the embeddings kept in the index; "
+        f"default: {RESCORED} where it keeps some; 0: the order of codes",
+        0,
+    )
     flags.DEFINE_integer("leaves_to_search", None, "leaves per query; default: as it was built", 1)
     flags.DEFINE_string("within", "", "only images whose ids begin so, as holiday/2019/")
     flags.DEFINE_string(

@@ -28,7 +28,7 @@ ROWS = [
     {"hqc_tf.workdir"},
     {"hqc_tf.training"},
     {"hqc_tf.train", "hqc_tf.evaluate", "hqc_tf.report"},
-    {"export", "export.arrays", "export.folders", "export.versions"},
+    {"export", "export.arrays", "export.folders", "export.kept", "export.versions"},
     {"export.codes", "export.encoder", "export.saved_model"},
     {"export.encode", "export.index"},
     {"export.search", "export.searcher", "export.gallery", "export.client"},

@@ -27,7 +27,8 @@ def encode_plan(
         The numbers of the shards that were encoded now.
     """
     count = len(plan.shards)
-    codes.start(folder, encoder.codebooks, encoder.identity, count, plan.job, plan.names)
+    own = encoder.codebooks, encoder.identity
+    codes.start(folder, *own, count, plan.job, plan.names, plan.keep)
     numbers = [number for number in range(count) if not codes.is_done(folder, number, count)]
     if numbers:
         runner(encoder, plan, folder, numbers)

@@ -17,6 +17,7 @@ from export.codes import read_rejects, read_shards
 from export.encode import encode_plan, inputs, streaming
 from export.encode.update import update_codes
 from export.encoder import load_encoder
+from export.kept import KINDS
 from hqc_tf import commands
 from hqc_tf.errors import UserError
 
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
         _update(values, encoder)
         return
     options = values.num_shards, values.data_dir, values.image_feature, values.id_feature
-    plan = inputs.make_plan(values.input, values.output, *options)
+    plan = inputs.make_plan(values.input, values.output, *options)._replace(keep=values.keep)
     folder = pathlib.Path(values.output).absolute()
     began = time.monotonic()
     try:
@@ -112,6 +113,13 @@ if __name__ == "__main__":
         "update",
         False,
         "encode what a folder has more than the codes at --output, and drop the rest",
+    )
+    flags.DEFINE_enum(
+        "keep",
+        "none",
+        KINDS,
+        "also keep embeddings, by which export.search tells images of equal codes apart: int8, a "
+        "byte a number, float16 or none",
     )
     flags.DEFINE_integer("batch_size", streaming.BATCH, "images encoded together", lower_bound=1)
     flags.DEFINE_enum(

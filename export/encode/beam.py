@@ -28,9 +28,16 @@ class EncodeShard(beam.DoFn):
     """Encodes and writes a shard, given as (number, part of the plan); yields its number."""
 
     def __init__(
-        self, saved_model: str, fingerprint: str, folder: str, num_shards: int, batch_size: int
+        self,
+        saved_model: str,
+        fingerprint: str,
+        folder: str,
+        num_shards: int,
+        batch_size: int,
+        keep: str,
     ):
         super().__init__()
+        self._keep = keep
         self._saved_model, self._fingerprint = saved_model, fingerprint
         self._folder, self._num_shards, self._batch_size = folder, num_shards, batch_size
         self._images = beam.metrics.Metrics.counter("export.encode", "images")
@@ -49,7 +56,8 @@ class EncodeShard(beam.DoFn):
         number, part = element
         # A runner may hand out a shard twice, for example after a failure elsewhere.
         if not is_done(self._folder, number, self._num_shards):
-            shard, rejects = encode_shard(self._encoder, part, self._batch_size, self._count)
+            own = self._batch_size, self._count, self._keep
+            shard, rejects = encode_shard(self._encoder, part, *own)
             write_shard(self._folder, number, self._num_shards, shard, rejects)
         yield number
 
@@ -75,8 +83,8 @@ def encode_on_beam(
         runner: such as direct, flink, spark or dataflow; UserError where Beam has none of the name.
         arguments: Beam's own flags.
     """
-    own = encoder.identity
-    encode = EncodeShard(own["path"], own["fingerprint"], folder, len(plan.shards), batch_size)
+    identity, own = encoder.identity, (len(plan.shards), batch_size, plan.keep)
+    encode = EncodeShard(identity["path"], identity["fingerprint"], folder, *own)
     elements = [(number, plan.shards[number]) for number in numbers]
     with beam.Pipeline(**_runner(runner, arguments)) as pipeline:
         # Without the shuffle a runner may run all shards one after the other.

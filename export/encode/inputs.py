@@ -54,6 +54,7 @@ class Plan(NamedTuple):
     job: dict[str, str]  # identifies it
     names: pa.LargeBinaryArray | None  # of files, kept with the codes; None where there are none
     shards: list[Part]  # as `read` takes them
+    keep: str = "none"  # how embeddings are kept beside the codes, one of `kept.KINDS`
 
 
 def make_plan(

@@ -13,6 +13,7 @@ from export.arrays import pack_ids
 from export.codes import Shard, write_shard
 from export.encode import inputs
 from export.encoder import Encoder, encode_images
+from export.kept import pack
 from hqc_tf.data.decoding import most_images, why_refused
 from hqc_tf.data.folder import LARGE_BYTES, Item, in_batches, overlapped
 from hqc_tf.data.screening import Reject
@@ -28,6 +29,7 @@ class EncodedBatch(NamedTuple):
 
     ids: list[str]
     codes: np.ndarray  # [n, M] uint8
+    kept: np.ndarray | None  # [n, W] uint8, embeddings by `kept.pack`; None: none kept
     rejects: list[Reject]  # the other images
 
 
@@ -36,6 +38,7 @@ def encode_shard(
     part: Any,
     batch_size: int = BATCH,
     report: Callable[[EncodedBatch], None] = lambda batch: None,
+    keep: str = "none",
 ) -> tuple[Shard, list[Reject]]:
     """Encodes a shard of a plan; a few batches of its images are in memory at a time.
 
@@ -43,16 +46,18 @@ def encode_shard(
         part: one of `inputs.Plan.shards`.
         batch_size: images encoded together, at least 1; fewer where a request takes fewer.
         report: called with each batch.
+        keep: how embeddings are kept, one of `kept.KINDS`.
 
     Returns:
         The shard and its rejects, as `codes.write_shard` takes them.
     """
     rows = inputs.features_of(part)
     if rows is not None:
-        codes = encode_images(encoder, rows).codes
-        report(EncodedBatch(rows.ids, codes, []))
-        return Shard(codes, pack_ids(rows.ids)), []
-    return encode_items(encoder, inputs.read(part), batch_size, report)
+        encoded = encode_images(encoder, rows)
+        own = _keep(encoded.embeddings, keep)
+        report(EncodedBatch(rows.ids, encoded.codes, own, []))
+        return Shard(encoded.codes, pack_ids(rows.ids), own), []
+    return encode_items(encoder, inputs.read(part), batch_size, report, keep)
 
 
 def encode_items(
@@ -60,18 +65,23 @@ def encode_items(
     items: Iterable[Item],
     batch_size: int = BATCH,
     report: Callable[[EncodedBatch], None] = lambda batch: None,
+    keep: str = "none",
 ) -> tuple[Shard, list[Reject]]:
     """As `encode_shard`, of images that are read as they are encoded."""
-    ids, codes, rejects = [], [np.zeros([0, len(encoder.codebooks)], np.uint8)], []
-    encode = functools.partial(_encode_batch, encoder)
+    num_books, _, word_dim = encoder.codebooks.shape
+    ids, codes, rejects = [], [np.zeros([0, num_books], np.uint8)], []
+    embeddings = [_keep(np.zeros([0, num_books * word_dim]), keep)]
+    encode = functools.partial(_encode_batch, encoder, keep)
     most = most_images(encoder.manifest["settings"]["image_size"])
     batches = in_batches(items, min(batch_size, most))
     for batch in overlapped(encode, batches, ENCODERS, _is_large):
         report(batch)
         ids += batch.ids
         codes.append(batch.codes)
+        embeddings.append(batch.kept)
         rejects += batch.rejects
-    return Shard(np.concatenate(codes), pack_ids(ids)), rejects
+    own = None if keep == "none" else np.concatenate(embeddings)
+    return Shard(np.concatenate(codes), pack_ids(ids), own), rejects
 
 
 def encode_here(
@@ -99,7 +109,8 @@ def encode_here(
             check_rejects(batch.rejects, on_bad_image)
 
         for number in numbers:
-            shard, rejects = encode_shard(encoder, plan.shards[number], batch_size, report)
+            part = plan.shards[number]
+            shard, rejects = encode_shard(encoder, part, batch_size, report, plan.keep)
             write_shard(folder, number, len(plan.shards), shard, rejects)
 
 
@@ -114,7 +125,11 @@ def _is_large(items):
     return len(items[0].contents) > LARGE_BYTES
 
 
-def _encode_batch(encoder: Encoder, items: list[Item]) -> EncodedBatch:
+def _keep(embeddings, keep):
+    return None if keep == "none" else pack(embeddings, keep)
+
+
+def _encode_batch(encoder: Encoder, keep: str, items: list[Item]) -> EncodedBatch:
     # An unreadable image has empty contents, which are not an image: every item has its row.
     contents = tf.constant([item.contents for item in items])
     answer = encoder.signatures["encode_bytes"](image_bytes=contents)
@@ -122,4 +137,5 @@ def _encode_batch(encoder: Encoder, items: list[Item]) -> EncodedBatch:
     ids = [item.id for item, fits in zip(items, valid, strict=True) if fits]
     bad = [item for item, fits in zip(items, valid, strict=True) if not fits]
     rejects = [Reject(item.id, item.reason or why_refused(item.contents)) for item in bad]
-    return EncodedBatch(ids, answer["codes"].numpy()[valid], rejects)
+    own = _keep(answer["embedding"].numpy()[valid], keep)
+    return EncodedBatch(ids, answer["codes"].numpy()[valid], own, rejects)

@@ -12,6 +12,7 @@ from export.arrays import unpack_id
 from export.codes import Shard, read_shards, write_shard
 from export.encode import encode_plan, inputs, streaming
 from export.encoder import Encoder
+from export.kept import row_bytes
 from hqc_tf.data.folder import read_items
 from hqc_tf.errors import UserError
 
@@ -52,10 +53,11 @@ def update_codes(
     ]:
         if was != now:
             raise UserError(f"--update: {name} of {folder} is {was}, not {now}; encode it anew")
+    plan = plan._replace(keep=old.keep)
     known = {
-        name: code.tobytes()
+        name: row.tobytes()
         for shard in old.shards
-        for name, code in zip(shard.ids.to_pylist(), shard.codes, strict=True)
+        for name, row in zip(shard.ids.to_pylist(), _rows_of(shard), strict=True)
     }
     read = []
     options = {"batch_size": batch_size, "on_bad_image": on_bad_image, "known": known, "read": read}
@@ -75,20 +77,28 @@ def _encode_unknown(
     known: Mapping[bytes, bytes],
     read: list[int],
 ) -> None:
-    """The runner: as `streaming.encode_here`, with the codes in `known`; counts in `read`."""
-    num_books = len(encoder.codebooks)
+    """The runner: as `streaming.encode_here`, with the rows in `known`; counts in `read`."""
+    num_books, _, word_dim = encoder.codebooks.shape
+    width = num_books + row_bytes(plan.keep, num_books * word_dim)
     for number in numbers:
         part = plan.shards[number]
         names = inputs.names_of(part).to_pylist()
         unknown = [unpack_id(name) for name in names if name not in known]
         items = read_items(part.root, unknown)
-        shard, rejects = streaming.encode_items(encoder, items, batch_size)
+        shard, rejects = streaming.encode_items(encoder, items, batch_size, keep=plan.keep)
         streaming.check_rejects(rejects, on_bad_image)
-        new = dict(zip(shard.ids.to_pylist(), map(bytes, shard.codes), strict=True))
-        codes = [(name, known.get(name) or new.get(name)) for name in names]
-        kept = [(name, code) for name, code in codes if code]
-        values = np.frombuffer(b"".join(code for _, code in kept), np.uint8)
-        ids = pa.array([name for name, _ in kept], pa.large_binary())
-        own = Shard(values.reshape(-1, num_books), ids)
+        new = dict(zip(shard.ids.to_pylist(), map(bytes, _rows_of(shard)), strict=True))
+        rows = [(name, known.get(name) or new.get(name)) for name in names]
+        found = [(name, row) for name, row in rows if row]
+        values = np.frombuffer(b"".join(row for _, row in found), np.uint8)
+        values = values.reshape(len(found), width)
+        ids = pa.array([name for name, _ in found], pa.large_binary())
+        embeddings = None if plan.keep == "none" else values[:, num_books:]
+        own = Shard(values[:, :num_books], ids, embeddings)
         write_shard(folder, number, len(plan.shards), own, rejects)
         read.append(len(unknown))
+
+
+def _rows_of(shard):
+    """Codes, and the embeddings kept beside them: uint8 [n, M + W]."""
+    return shard.codes if shard.kept is None else np.hstack([shard.codes, shard.kept])

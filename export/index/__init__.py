@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export import folders
+from export import folders, kept
 from export.arrays import pack_ids
 from export.codes import Shard
 from export.index import collection, store
@@ -61,6 +61,8 @@ def write_index(
     num_leaves: int = 0,
     leaves_to_search: int | None = None,
     kind: str = "",
+    embeddings: np.ndarray | None = None,
+    keep: str = "int8",
 ) -> None:
     """Writes an index atomically; one that exists at `path` is replaced at the end.
 
@@ -73,6 +75,8 @@ def write_index(
         num_leaves: of ScaNN's tree, 0 for none; at most the number of distinct codes.
         leaves_to_search: by a query that does not say; None: a twentieth.
         kind: "scann", "scan" (exact tables over all codes), or empty: scann for books of 16 words.
+        embeddings: [N, M*D] float, kept for `Index.rows` to rescore by; None: none.
+        keep: how, "int8" or "float16".
 
     Raises:
         ValueError: the arguments do not fit each other, or `path` holds something else.
@@ -84,7 +88,15 @@ def write_index(
             f"codes are {codes.dtype} {codes.shape}, but must be uint8 [N, {len(codebooks)}]: "
             "pass what these codebooks encoded."
         )
-    images = collection.of_shards([Shard(codes, pack_ids(ids))])
+    width = codebooks.shape[0] * codebooks.shape[2]
+    if embeddings is not None and np.shape(embeddings) != (len(codes), width):
+        raise ValueError(
+            f"embeddings have the shape {np.shape(embeddings)}, but must be [{len(codes)}, "
+            f"{width}]: pass what the codes were made of."
+        )
+    own = None if embeddings is None else kept.pack(embeddings, keep)
+    shards = [Shard(codes, pack_ids(ids), own)]
+    images = collection.of_shards(shards, keep="none" if own is None else keep)
     write_collection(path, codebooks, images, encoder, num_leaves, leaves_to_search, kind)
 
 

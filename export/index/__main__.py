@@ -16,8 +16,14 @@ from export.encode import encode_plan, inputs, streaming
 from export.encoder import load_encoder
 from export.index import check_replaceable, collection, load_index, store, write_collection
 from export.index.scann import NUM_WORDS
+from export.kept import KINDS, row_bytes
 from hqc_tf import commands
 from hqc_tf.errors import UserError, printable
+
+# Up to so many images embeddings are kept where nothing is said.
+MOST_KEPT = 1_000_000
+# A warning says so where there are so many images to each distinct code.
+FEW_CODES = 4
 
 
 def _contents(values, folder):
@@ -26,17 +32,21 @@ def _contents(values, folder):
     `folder` is empty and takes the codes of --dataset.
     """
     old = load_index(values.output) if values.append or values.remove else None
-    images = old and collection.of_index(old)
+    keep = values.keep or (old.keep if old else "")
+    images = old and collection.of_index(old).keeping(keep, f"--output={values.output}")
     if values.remove:
         images = images.without(collection.read_ids(values.remove))
     if values.codes or values.dataset:
         if values.dataset:
-            _encode(values, old, folder)
+            _encode(values, old, folder, keep or "int8")
         shards = read_shards(values.codes or folder)
         codebooks, encoder = shards.codebooks, shards.encoder
         if values.codes:
             _check_added(values, old, encoder["fingerprint"], shards.job)
-        added = collection.of_shards(shards.shards, shards.job)
+        added = collection.of_shards(shards.shards, shards.job, shards.keep)
+        many = values.dataset and added.num_images > MOST_KEPT
+        keep = keep or ("none" if many else shards.keep)
+        added = added.keeping(keep, f"--codes={values.codes}")
         images = (images + added if old else added).once(values.on_duplicate_id)
     else:
         codebooks, encoder = old.codebooks, old.manifest["encoder"]
@@ -49,10 +59,11 @@ def _contents(values, folder):
     return codebooks, images, encoder, leaves, to_search, kind
 
 
-def _encode(values, old, folder):
+def _encode(values, old, folder, keep):
     """Encodes --dataset into shards in `folder`; names what is left out."""
     encoder = load_encoder(values.saved_model)
     plan = inputs.make_plan(values.dataset, folder, data_dir=values.data_dir)
+    plan = plan._replace(keep=keep)
     # Before the long work.
     _check_added(values, old, encoder.manifest["fingerprint"], plan.job)
     stop = functools.partial(streaming.encode_here, on_bad_image=values.on_bad_image)
@@ -103,12 +114,33 @@ def main(_: list[str]) -> None:
     fewer = before["num_images"] - manifest["num_images"] if replaced else 0
     print(
         f"{values.output}: {manifest['num_images']} images at {manifest['bits']} bits, "
-        f"{manifest['num_distinct_codes']} distinct codes{leaves}"
+        f"{manifest['num_distinct_codes']} distinct codes{leaves}{_describe_kept(manifest)}"
         + (f"; {fewer} fewer than before" if fewer > 0 else "")
     )
+    _warn_of_few_codes(manifest)
     if manifest["kind"] == "scan" and manifest["num_words"] != NUM_WORDS:
         words = f"codebooks of {manifest['num_words']} words: exact tables scan all codes"
         print(f"{words}; ScaNN's faster search needs --num_words={NUM_WORDS}", file=sys.stderr)
+
+
+def _describe_kept(manifest):
+    if manifest["keep"] == "none":
+        return ""
+    size = row_bytes(manifest["keep"], manifest["num_books"] * manifest["word_dim"])
+    return f", embeddings kept as {manifest['keep']} ({size} bytes an image)"
+
+
+def _warn_of_few_codes(manifest):
+    count, distinct = manifest["num_images"], manifest["num_distinct_codes"]
+    if distinct * FEW_CODES > count:
+        return
+    told_apart = manifest["keep"] != "none"
+    fix = "" if told_apart else "; --keep=int8 tells images of equal codes apart"
+    print(
+        f"{distinct} distinct codes for {count} images: many images have equal codes{fix}. More "
+        "bits (--num_books), a longer training or more images to train on help",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":
@@ -122,6 +154,14 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("data_dir", "", "where prepared TFDS data lies; empty: TFDS's own place")
     flags.DEFINE_string("output", None, "folder of the index; replaces an older one", required=True)
+    flags.DEFINE_enum(
+        "keep",
+        "",
+        ["", *KINDS],
+        "also keep embeddings, by which export.search tells images of equal codes apart: int8, a "
+        "byte a number, float16 or none; empty: as the index or --codes has them, and for "
+        f"--dataset int8 up to {MOST_KEPT:,} images",
+    )
     flags.DEFINE_bool("append", False, "add to the index at --output")
     flags.DEFINE_string(
         "remove",

@@ -29,22 +29,44 @@ class Collection:
         parts: functions that each give a `Shard`, called whenever it is needed.
         sizes: images of each part.
         inputs: what the images were made of, each as JSON has it.
+        keep: how embeddings are kept beside the codes, one of `kept.KINDS`.
     """
 
     def __init__(
-        self, parts: Sequence[Callable[[], Shard]], sizes: Sequence[int], inputs: Sequence[Any] = ()
+        self,
+        parts: Sequence[Callable[[], Shard]],
+        sizes: Sequence[int],
+        inputs: Sequence[Any] = (),
+        keep: str = "none",
     ):
         self.inputs, self._parts, self._sizes = list(inputs), list(parts), list(sizes)
+        self.keep = keep
         self.num_images = sum(self._sizes)
 
     def __iter__(self) -> Iterator[Shard]:
         return (part() for part in self._parts)
 
     def __add__(self, other: "Collection") -> "Collection":
-        """This collection, then another."""
+        """This collection, then another that keeps embeddings alike."""
         new = [each for each in other.inputs if each not in self.inputs]
         sizes = self._sizes + other._sizes
-        return Collection(self._parts + other._parts, sizes, self.inputs + new)
+        return Collection(self._parts + other._parts, sizes, self.inputs + new, self.keep)
+
+    def keeping(self, keep: str, name: str) -> "Collection":
+        """The collection with embeddings kept so, or dropped.
+
+        UserError, which names the collection `name`, where it has none of this kind.
+        """
+        if keep == self.keep:
+            return self
+        if keep != "none":
+            own = f"embeddings as {self.keep}" if self.keep != "none" else "no embeddings"
+            raise UserError(
+                f"{name}: keeps {own}, not as {keep}; encode it anew with --keep={keep}, or give "
+                "--keep=none, and the index keeps none"
+            )
+        parts = [functools.partial(_codes_of, part) for part in self._parts]
+        return Collection(parts, self._sizes, self.inputs)
 
     def without(self, ids: Iterable[str]) -> "Collection":
         """The collection without the images of `ids`; UserError where an id has no image."""
@@ -111,22 +133,22 @@ class Collection:
         masks = np.split(stays, self._starts()[1:])
         pairs = zip(self._parts, masks, strict=True)
         parts = [functools.partial(_of_rows, part, mask) for part, mask in pairs]
-        return Collection(parts, [int(mask.sum()) for mask in masks], self.inputs)
+        return Collection(parts, [int(mask.sum()) for mask in masks], self.inputs, self.keep)
 
 
 def of_index(index: Index) -> Collection:
     """The images of an index."""
     codes, starts = index.codes, range(0, index.num_images, CHUNK)
-    parts = [functools.partial(_cut, codes, index.ids, start) for start in starts]
+    parts = [functools.partial(_cut, codes, index.ids, index.kept, start) for start in starts]
     sizes = [min(CHUNK, index.num_images - start) for start in starts]
-    return Collection(parts, sizes, index.manifest.get("inputs", []))
+    return Collection(parts, sizes, index.manifest.get("inputs", []), index.keep)
 
 
-def of_shards(shards: Sequence[Shard], source: Any = None) -> Collection:
+def of_shards(shards: Sequence[Shard], source: Any = None, keep: str = "none") -> Collection:
     """All images of a sequence of shards, made of `source`, which JSON can hold."""
     parts = [functools.partial(shards.__getitem__, number) for number in range(len(shards))]
     inputs = [] if source is None else [source]
-    return Collection(parts, [len(shard.codes) for shard in shards], inputs)
+    return Collection(parts, [len(shard.codes) for shard in shards], inputs, keep)
 
 
 def read_ids(path: str, flag: str = "--remove") -> list[str]:
@@ -173,10 +195,16 @@ def _hashes(ids):
     return np.concatenate(found) if found else np.zeros(0, np.uint64)
 
 
-def _cut(codes, ids, start):
-    return Shard(codes[start : start + CHUNK], ids.slice(start, CHUNK).combine_chunks())
+def _cut(codes, ids, kept, start):
+    rows = slice(start, start + CHUNK)
+    own = None if kept is None else kept[rows]
+    return Shard(codes[rows], ids.slice(start, CHUNK).combine_chunks(), own)
 
 
 def _of_rows(part, mask):
-    codes, ids = part()
-    return Shard(codes[mask], ids.filter(pa.array(mask)))
+    codes, ids, kept = part()
+    return Shard(codes[mask], ids.filter(pa.array(mask)), None if kept is None else kept[mask])
+
+
+def _codes_of(part):
+    return part()._replace(kept=None)

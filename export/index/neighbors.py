@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from export.arrays import unpack_id
-from export.index import subset
+from export.index import rescoring, subset
 from export.index.subset import Subset, Within
 from hqc_tf import retrieval
 from hqc_tf.errors import UserError
 
 MIN_CANDIDATES = 100
+# Images put in order of kept embeddings by a command that does not say.
+RESCORED = 100
 
 
 class Found(NamedTuple):
@@ -42,11 +44,23 @@ class Index:
     group_starts: np.ndarray  # [U+1] unsigned, where each code's rows begin in `grouped_rows`
     ids: pa.ChunkedArray  # [N] packed ids of the images
     proposer: Any  # `scann.Scann` or `scan.Scan`; names candidates by `propose`
+    kept: np.ndarray | None = None  # [N, W] uint8, embeddings by `kept.pack`, if any
 
     @property
     def num_images(self) -> int:
         """N, the number of images."""
         return len(self.grouped_rows)
+
+    @property
+    def keep(self) -> str:
+        """How embeddings are kept beside the codes, one of `kept.KINDS`."""
+        # An index of before embeddings were kept does not say.
+        return self.manifest.get("keep", "none")
+
+    @property
+    def default_rescore(self) -> int:
+        """The `rescore` of commands that are not told: `RESCORED`, or 0 without embeddings."""
+        return RESCORED if self.kept is not None else 0
 
     @property
     def codes(self) -> np.ndarray:
@@ -72,6 +86,7 @@ class Index:
         rerank: int | None = None,
         leaves_to_search: int | None = None,
         within: Within | None = None,
+        rescore: int = 0,
     ) -> tuple[list[list[str]], np.ndarray]:
         """The k nearest images of each query by squared asymmetric distance; see `rows`.
 
@@ -79,7 +94,7 @@ class Index:
             ids: Q lists of k str, nearest first.
             distances: [Q, k] float32.
         """
-        found = self.rows(embeddings, k, rerank, leaves_to_search, within)
+        found = self.rows(embeddings, k, rerank, leaves_to_search, within, rescore)
         return self.ids_of(found.rows), found.distances
 
     def ids_of(self, rows: np.ndarray) -> list[list[str]]:
@@ -93,6 +108,7 @@ class Index:
         rerank: int | None = None,
         leaves_to_search: int | None = None,
         within: Within | None = None,
+        rescore: int = 0,
     ) -> Found:
         """As `search`, with row numbers for ids; ties go to the lower row.
 
@@ -109,20 +125,32 @@ class Index:
                 collection of str, or whose rows are true in bool [N]; a `Subset` of `subset` where
                 there are several calls. None: all. All of them are found where they are fewer than
                 k, which may be any number then.
+            rescore: so many images, the nearest by code, are put in order of their squared
+                distances to the kept embeddings, which tells equal codes apart; 0: none.
 
         Raises:
             UserError: k, rerank or leaves_to_search is out of range, or the embeddings have another
-                width or are not finite, or `within` is an array of another kind.
+                width or are not finite, or `within` is an array of another kind, or no embeddings
+                are kept to rescore by.
         """
         most = self.num_images if within is None else max(k, 1)
         embeddings = self._checked_embeddings(embeddings, k, most)
         leaves = self._checked_leaves(leaves_to_search)
-        if rerank is not None and rerank < k:
-            raise UserError(f"rerank is {rerank}, but must be at least k, {k}: raise it.")
-        num_candidates = rerank or max(MIN_CANDIDATES, 2 * k)
+        if rescore and self.kept is None:
+            raise UserError(
+                f"rescore is {rescore}, but index {self.path} keeps no embeddings: rebuild it with "
+                "--keep=int8, or give 0."
+            )
+        count = max(k, min(rescore, most if within is None else rescore))
+        if rerank is not None and rerank < count:
+            raise UserError(f"rerank is {rerank}, but must be at least {count}: raise it.")
+        num_candidates = rerank or max(MIN_CANDIDATES, 2 * count)
         if within is None:
-            return self._nearest(embeddings, k, num_candidates, leaves)
-        return self._nearest_within(embeddings, k, num_candidates, leaves, self.subset(within))
+            found = self._nearest(embeddings, count, num_candidates, leaves)
+        else:
+            chosen = self.subset(within)
+            found = self._nearest_within(embeddings, count, num_candidates, leaves, chosen)
+        return self._rescored(embeddings, found, k) if rescore else found
 
     def subset(self, within: Within) -> Subset:
         """The images that `within` of `rows` lets through, found once for several searches."""
@@ -133,6 +161,11 @@ class Index:
     def book_distances(self, embeddings: np.ndarray, found: Found) -> np.ndarray:
         """What each book adds to the distances of `found`: [Q, k, M] float32."""
         return np.moveaxis(self._word_distances(embeddings, found.codes), 0, 2)
+
+    def _rescored(self, embeddings, found, k) -> Found:
+        places, distances = rescoring.rescore(embeddings, found.rows, self.kept, self.keep, k)
+        rows, codes = (np.take_along_axis(x, places, 1) for x in (found.rows, found.codes))
+        return Found(rows, distances, codes)
 
     def _nearest_within(self, embeddings, k, num_candidates, leaves, chosen) -> Found:
         k = min(k, chosen.num_images)

@@ -17,6 +17,7 @@ from export.index import scan, scann
 from export.index.collection import Collection
 from export.index.distinct import find_distinct
 from export.index.neighbors import Index
+from export.kept import row_bytes
 from hqc_tf.errors import UserError
 
 FORMAT = "hqc-index"
@@ -25,6 +26,7 @@ FORMAT_VERSION = 3
 ARRAYS = ("codebooks", "hashed_dataset", "grouped_rows", "group_starts")
 # Name -> module with `write`, `load` and, of what it loads, `propose`.
 KINDS = {"scann": scann, "scan": scan}
+_KEPT = "embeddings.npy"
 _FIX = "rebuild the index or restore a copy"
 
 
@@ -55,6 +57,10 @@ def write_files(
     codes = _write_codes(folder, codebooks, collection)
     with (folder / "ids.arrow").open("wb") as file:
         write_ids(file, (shard.ids for shard in collection))
+    if collection.keep != "none":
+        width = row_bytes(collection.keep, num_books * word_dim)
+        parts = (shard.kept for shard in collection)
+        write_array(folder / _KEPT, [collection.num_images, width], np.uint8, parts)
     KINDS[kind].write(folder, final_path, codebooks, codes, num_leaves, leaves_to_search)
     contents = {
         "format_version": FORMAT_VERSION,
@@ -66,6 +72,7 @@ def write_files(
         "word_dim": word_dim,
         "bits": num_books * (num_words - 1).bit_length(),
         "distance": "squared",
+        "keep": collection.keep,
         "num_leaves": num_leaves,
         "leaves_to_search": leaves_to_search,
         "encoder": encoder,
@@ -90,7 +97,8 @@ def read_files(path: pathlib.Path, folder: pathlib.Path) -> Index:
     codebooks = np.array(codebooks)
     ids = read_ids(folder / "ids.arrow", _FIX)
     proposer = KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes)
-    return Index(path, manifest, codebooks, codes, rows, starts, ids, proposer)
+    kept = map_array(folder / _KEPT) if _KEPT in manifest["sha256"] else None
+    return Index(path, manifest, codebooks, codes, rows, starts, ids, proposer, kept)
 
 
 def found_manifest(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:

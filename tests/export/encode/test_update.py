@@ -9,6 +9,7 @@ from export.arrays import unpack_id
 from export.codes import read_rejects, read_shards
 from export.encode import streaming
 from export.encoder import encode_images
+from export.kept import unpack
 from hqc_tf.data import catalog
 from tests.support import commands
 
@@ -22,7 +23,7 @@ def grown(encoder, photos, tmp_path):
     arguments = (
         f"--saved_model={encoder.path}", f"--input=folder:{folder}", f"--output={tmp_path}/codes",
     )  # fmt: skip
-    done = commands.run("export.encode", *arguments, "--num_shards=2")
+    done = commands.run("export.encode", *arguments, "--num_shards=2", "--keep=int8")
     assert done.status == 0, done.stderr
     for name in ("first.png", "last.png"):
         shutil.copy(folder / images.ids[3], folder / name)
@@ -35,7 +36,9 @@ def test_new_images_are_read_and_the_others_keep_their_codes(encoder, grown, mon
     folder, codes, arguments = grown
     seen, encode = [], streaming._encode_batch
     monkeypatch.setattr(
-        streaming, "_encode_batch", lambda e, items: seen.append(len(items)) or encode(e, items)
+        streaming,
+        "_encode_batch",
+        lambda e, keep, items: seen.append(len(items)) or encode(e, keep, items),
     )
     done = commands.run("export.encode", *arguments, "--update", "--num_shards=3")
     assert done.status == 0, done.stderr
@@ -43,7 +46,13 @@ def test_new_images_are_read_and_the_others_keep_their_codes(encoder, grown, mon
     assert done.stdout.endswith("; 3 images read\n") and sum(seen) == 3
     (folder / "bad.png").unlink()
     images = catalog.load_images(f"folder:{folder}")
-    shards = read_shards(codes).shards
+    found = read_shards(codes)
+    shards, embeddings = found.shards, encode_images(encoder, images).embeddings
+    kept = np.concatenate([shard.kept for shard in shards])
+    assert found.keep == "int8"
+    np.testing.assert_allclose(
+        unpack(kept, "int8"), embeddings, atol=np.abs(embeddings).max() / 200
+    )
     names = [unpack_id(name) for shard in shards for name in shard.ids.to_pylist()]
     assert names == images.ids
     found = np.concatenate([shard.codes for shard in shards])
