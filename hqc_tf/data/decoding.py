@@ -25,6 +25,9 @@ MAX_PIXELS = 50_000_000
 MAX_RATIO = 100
 # Files of a request that are decoded at once, however many cores there are.
 PARALLEL = 8
+# But one at a time of more pixels, so that all together have no more than three of the largest.
+# Most phones' photos have 12.2 million.
+LARGE_PIXELS = MAX_PIXELS // 4
 # The views of a request take no more, but so many images are always allowed.
 _VIEW_BYTES = 512 * 2**20
 _ALWAYS = 256
@@ -55,7 +58,7 @@ FORMATS = (
     ),
     Format(
         "PNG", (".png",), b"\x89PNG\r\n\x1a\n", open_png, _decode_other,
-        lambda _: "PNG of too many small chunks",
+        lambda _: "PNG of too many small chunks, or bytes beyond its pixels",
     ),
     Format("BMP", (".bmp",), b"BM", open_bmp, _decode_other, describe),
     Format(
@@ -81,10 +84,10 @@ def decode_views(
     """
     count = tf.size(image_bytes, tf.int64)
 
-    def view(row, contents):
-        return row, augment.plain_view(decode_image(contents), resize_size, size)
+    def view(opened):
+        return augment.plain_view(_decode(opened), resize_size, size)
 
-    views = _of_decodable(image_bytes, view)
+    views = _of_decodable(image_bytes, view, tf.zeros([size, size, 3]))
     # A row after the last, cut off below, so that there always is one to batch.
     beyond = tf.data.Dataset.from_tensors((count, tf.zeros([size, size, 3])))
     batch = views.concatenate(beyond).batch(count + 1)
@@ -99,7 +102,7 @@ def decodable(image_bytes: tf.Tensor) -> tf.Tensor:
     """Which of some image files `decode_image` decodes: string [B], B at least 1 -> bool [B]."""
     count = tf.size(image_bytes, tf.int64)
     # The sum of the pixels, so that no part of the decoding is left out.
-    sums = _of_decodable(image_bytes, lambda row, file: (row, tf.reduce_sum(decode_image(file))))
+    sums = _of_decodable(image_bytes, lambda file: tf.reduce_sum(_decode(file)), np.uint8(0))
     rows = sums.map(lambda row, _: row).concatenate(tf.data.Dataset.from_tensors(count))
     rows = rows.batch(count + 1).get_single_element()
     return tf.scatter_nd(rows[:, None], tf.ones_like(rows), [count + 1])[:-1] > 0
@@ -114,9 +117,7 @@ def decode_image(contents: tf.Tensor) -> tf.Tensor:
         tf.errors.InvalidArgumentError: no image, over `MAX_PIXELS` or `MAX_RATIO`, or of a kind
             that is refused.
     """
-    contents, sides = _open(contents)
-    # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
-    return _decode(tf.where(fits(sides), contents, ""))
+    return _decode(_open_fitting(contents)[0])
 
 
 def decode_known(contents: tf.Tensor) -> tf.Tensor:
@@ -155,10 +156,28 @@ def fits(sides: tf.Tensor | np.ndarray) -> tf.Tensor:
     return (shorter > 0) & (longer * shorter <= MAX_PIXELS) & (longer <= MAX_RATIO * shorter)
 
 
-def _of_decodable(image_bytes, make):
-    """Dataset of what `make` makes of each row number and file, without those that fail."""
+def _of_decodable(image_bytes, make, blank):
+    """Dataset of (row number, what `make` makes of the opened file), without those that fail.
+
+    `blank` has the shape of what `make` makes.
+    """
+
+    # Traced once for both.
+    make = tf.function(make, [tf.TensorSpec([], tf.string)], autograph=False)
+
+    def make_small(row, contents):
+        opened, pixels = _open_fitting(contents)
+        is_large = pixels > LARGE_PIXELS
+        made = tf.cond(is_large, lambda: blank, lambda: make(opened))
+        return row, made, tf.cond(is_large, lambda: opened, lambda: "")
+
+    def make_large(row, made, left):
+        return row, tf.cond(tf.strings.length(left) > 0, lambda: make(left), lambda: made)
+
     files = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
-    return files.map(make, num_parallel_calls=PARALLEL).ignore_errors()
+    small = files.map(make_small, num_parallel_calls=PARALLEL).ignore_errors()
+    # A map without a number may be made parallel.
+    return small.map(make_large, num_parallel_calls=1).ignore_errors()
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
@@ -177,6 +196,16 @@ def _open(contents):
     """`Format.open` of a file; both sides are 0 where its format is unknown."""
     unknown = contents, tf.zeros([2], tf.int32)
     return _by_format(contents, [*(row.open for row in FORMATS), lambda _: unknown])
+
+
+def _open_fitting(contents):
+    """`Format.open` of a file, "" where it is not within the limits; and its pixels, int64."""
+    opened, sides = _open(contents)
+    # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
+    # Between branches, not values: it would copy them.
+    opened = tf.cond(fits(sides), lambda: opened, lambda: "")
+    pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+    return opened, tf.where(tf.strings.length(opened) > 0, pixels, 0)
 
 
 def _by_format(contents, functions):

@@ -14,25 +14,31 @@ _STRIDE = 64
 _TRANSPARENCY = b"tRNS"
 # Less than this unpacks to 64 MiB at most, and is not worth a walk.
 _SMALL_BYTES = 2**16
+# What is kept has at most so many bytes a pixel and row: eight times the largest, for encoders that
+# write short chunks.
+_PIXEL_BYTES = 64
+_FEW_BYTES = 2**16
 
 
 def open_png(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The file string `contents` with the chunks of pixels alone, and its sides, int32 [2].
 
-    A small file as it is; an empty string where the walk takes over `_STEPS` steps.
+    A small file as it is; an empty string where the walk takes over `_STEPS` steps, or the chunks
+    that are kept have far more bytes than so many pixels need.
     """
     sides = tf.io.decode_raw(tf.strings.substr(contents, 16, 8), tf.int32, little_endian=False)
     is_small = tf.strings.length(contents) < _SMALL_BYTES
-    return tf.cond(is_small, lambda: contents, lambda: _without_ancillary(contents)), sides
+    most = _FEW_BYTES + _PIXEL_BYTES * tf.reduce_prod(tf.cast(sides, tf.int64) + 1)
+    return tf.cond(is_small, lambda: contents, lambda: _without_ancillary(contents, most)), sides
 
 
-def _without_ancillary(contents):
+def _without_ancillary(contents, most):
     values = tf.io.decode_raw(contents, tf.uint8)
     size = tf.cast(tf.strings.length(contents), tf.int64)
     parts = tf.TensorArray(tf.string, 0, dynamic_size=True, element_shape=[])
-    parts = parts.write(0, tf.strings.substr(contents, 0, 8))
+    parts, zero = parts.write(0, ""), tf.constant(0, tf.int64)
 
-    def step(number, place, parts, _):
+    def step(number, place, start, kept, parts, _):
         # Fails beyond the end.
         length = tf.io.decode_raw(tf.strings.substr(contents, place, 4), tf.int32, False)[0]
         length = 12 + tf.cast(tf.bitcast(length, tf.uint32), tf.int64)
@@ -40,16 +46,26 @@ def _without_ancillary(contents):
         heads = tf.gather(values, starts[:, None] + tf.range(8, dtype=tf.int64))
         same = tf.reduce_all(heads == heads[0], axis=1)
         run = length * tf.reduce_sum(tf.math.cumprod(tf.cast(same, tf.int64)))
+        end = tf.minimum(place + run, size)
         name = tf.strings.substr(contents, place + 4, 4)
         keep = (heads[0, 4] & 0x20 == 0) | (name == _TRANSPARENCY)
-        part = tf.strings.substr(contents, place, tf.where(keep, run, 0))
-        return number + 1, place + run, parts.write(number, part), name == b"IEND"
+        # What lies between two chunks that are left out is a part.
+        part = tf.strings.substr(contents, start, tf.where(keep, zero, place - start))
+        start = tf.where(keep, start, end)
+        kept += tf.where(keep, end - place, zero)
+        return number + 1, end, start, kept, parts.write(number, part), name == b"IEND"
 
-    _, place, parts, ended = tf.while_loop(
-        lambda number, place, parts, ended: ~ended & (place < size),
+    _, place, start, kept, parts, ended = tf.while_loop(
+        lambda number, place, start, kept, parts, ended: ~ended & (place < size) & (kept <= most),
         step,
-        (1, tf.constant(8, tf.int64), parts, tf.constant(False)),
+        (1, zero + 8, zero, zero, parts, tf.constant(False)),
         maximum_iterations=_STEPS,
     )
-    kept = tf.strings.reduce_join(parts.stack())
-    return tf.where(ended | (place >= size), kept, "")
+
+    def join():
+        rest = tf.strings.substr(contents, start, place - start)
+        return tf.strings.reduce_join(parts.stack()) + rest
+
+    # Branches, since a choice between values copies them.
+    complete = (ended | (place >= size)) & (kept <= most)
+    return tf.cond(complete, lambda: tf.cond(start > 0, join, lambda: contents), lambda: "")

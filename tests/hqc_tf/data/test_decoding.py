@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -135,6 +136,45 @@ def test_a_bmp_from_top_to_bottom(photo):
     contents[22:26] = struct.pack("<i", -31)
     decoded = decoding.decode_image(tf.constant(bytes(contents)))
     np.testing.assert_array_equal(decoded, photo[::-1])
+
+
+def test_large_images_are_decoded_one_at_a_time_beside_small_ones(photo, monkeypatch):
+    """A large one waits until the small one behind it is decoded, and no other begins meanwhile."""
+    small, large = encode(photo[:8, :8], "PNG"), encode(photo, "PNG")
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 31 * 44 - 1)
+    decode, small_is_done, begun, at_once = decoding._decode, threading.Event(), set(), []
+
+    def begin(opened):
+        if opened == large:
+            begun.add(len(at_once))
+            at_once.append(len(begun))
+            small_is_done.wait(60)
+        return opened
+
+    def end(pixels):
+        begun.clear()
+        small_is_done.set() if len(pixels) == 8 else None
+        return pixels
+
+    def watched(opened):
+        pixels = decode(tf.ensure_shape(tf.numpy_function(begin, [opened], tf.string), []))
+        return tf.ensure_shape(tf.numpy_function(end, [pixels], tf.uint8), [None, None, 3])
+
+    monkeypatch.setattr(decoding, "_decode", watched)
+    files = [large, b"no image", large, small, large]
+    views, valid = decode_views(files)
+    assert at_once == [1, 1, 1] and small_is_done.is_set()
+    monkeypatch.undo()
+    expected, sound = decode_views(files)
+    np.testing.assert_array_equal(views, expected)
+    assert valid.tolist() == sound.tolist() == [True, False, True, True, True]
+
+
+def test_a_broken_large_image_is_left_out(photo, monkeypatch):
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 31 * 44 - 1)
+    whole = encode(photo, "PNG")
+    assert decode_views([whole[:-40], whole, whole[:-40]])[1].tolist() == [False, True, False]
+    assert not decode_views([whole[:-40]])[1].any()
 
 
 def test_small_files_of_much_memory_take_none():

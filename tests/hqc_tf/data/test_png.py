@@ -107,7 +107,21 @@ def test_the_walk_is_bounded_and_passes_chunks_of_a_length_quickly(photo, monkey
     with pytest.raises(tf.errors.InvalidArgumentError):
         decoding.decode_image(tf.constant(turned))
     monkeypatch.setattr(decoding, "_look", decoding._look.python_function)
-    assert decoding.why_refused(turned) == "PNG of too many small chunks"
+    assert decoding.why_refused(turned) == (
+        "PNG of too many small chunks, or bytes beyond its pixels"
+    )
+
+
+def test_far_more_bytes_than_the_pixels_need_are_refused():
+    """A megabyte of chunks of pixels behind those of a small image; after its end it is ignored."""
+    contents = encode(np.zeros([10, 10, 3], np.uint8), "PNG")
+    before, pixels, end = parts(contents)
+    noise = chunk(b"IDAT", np.random.default_rng(0).bytes(2**20))
+    more = before + chunk(b"IDAT", pixels) + noise + end
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(more)
+    assert decoding.why_refused(more).endswith("or bytes beyond its pixels")
+    assert decode(contents + noise).shape == (10, 10, 3)
 
 
 def test_what_is_needed_and_unknown_and_what_ends_early_is_refused(photo):
@@ -129,7 +143,7 @@ def test_what_is_needed_and_unknown_and_what_ends_early_is_refused(photo):
 def test_a_small_file_is_decoded_as_it_is(photo, monkeypatch):
     contents = encode(photo, "PNG")
     monkeypatch.setattr(png, "_SMALL_BYTES", len(contents) + 1)
-    monkeypatch.setattr(png, "_without_ancillary", lambda contents: tf.constant(""))
+    monkeypatch.setattr(png, "_without_ancillary", lambda *_: tf.constant(""))
     np.testing.assert_array_equal(decoding.decode_image(tf.constant(contents)), photo)
     monkeypatch.setattr(png, "_SMALL_BYTES", len(contents))
     with pytest.raises(tf.errors.InvalidArgumentError):
