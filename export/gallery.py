@@ -15,7 +15,7 @@ from export.arrays import unpack_id
 from export.encoder import encode_images, load_encoder
 from export.index import load_index
 from hqc_tf import commands, files, metrics
-from hqc_tf.data import catalog, pictures
+from hqc_tf.data import catalog, pictures, screening
 from hqc_tf.data.batches import read_pixels
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
@@ -91,7 +91,8 @@ def main(_: list[str]) -> None:
             f"{values.index}; name the images that were indexed"
         )
     neighbors = [images.take([row_of[name] for name in names]) for names in found]
-    draw_gallery(queries, neighbors, values.output)
+    with screening.naming_a_bad_file(images):
+        draw_gallery(queries, neighbors, values.output)
     print(values.output)
 
 

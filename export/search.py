@@ -23,6 +23,7 @@ from absl import flags
 from pyarrow import parquet
 
 from export.arrays import map_array
+from export.encode import streaming
 from export.encoder import Encoder, encode_features, encode_images, load_encoder
 from export.index import Index, load_index
 from export.index.collection import read_ids
@@ -60,6 +61,42 @@ def search_images(index: Index, encoder: Encoder, images: Images, k: int, **opti
     parts = (images.take(rows) for rows in _batches(len(images)))
     batches = ((part.ids, encode_images(encoder, part).embeddings) for part in parts)
     return answers(index, batches, k, **options)
+
+
+def search_dataset(
+    index: Index,
+    encoder: Encoder,
+    dataset: str,
+    k: int,
+    data_dir: str = "",
+    on_bad_image: str = "skip",
+    **options,
+) -> Answers:
+    """As `search_images`, of what `--dataset` names; files are read as they are searched.
+
+    Args:
+        dataset, data_dir: as in `catalog.load_images`.
+        on_bad_image: of files that are not images: "skip" names them on stderr, "stop" raises.
+    """
+    source = catalog.parse(dataset)
+    if not source.is_files:
+        images = catalog.load_images(dataset, data_dir)
+        return search_images(index, encoder, images, k, **options)
+    index.check_encoder(encoder.manifest["fingerprint"])
+    return answers(index, _embed_files(encoder, source, on_bad_image), k, **options)
+
+
+def _embed_files(encoder, source, on_bad_image):
+    """Yields ids and embeddings of the images in files."""
+    found = 0
+    for batch in streaming.encode_batches(encoder, source.items()):
+        streaming.check_rejects(batch.rejects, on_bad_image)
+        streaming.name_rejects(batch.rejects)
+        found += len(batch.ids)
+        if batch.ids:
+            yield batch.ids, batch.embeddings
+    if not found:
+        raise UserError(f"--dataset={source.name}: no image in it; name one that has some")
 
 
 def search_with_server(index: Index, served: Any, paths: list[str], k: int, **options) -> Answers:
@@ -197,7 +234,8 @@ def _found(values, paths):
     index = load_index(values.index)
     options = {key: getattr(values, key) for key in ("rerank", "leaves_to_search", "explain")}
     options["within"] = _subset(index, values.within, values.without)
-    options["rescore"] = index.default_rescore if values.rescore is None else values.rescore
+    default = min(index.default_rescore, values.rerank or RESCORED)
+    options["rescore"] = default if values.rescore is None else values.rescore
     path = values.saved_model or index.manifest["encoder"]["path"]
     if values.embeddings:
         load = functools.partial(load_encoder, path)
@@ -209,8 +247,8 @@ def _found(values, paths):
         return search_with_server(index, served, paths, values.k, **options)
     encoder = load_encoder(path)
     if values.dataset:
-        images = catalog.load_images(values.dataset, values.data_dir)
-        return search_images(index, encoder, images, values.k, **options)
+        bad = values.data_dir, values.on_bad_image
+        return search_dataset(index, encoder, values.dataset, values.k, *bad, **options)
     return search_files(index, encoder, paths, values.k, **options)
 
 
@@ -239,6 +277,12 @@ if __name__ == "__main__":
     flags.DEFINE_integer("k", 10, "results per query", lower_bound=1)
     flags.DEFINE_string("dataset", "", "queries instead of files: a data set, as in hqc_tf.train")
     flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data; empty: TFDS's own")
+    flags.DEFINE_enum(
+        "on_bad_image",
+        "skip",
+        ["skip", "stop"],
+        "skip and name undecodable images of --dataset, or stop at one",
+    )
     flags.DEFINE_string(
         "embeddings",
         "",

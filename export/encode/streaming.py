@@ -1,7 +1,8 @@
 """Encodes the shards of a plan, a few batches at a time."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from export.kept import pack
 from hqc_tf.data.decoding import most_images, why_refused
 from hqc_tf.data.folder import LARGE_BYTES, Item, in_batches, overlapped
 from hqc_tf.data.screening import Reject
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, printable
 
 BATCH = 256
 # Batches encoded at once: one is decoded while another is in the network.
@@ -28,8 +29,8 @@ class EncodedBatch(NamedTuple):
     """A few images of a shard, in the order of the input."""
 
     ids: list[str]
+    embeddings: np.ndarray  # [n, M*D] float32
     codes: np.ndarray  # [n, M] uint8
-    kept: np.ndarray | None  # [n, W] uint8, embeddings by `kept.pack`; None: none kept
     rejects: list[Reject]  # the other images
 
 
@@ -54,9 +55,8 @@ def encode_shard(
     rows = inputs.features_of(part)
     if rows is not None:
         encoded = encode_images(encoder, rows)
-        own = _keep(encoded.embeddings, keep)
-        report(EncodedBatch(rows.ids, encoded.codes, own, []))
-        return Shard(encoded.codes, pack_ids(rows.ids), own), []
+        report(EncodedBatch(rows.ids, *encoded, []))
+        return Shard(encoded.codes, pack_ids(rows.ids), _keep(encoded.embeddings, keep)), []
     return encode_items(encoder, inputs.read(part), batch_size, report, keep)
 
 
@@ -70,18 +70,25 @@ def encode_items(
     """As `encode_shard`, of images that are read as they are encoded."""
     num_books, _, word_dim = encoder.codebooks.shape
     ids, codes, rejects = [], [np.zeros([0, num_books], np.uint8)], []
-    embeddings = [_keep(np.zeros([0, num_books * word_dim]), keep)]
-    encode = functools.partial(_encode_batch, encoder, keep)
-    most = most_images(encoder.manifest["settings"]["image_size"])
-    batches = in_batches(items, min(batch_size, most))
-    for batch in overlapped(encode, batches, ENCODERS, _is_large):
+    kept = [_keep(np.zeros([0, num_books * word_dim]), keep)]
+    for batch in encode_batches(encoder, items, batch_size):
         report(batch)
         ids += batch.ids
         codes.append(batch.codes)
-        embeddings.append(batch.kept)
+        kept.append(_keep(batch.embeddings, keep))
         rejects += batch.rejects
-    own = None if keep == "none" else np.concatenate(embeddings)
+    own = None if keep == "none" else np.concatenate(kept)
     return Shard(np.concatenate(codes), pack_ids(ids), own), rejects
+
+
+def encode_batches(
+    encoder: Encoder, items: Iterable[Item], batch_size: int = BATCH
+) -> Iterator[EncodedBatch]:
+    """Yields images encoded in order, a few batches at once; they are read as they are encoded."""
+    encode = functools.partial(_encode_batch, encoder)
+    most = most_images(encoder.manifest["settings"]["image_size"])
+    batches = in_batches(items, min(batch_size, most))
+    return overlapped(encode, batches, ENCODERS, _is_large)
 
 
 def encode_here(
@@ -121,6 +128,12 @@ def check_rejects(rejects: Sequence[Reject], on_bad_image: str) -> None:
         raise UserError(f"{name}: {reason}; fix or remove it, or give --on_bad_image=skip")
 
 
+def name_rejects(rejects: Iterable[Reject]) -> None:
+    """Names images that are left out on stderr, with the reason."""
+    for reject in rejects:
+        print(f"left out: {printable(reject.id)}: {reject.reason}", file=sys.stderr)
+
+
 def _is_large(items):
     return len(items[0].contents) > LARGE_BYTES
 
@@ -129,7 +142,7 @@ def _keep(embeddings, keep):
     return None if keep == "none" else pack(embeddings, keep)
 
 
-def _encode_batch(encoder: Encoder, keep: str, items: list[Item]) -> EncodedBatch:
+def _encode_batch(encoder: Encoder, items: list[Item]) -> EncodedBatch:
     # An unreadable image has empty contents, which are not an image: every item has its row.
     contents = tf.constant([item.contents for item in items])
     answer = encoder.signatures["encode_bytes"](image_bytes=contents)
@@ -137,5 +150,5 @@ def _encode_batch(encoder: Encoder, keep: str, items: list[Item]) -> EncodedBatc
     ids = [item.id for item, fits in zip(items, valid, strict=True) if fits]
     bad = [item for item, fits in zip(items, valid, strict=True) if not fits]
     rejects = [Reject(item.id, item.reason or why_refused(item.contents)) for item in bad]
-    own = _keep(answer["embedding"].numpy()[valid], keep)
-    return EncodedBatch(ids, answer["codes"].numpy()[valid], own, rejects)
+    embeddings, codes = (answer[name].numpy()[valid] for name in ("embedding", "codes"))
+    return EncodedBatch(ids, embeddings, codes, rejects)

@@ -18,7 +18,7 @@ from export.index import check_replaceable, collection, load_index, store, write
 from export.index.scann import NUM_WORDS
 from export.kept import KINDS, row_bytes
 from hqc_tf import commands
-from hqc_tf.errors import UserError, printable
+from hqc_tf.errors import UserError
 
 # Up to so many images embeddings are kept where nothing is said.
 MOST_KEPT = 1_000_000
@@ -68,8 +68,7 @@ def _encode(values, old, folder, keep):
     _check_added(values, old, encoder.manifest["fingerprint"], plan.job)
     stop = functools.partial(streaming.encode_here, on_bad_image=values.on_bad_image)
     encode_plan(encoder, plan, folder, stop)
-    for reject in read_rejects(folder):
-        print(f"left out: {printable(reject.id)}: {reject.reason}", file=sys.stderr)
+    streaming.name_rejects(read_rejects(folder))
 
 
 def _check_added(values, old, fingerprint, source):

@@ -23,6 +23,7 @@ _OF_A_FILE = (
     tf.errors.NotFoundError,
     tf.errors.PermissionDeniedError,
     tf.errors.FailedPreconditionError,
+    UnicodeDecodeError,  # of a message that has bytes of the file
 )
 
 

@@ -1,5 +1,7 @@
 """What is marked right is right, whatever labels images have, and the picture is drawn."""
 
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from export import gallery
 from hqc_tf.data import pictures
 from hqc_tf.data.images import Images
+from tests.support import commands
 
 PIXELS = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8)
 
@@ -39,3 +42,15 @@ def test_picture_is_drawn_whole(tmp_path):
     with PIL.Image.open(tmp_path / "g.png") as picture:
         assert picture.width > picture.height > 100
     assert [file.name for file in tmp_path.iterdir()] == ["g.png"]
+
+
+def test_an_image_that_broke_since_is_named(index, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder / "é")
+    broken = sorted(folder.rglob("*.png"))[7]
+    # TensorFlow's error has these bytes, which are no text.
+    broken.write_bytes(b"BM\xff")
+    asked = f"--index={index.path}", f"--dataset=folder:{folder}", "--queries=1", "--k=60"
+    done = commands.run("export.gallery", *asked, f"--output={tmp_path}/g.png")
+    assert done.status == 2 and str(broken.relative_to(folder)) in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "g.png").exists()

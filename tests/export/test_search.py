@@ -1,12 +1,15 @@
 """Queries of every kind find what the index finds, and answers are written atomically."""
 
 import json
+import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 from pyarrow import parquet
 
 from export import search
+from export.encode import streaming
 from export.encoder import encode_images
 from hqc_tf.data import catalog
 from tests.support import commands
@@ -146,3 +149,43 @@ def test_within_and_without(index, embeddings, tmp_path):
     assert f"--within=holidya/: no id in {index.path} begins so; correct it" in error
     _, error = command(*asked, f"--without={tmp_path}/none.txt", status=2)
     assert "--without=" in error and "name a file of ids" in error
+
+
+def test_bad_images_of_a_data_set_are_left_out_and_named(
+    index, encoder, images, embeddings, photos, tmp_path
+):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "a.jpg").write_bytes(b"no image")
+    (folder / "zz.png").mkdir()
+    asked = [f"--index={index.path}", "--k=3"]
+    found, said = command(*asked, f"--dataset=folder:{folder}")
+    assert said == (
+        "left out: a.jpg: no JPEG, PNG, BMP or GIF image\nleft out: zz.png: Is a directory\n"
+    )
+    answers = [json.loads(line) for line in found.splitlines()]
+    assert [answer["query"] for answer in answers] == images.ids
+    assert [answer["ids"] for answer in answers] == index.search(embeddings, 3)[0]
+    _, said = command(*asked, f"--dataset={folder}/*.jpg", status=2)
+    assert said.endswith(
+        f"error: --dataset={folder}/*.jpg: no image in it; name one that has some\n"
+    )
+    stopped = f"--dataset=folder:{folder}", f"--output={tmp_path}/found.jsonl"
+    _, said = command(*asked, *stopped, "--on_bad_image=stop", status=2)
+    assert said.startswith("error: a.jpg: no JPEG") and "give --on_bad_image=skip" in said
+    assert not (tmp_path / "found.jsonl").exists()
+
+
+def test_large_queries_are_read_one_at_a_time(index, encoder, tmp_path, monkeypatch):
+    """As in an encoding: a file of over 4 MiB is alone, and the next one is not read beside it."""
+    for row in range(3):
+        pixels = np.full([1300, 1300, 3], 50 * row, np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{row}.bmp")
+    seen = []
+    encode = streaming._encode_batch
+    monkeypatch.setattr(
+        streaming, "_encode_batch", lambda *given: seen.append(len(given[1])) or encode(*given)
+    )
+    found = [*search.search_dataset(index, encoder, f"folder:{tmp_path}", 1)]
+    assert [answer["query"] for answer in found] == ["0.bmp", "1.bmp", "2.bmp"]
+    assert seen == [1, 1, 1]

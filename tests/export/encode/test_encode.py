@@ -261,7 +261,7 @@ def test_batches_are_as_large_as_a_request_may_be(encoder, photos, tmp_path, mon
     monkeypatch.setattr(
         streaming,
         "_encode_batch",
-        lambda e, keep, items: sizes.append(len(items)) or encode_batch(e, keep, items),
+        lambda e, items: sizes.append(len(items)) or encode_batch(e, items),
     )
     encode_plan(encoder, part, tmp_path / "codes", runner)
     assert sorted(sizes) == [4, *[7] * 8]

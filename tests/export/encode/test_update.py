@@ -38,7 +38,7 @@ def test_new_images_are_read_and_the_others_keep_their_codes(encoder, grown, mon
     monkeypatch.setattr(
         streaming,
         "_encode_batch",
-        lambda e, keep, items: seen.append(len(items)) or encode(e, keep, items),
+        lambda e, items: seen.append(len(items)) or encode(e, items),
     )
     done = commands.run("export.encode", *arguments, "--update", "--num_shards=3")
     assert done.status == 0, done.stderr
