@@ -132,8 +132,15 @@ def read_lines(path: pathlib.Path, kind: type[Line]) -> list[Line]:
         return []
     with naming_damage(path, "fix it or restore a copy"):
         lines = path.read_text().splitlines()
+    return parse_lines(lines, path, kind)
+
+
+def parse_lines(
+    lines: Iterable[str], path: str | os.PathLike, kind: type[Line], first: int = 1
+) -> list[Line]:
+    """As `read_lines`, of lines of `path` that were read already, from number `first` on."""
     found = []
-    for number, text in enumerate(lines, start=1):
+    for number, text in enumerate(lines, start=first):
         try:
             found.append(_from_json(json.loads(text), kind))
         except (ValueError, RecursionError) as error:

@@ -31,7 +31,8 @@ ROWS = [
     {"export", "export.arrays", "export.folders", "export.kept", "export.versions"},
     {"export.codes", "export.encoder", "export.saved_model"},
     {"export.encode", "export.index"},
-    {"export.search", "export.searcher", "export.gallery", "export.client"},
+    {"export.search", "export.searcher", "export.gallery", "export.client", "export.duplicates"},
+    {"export.browse"},
 ]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

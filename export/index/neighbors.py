@@ -8,6 +8,7 @@ candidates, which is why a proposer sees a code only once.
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from hqc_tf.errors import UserError
 MIN_CANDIDATES = 100
 # Images put in order of kept embeddings by a command that does not say.
 RESCORED = 100
+# Codes whose near codes are looked for together, and how many of each at first.
+PAIRED, FIRST_NEAR = 2**14, 32
 
 
 class Found(NamedTuple):
@@ -157,6 +160,35 @@ class Index:
         if isinstance(within, Subset):
             return within
         return subset.choose(self, subset.make_mask(self.ids, within))
+
+    def decode(self, places: np.ndarray) -> np.ndarray:
+        """The vectors that distinct codes stand for: int [n] places -> float32 [n, M*D]."""
+        words = np.arange(len(self.codebooks)), self.distinct_codes[places]
+        return self.codebooks[words].reshape(len(places), -1)
+
+    def near_codes(self, radius: float) -> Iterator[np.ndarray]:
+        """Pairs of distinct codes at a squared distance of at most `radius`.
+
+        Each code is a query once, so that far ones are not compared where ScaNN proposes.
+
+        Yields:
+            int64 [P, 2], places of the codes in rising order; each pair is in one part.
+        """
+        for start in range(0, len(self.distinct_codes), PAIRED):
+            places = np.arange(start, min(start + PAIRED, len(self.distinct_codes)))
+            yield from self._near_codes(places, radius, FIRST_NEAR)
+
+    def _near_codes(self, places, radius, count):
+        count = min(count, len(self.distinct_codes))
+        step = max(1, retrieval.CHUNK_ELEMENTS // (count * len(self.codebooks)))
+        for chunk in np.split(places, range(step, len(places), step)):
+            codes, distances, bounds = self._candidates(self.decode(chunk), count, None)
+            settled = (bounds * (1 - 1e-5) > radius) | (count == len(self.distinct_codes))
+            near = (distances <= radius) & (codes > chunk[:, None]) & settled[:, None]
+            queries, columns = np.nonzero(near)
+            yield np.stack([chunk[queries], codes[queries, columns].astype(np.int64)], axis=1)
+            if not settled.all():
+                yield from self._near_codes(chunk[~settled], radius, count * 8)
 
     def book_distances(self, embeddings: np.ndarray, found: Found) -> np.ndarray:
         """What each book adds to the distances of `found`: [Q, k, M] float32."""
