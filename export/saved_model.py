@@ -16,6 +16,7 @@ from absl import flags
 from export import folders, versions
 from export.encoder import FORMAT, FORMAT_VERSION, read_manifest, signature_of
 from hqc_tf import _keras2, commands
+from hqc_tf.backbones import saved
 from hqc_tf.data import augment, decoding
 from hqc_tf.model import HQC
 from hqc_tf.workdir import WEIGHTS, load, saved_step
@@ -58,6 +59,7 @@ class ServedEncoder(ServedHead):
 
     def __init__(self, trained: HQC):
         super().__init__(trained)
+        self._networks = saved.kept_objects(trained.encoder)
         self._sizes = trained.settings.plain_sizes
         # Stored as a named attribute, the function itself would be saved as well.
         self._encode_views = lambda views: trained.encode(views)
@@ -146,6 +148,7 @@ def fingerprint(trained: HQC) -> str:
     """Identifies an encoder: SHA-256, in hexadecimal, of its weights and image sizes."""
     settings = trained.settings
     digest = hashlib.sha256(f"{settings.image_size} {settings.resize_size}".encode())
+    digest.update(settings.backbone_digest.encode())
     for variable in [*trained.encoder.weights, *trained.quantizer.weights]:
         digest.update(f"{variable.dtype.name} {variable.shape}".encode())
         digest.update(variable.numpy().tobytes())

@@ -14,8 +14,9 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-from hqc_tf import commands, config, distribute, evaluate, files, model, optimizers
-from hqc_tf.data import catalog, features, screening
+from hqc_tf import backbones, commands, config, distribute, evaluate, files, model, optimizers
+from hqc_tf.backbones import saved
+from hqc_tf.data import batches, catalog, features, pictures, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.images import hold_out
 from hqc_tf.errors import UserError, naming_a_full_disk
@@ -39,6 +40,9 @@ from hqc_tf.workdir import (
     write_rejects,
     write_settings,
 )
+
+# Images that show whether a network suits the data.
+_FEW = 8
 
 
 def train_and_evaluate(
@@ -66,7 +70,7 @@ def train_and_evaluate(
     """
     files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
-    settings = _with_feature_width(_with_worthwhile_precision(settings))
+    settings = _with_backbone_digest(_with_feature_width(_with_worthwhile_precision(settings)))
     check_settings(workdir, settings)
     # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
@@ -84,6 +88,7 @@ def _train(settings, workdir, strategy, callbacks):
         trained = model.build_model(settings)
         read, rejects = reading.result()
         images, held = hold_out(read, settings.held_out)
+        _check_backbone(trained, images)
         if settings.feature_norm == "standard" and settings.feature_width:
             trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
         per_epoch = steps_per_epoch(images, settings)
@@ -143,6 +148,25 @@ def _with_feature_width(settings):
             "row; leave it out, or name the features it was"
         )
     return dataclasses.replace(settings, feature_width=width)
+
+
+def _with_backbone_digest(settings):
+    if settings.backbone_digest or settings.feature_width:
+        return settings
+    found = backbones.digest(settings.backbone, settings.backbone_pixels)
+    return dataclasses.replace(settings, backbone_digest=found)
+
+
+def _check_backbone(trained, images):
+    """Passes a few images through a network that somebody saved, before the long work."""
+    if trained.settings.feature_width or not trained.settings.backbone_digest:
+        return
+    few = images.take(pictures.spread(len(images), _FEW))
+    views = batches.plain_batches(few, *trained.settings.plain_sizes, _FEW)
+    with screening.naming_a_bad_file(few):
+        vectors = trained.build_backbone().predict(views, verbose=0)
+    if warning := saved.check_vectors(trained.settings.backbone, vectors):
+        _report(warning)
 
 
 def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
