@@ -78,8 +78,9 @@ class Config:
     )
     backbone: str = _setting(
         "resnet18_cifar",
-        "convolutional network: a name in hqc_tf/backbones.py, such as resnet50 or vgg16, or "
-        "keras:NAME of tf.keras.applications, such as keras:MobileNetV2",
+        "network: a name in hqc_tf/backbones/, such as resnet50 or vgg16, keras:NAME of "
+        "tf.keras.applications, such as keras:MobileNetV2, or saved_model:PATH, a SavedModel or "
+        "a .keras file",
         opens="network",
     )
     backbone_width: int = _setting(
@@ -93,8 +94,20 @@ class Config:
         "initial weights of the backbone: none (random), imagenet (vgg16 and keras:NAME), or with "
         "keras:NAME the path of their file",
     )
+    backbone_pixels: str = _setting(
+        "0..1",
+        "scale on which saved_model:PATH takes pixels; imagenet: without ImageNet's mean, divided "
+        "by its deviation",
+        choices=("0..1", "-1..1", "imagenet", "0..255"),
+    )
+    backbone_digest: str = _setting(
+        "", "SHA-256 of saved_model:PATH and its scale, taken from them; empty: another network"
+    )
     train_backbone: str = _setting(
         "all", "which of the backbone's layers train: all, none, or last:N; the others stay frozen"
+    )
+    backbone_rate: float = _setting(
+        1.0, "learning rate of the backbone's weights, as a factor of the others'", above=0
     )
     projection_norm: bool = _setting(
         False, "batch norm before the ReLU of the projection; the authors' has none"
@@ -326,6 +339,11 @@ def _check_together(config):
             f"--num_neighbors={c.num_neighbors}: a batch of {c.batch_size} has only "
             f"{2 * c.batch_size - 2} negatives, and the term needs some beyond the neighbors; "
             "lower it or raise --batch_size"
+        )
+    if c.backbone_rate != 1 and (c.train_backbone == "none" or c.feature_width):
+        raise UserError(
+            f"--backbone_rate={c.backbone_rate}: has no effect, since no backbone trains; leave it "
+            "out, or give --train_backbone=all or last:N"
         )
     if not c.term_weights():
         raise UserError("all loss weights are zero: nothing to train; raise one")

@@ -10,6 +10,7 @@ from hqc_tf import backbones, config, distribute, losses
 from hqc_tf.data.batches import no_autograph, plain_batches, recolor_views
 from hqc_tf.data.images import Images
 from hqc_tf.data.screening import naming_a_bad_file
+from hqc_tf.errors import UserError
 from hqc_tf.losses import Encoding
 from hqc_tf.numerics import branches
 from hqc_tf.quantizer import ProductQuantizer, at_least_float32
@@ -32,16 +33,27 @@ def build_encoder(settings: config.Config) -> tf.keras.Model:
         features = tf.keras.layers.Input([settings.feature_width])
         normed = FeatureNorm(settings.feature_norm, name="feature_norm")(features)
         return tf.keras.Model(features, _project(normed, settings), name="encoder")
+    _check_digest(settings)
     backbone = backbones.build_backbone(
         settings.backbone,
         settings.backbone_width,
         settings.image_size,
         settings.backbone_weights,
         settings.sync_batch_norm,
+        settings.backbone_pixels,
     )
     backbones.freeze(backbone, settings.train_backbone)
     embedding = _project(backbone.output, settings)
     return tf.keras.Model(backbone.input, embedding, name="encoder")
+
+
+def _check_digest(settings):
+    found = backbones.digest(settings.backbone, settings.backbone_pixels)
+    if settings.backbone_digest not in ("", found):
+        raise UserError(
+            f"--backbone={settings.backbone}: is another network than the run's (SHA-256 "
+            f"{found[:16]}, not {settings.backbone_digest[:16]}); restore that one"
+        )
 
 
 def _project(features, settings):
@@ -154,10 +166,17 @@ class HQC(tf.keras.Model):
         # optimizers, LAMB among them, cannot make theirs before.
         if isinstance(self.optimizer, tf.keras.optimizers.Optimizer):
             self.optimizer.build(self.trainable_variables)
+        if self.settings.backbone_rate != 1:
+            slowed = self.build_backbone().trainable_variables
+            self.optimizer.set_rate_factor(slowed, self.settings.backbone_rate)
 
     def call(self, images: tf.Tensor, training: bool = False) -> Encoding:
         embedding = tf.cast(self.encoder(images, training=training), self.quantizer.dtype)
         return Encoding(embedding, *self.quantizer(embedding))
+
+    def build_backbone(self) -> tf.keras.Model:
+        """The part of the encoder before the head: float [B, size, size, 3] -> float [B, E]."""
+        return tf.keras.Model(self.encoder.input, self.encoder.get_layer("projection").input)
 
     def build_head(self) -> tf.keras.Model:
         """The part of the encoder after the backbone: float [B, E] -> embedding float [B, M*D]."""

@@ -1,6 +1,7 @@
 """The optimizers and the learning rate of each step."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -70,7 +71,35 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
 warmup_cosine = WarmupCosine
 
 
-class CoupledAdam(tf.keras.optimizers.Adam):
+class RateFactors:
+    """What an optimizer needs to give some weights a learning rate of their own."""
+
+    _slowed: frozenset = frozenset()
+    _factor: float = 1.0
+
+    def set_rate_factor(self, variables: Sequence[tf.Variable], factor: float) -> None:
+        """Gives some weights `factor` times the learning rate of the others.
+
+        They are those of a compiled model, in the scope of its strategy.
+        """
+        # Replicas update their own copy of a weight.
+        copies = tf.distribute.get_strategy().experimental_local_results
+        self._slowed = frozenset(own.ref() for one in variables for own in copies(one))
+        self._factor = factor
+
+    def _update(self, variable: tf.Variable, update: Callable[[], object]) -> object:
+        """Calls `update`, which changes `variable`, and takes back what is too much of it."""
+        if self._factor == 1 or variable.ref() not in self._slowed:
+            return update()
+        before = tf.identity(variable)
+        with tf.control_dependencies([before]):
+            updated = update()
+        # Each rule of ours is a rate times a direction, so this is the rule at another rate.
+        with tf.control_dependencies([] if updated is None else [updated]):
+            return variable.assign(before + self._factor * (variable - before))
+
+
+class CoupledAdam(RateFactors, tf.keras.optimizers.Adam):
     """Adam whose weight decay is added to the gradient, as PyTorch and the authors have it.
 
     Keras' own `weight_decay` is AdamW's, which leaves the moments alone.
@@ -90,7 +119,8 @@ class CoupledAdam(tf.keras.optimizers.Adam):
         step, beta_2 = (tf.cast(x, variable.dtype) for x in (self.iterations + 1, self.beta_2))
         epsilon, self.epsilon = self.epsilon, self.epsilon * tf.sqrt(1 - tf.pow(beta_2, step))
         # A sum would be joined with that of the views' gradients, whose order is then open.
-        super().update_step(gradient - tf.cast(-self.l2, variable.dtype) * variable, variable)
+        coupled = gradient - tf.cast(-self.l2, variable.dtype) * variable
+        self._update(variable, lambda: super(CoupledAdam, self).update_step(coupled, variable))
         self.epsilon = epsilon
 
     def get_config(self) -> dict:
@@ -122,4 +152,10 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tf.keras.optimizers.
             f"--optimizer=lamb: needs TensorFlow Addons ({error}); install the extra lamb, whose "
             "TensorFlow 2.15 is the last with it, or take --optimizer=adam"
         ) from error
-    return tfa.optimizers.LAMB(rate, weight_decay=config.weight_decay)
+
+    class LAMB(RateFactors, tfa.optimizers.LAMB):
+        def _resource_apply_dense(self, gradient, variable, apply_state=None):
+            own = super()._resource_apply_dense
+            return self._update(variable, lambda: own(gradient, variable, apply_state))
+
+    return LAMB(rate, weight_decay=config.weight_decay)
