@@ -106,6 +106,7 @@ def encode_images(encoder: Encoder, images: Images) -> Encoded:
         UserError: a file is not an image; the message names it.
     """
     if images.features is not None:
+        _check_network(encoder, images)
         encode = _encode_features
     elif encoder.feature_width:
         width = encoder.feature_width
@@ -114,6 +115,17 @@ def encode_images(encoder: Encoder, images: Images) -> Encoded:
         encode = _encode_files if images.pixels is None else _encode_pixels
     pairs = ((answer["embedding"], answer["codes"]) for answer in encode(encoder, images))
     return collect(pairs, len(images), "images")
+
+
+def _check_network(encoder, images):
+    settings = encoder.manifest.get("settings", {})
+    own = settings.get("backbone_digest", "")
+    is_frozen = settings.get("feature_width") or settings.get("train_backbone") == "none"
+    if is_frozen and own and images.network not in ("", own):
+        raise UserError(
+            f"features of network {images.network[:16]}, but {encoder.path} takes those of "
+            f"{own[:16]}; embed the images with the backbone that it was trained on"
+        )
 
 
 def read_file(name: str | PathLike) -> bytes:

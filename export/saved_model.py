@@ -15,9 +15,10 @@ from absl import flags
 
 from export import folders, versions
 from export.encoder import FORMAT, FORMAT_VERSION, read_manifest, signature_of
-from hqc_tf import _keras2, commands
+from hqc_tf import _keras2, backbones, commands, embed
 from hqc_tf.backbones import saved
 from hqc_tf.data import augment, decoding
+from hqc_tf.errors import UserError
 from hqc_tf.model import HQC
 from hqc_tf.workdir import WEIGHTS, load, saved_step
 
@@ -57,12 +58,14 @@ class ServedEncoder(ServedHead):
     A request has at least one image and at most `decoding.most_images`.
     """
 
-    def __init__(self, trained: HQC):
+    def __init__(self, trained: HQC, network: tf.keras.Model | None = None):
+        """`network` is the one whose features `trained` encodes; without, it encodes images."""
         super().__init__(trained)
-        self._networks = saved.kept_objects(trained.encoder)
+        self._kept += network.variables if network else []
+        self._networks = saved.kept_objects(network or trained.encoder)
         self._sizes = trained.settings.plain_sizes
         # Stored as a named attribute, the function itself would be saved as well.
-        self._encode_views = lambda views: trained.encode(views)
+        self._encode_views = lambda views: trained.encode(network(views) if network else views)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
     def serving_default(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -101,6 +104,7 @@ def export_encoder(
     output: str | PathLike,
     version: int | None = None,
     weights: str = "best",
+    backbone: str = "",
 ) -> pathlib.Path:
     """Writes the encoder of `workdir` atomically as a version under `output`; returns its path.
 
@@ -109,14 +113,21 @@ def export_encoder(
         output: folder of versions, TensorFlow Serving's `model_base_path`.
         version: number of the version; None: the next.
         weights: "best", chosen without labels, or "last".
+        backbone: with a run on a folder of features, the network that made them, as `--backbone`
+            has it: images are served then too.
 
     Raises:
-        UserError: the version exists, or there is no trained model.
+        UserError: the version exists, there is no trained model, or `backbone` is another network
+            than that of the features.
     """
     version = versions.free_version(output, version)
     trained = load(workdir, weights)
-    width = trained.settings.feature_width
-    served = ServedHead(trained) if width else ServedEncoder(trained)
+    settings, network = trained.settings, None
+    if backbone:
+        network = _network_of_features(settings, backbone)
+        settings = dataclasses.replace(settings, feature_width=0, train_backbone="none")
+    width = settings.feature_width
+    served = ServedHead(trained) if width else ServedEncoder(trained, network)
     identity = fingerprint(trained)
     signatures = {"encode_embedding": served.encode_embedding}
     if width:
@@ -130,7 +141,7 @@ def export_encoder(
         "weights": weights,
         "step": saved_step(workdir, weights),
         "bits": trained.settings.bits,
-        "settings": dataclasses.asdict(trained.settings),
+        "settings": dataclasses.asdict(settings),
         "versions": _keras2.versions(),
     }
     with versions.new_version(output, version) as folder:
@@ -142,6 +153,21 @@ def export_encoder(
             versions.write_warmup(folder, "serving_default", "encode_bytes", {})
         folders.write_manifest(folder, FORMAT, contents)
     return pathlib.Path(output, str(version))
+
+
+def _network_of_features(settings, backbone):
+    if not (settings.feature_width and settings.backbone_digest):
+        raise UserError(
+            f"--backbone={backbone}: is for runs on a folder of hqc_tf.embed; leave it out"
+        )
+    network = embed.build_network(dataclasses.replace(settings, backbone=backbone))
+    found = backbones.digest_of(network, backbone, settings.backbone_pixels)
+    if found != settings.backbone_digest:
+        raise UserError(
+            f"--backbone={backbone}: is network {found[:16]}, but the features are those of "
+            f"{settings.backbone_digest[:16]}; name that"
+        )
+    return network
 
 
 def fingerprint(trained: HQC) -> str:
@@ -157,7 +183,8 @@ def fingerprint(trained: HQC) -> str:
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    version = export_encoder(values.workdir, values.output, values.version, values.weights)
+    own = values.version, values.weights, values.backbone
+    version = export_encoder(values.workdir, values.output, *own)
     found = read_manifest(version)
     print(f"{version}: {found['bits']} bits, fingerprint {found['fingerprint'][:16]}")
 
@@ -167,4 +194,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder of versions", required=True)
     flags.DEFINE_integer("version", None, "number of the version; default: the next", lower_bound=1)
     flags.DEFINE_enum("weights", "best", [*WEIGHTS], "which weights of the run")
+    flags.DEFINE_string(
+        "backbone",
+        "",
+        "with a run on features of hqc_tf.embed: the network that made them, as there, to serve "
+        "images too",
+    )
     commands.run(main)

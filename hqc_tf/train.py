@@ -15,9 +15,9 @@ import tqdm
 from absl import flags
 
 from hqc_tf import backbones, commands, config, distribute, evaluate, files, model, optimizers
-from hqc_tf.backbones import saved
-from hqc_tf.data import batches, catalog, features, pictures, screening
+from hqc_tf.data import catalog, features, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
+from hqc_tf.data.features import shards
 from hqc_tf.data.images import hold_out
 from hqc_tf.errors import UserError, naming_a_full_disk
 from hqc_tf.training import inputs, refit, tensorboard
@@ -40,9 +40,6 @@ from hqc_tf.workdir import (
     write_rejects,
     write_settings,
 )
-
-# Images that show whether a network suits the data.
-_FEW = 8
 
 
 def train_and_evaluate(
@@ -70,7 +67,7 @@ def train_and_evaluate(
     """
     files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
-    settings = _with_backbone_digest(_with_feature_width(_with_worthwhile_precision(settings)))
+    settings = _with_network(_with_features(_with_worthwhile_precision(settings)))
     check_settings(workdir, settings)
     # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
@@ -88,7 +85,10 @@ def _train(settings, workdir, strategy, callbacks):
         trained = model.build_model(settings)
         read, rejects = reading.result()
         images, held = hold_out(read, settings.held_out)
-        _check_backbone(trained, images)
+        if settings.backbone_digest and not settings.feature_width:
+            warning = inputs.check_backbone(trained.build_backbone(), images, settings)
+            if warning:
+                _report(warning)
         if settings.feature_norm == "standard" and settings.feature_width:
             trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
         per_epoch = steps_per_epoch(images, settings)
@@ -123,8 +123,8 @@ def _read(settings, workdir):
 def _keep_inputs(rejects, settings, workdir):
     if catalog.parse(settings.dataset).is_files:
         write_rejects(workdir, rejects)
-        if not (workdir / FILES).exists():
-            write_files(workdir, inputs.list_files(settings.dataset))
+    if not (workdir / FILES).exists() and (files_of := inputs.list_files(settings.dataset)):
+        write_files(workdir, files_of)
     if rejects:
         _report(f"{len(rejects)} files cannot be decoded and are left out: {workdir / REJECTS}")
 
@@ -138,8 +138,10 @@ def _with_worthwhile_precision(settings):
     return dataclasses.replace(settings, precision="float32")
 
 
-def _with_feature_width(settings):
-    if catalog.parse(settings.dataset).kind != "features":
+def _with_features(settings):
+    """The settings with what a folder of features, or a file of them, says of itself."""
+    source = catalog.parse(settings.dataset)
+    if source.kind != "features":
         return settings
     width = catalog.load_images(settings.dataset).features.shape[1]
     if settings.feature_width not in (0, width):
@@ -147,26 +149,25 @@ def _with_feature_width(settings):
             f"--feature_width={settings.feature_width}: {settings.dataset} has {width} numbers a "
             "row; leave it out, or name the features it was"
         )
-    return dataclasses.replace(settings, feature_width=width)
+    changed = {"feature_width": width}
+    if features.is_folder(source.name):
+        manifest, default = shards.read_manifest(source.name), config.Config()
+        made = {name: manifest.settings[name] for name in shards.OF_NETWORK}
+        for name, value in (made | {"backbone_digest": manifest.network}).items():
+            given = getattr(settings, name)
+            if given not in (getattr(default, name), value):
+                raise UserError(
+                    f"--{name}={given}: {settings.dataset} was made with {value}; leave it out"
+                )
+            changed[name] = value
+    return dataclasses.replace(settings, **changed)
 
 
-def _with_backbone_digest(settings):
+def _with_network(settings):
     if settings.backbone_digest or settings.feature_width:
         return settings
     found = backbones.digest(settings.backbone, settings.backbone_pixels)
     return dataclasses.replace(settings, backbone_digest=found)
-
-
-def _check_backbone(trained, images):
-    """Passes a few images through a network that somebody saved, before the long work."""
-    if trained.settings.feature_width or not trained.settings.backbone_digest:
-        return
-    few = images.take(pictures.spread(len(images), _FEW))
-    views = batches.plain_batches(few, *trained.settings.plain_sizes, _FEW)
-    with screening.naming_a_bad_file(few):
-        vectors = trained.build_backbone().predict(views, verbose=0)
-    if warning := saved.check_vectors(trained.settings.backbone, vectors):
-        _report(warning)
 
 
 def _fit(trained, images, held, per_epoch, workdir, more_callbacks):

@@ -114,6 +114,7 @@ class InputFile:
 
     name: str
     bytes: _Count
+    sha256: str | None = None  # of its numbers, where it holds features
 
 
 @contextlib.contextmanager

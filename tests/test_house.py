@@ -27,7 +27,7 @@ ROWS = [
     {"hqc_tf.baselines"},
     {"hqc_tf.workdir"},
     {"hqc_tf.training"},
-    {"hqc_tf.train", "hqc_tf.evaluate", "hqc_tf.report"},
+    {"hqc_tf.embed", "hqc_tf.train", "hqc_tf.evaluate", "hqc_tf.report"},
     {"export", "export.arrays", "export.folders", "export.kept", "export.versions"},
     {"export.codes", "export.encoder", "export.saved_model"},
     {"export.encode", "export.index"},

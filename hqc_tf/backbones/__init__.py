@@ -6,6 +6,7 @@ norm has eps 1e-5 and keeps 0.9 of its moving averages a step.
 """
 
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable
 
@@ -68,6 +69,17 @@ def digest(name: str, pixels: str) -> str:
     """Identifies the saved network of `--backbone`, by `saved.digest`; "" of any other."""
     path = name.removeprefix(saved.PREFIX)
     return saved.digest(path, pixels) if path != name else ""
+
+
+def digest_of(network: tf.keras.Model, name: str, pixels: str) -> str:
+    """Identifies any network that `build_backbone` gave: as `digest`, or by name and weights."""
+    if found := digest(name, pixels):
+        return found
+    weights = hashlib.sha256(name.encode())
+    for variable in network.weights:
+        weights.update(f"{variable.dtype.name} {variable.shape}".encode())
+        weights.update(variable.numpy().tobytes())
+    return weights.hexdigest()
 
 
 def freeze(backbone: tf.keras.Model, trained: str) -> None:

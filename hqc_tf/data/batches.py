@@ -18,6 +18,8 @@ from hqc_tf.errors import UserError
 no_autograph = tf.autograph.experimental.do_not_convert
 # Seeds the views of held-out images; no step has this seed.
 _HELD_OUT_SEED = -1
+# Images whose numbered views are drawn together.
+BLOCK = 64
 
 
 def training_views(
@@ -105,6 +107,57 @@ def changed_views(images: Images, config: Config) -> tf.data.Dataset:
     return views.map(recolor, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+def numbered_views(
+    images: Images, config: Config, first: int, last: int, count: int, batch_size: int
+) -> tf.data.Dataset:
+    """The plain view and random views 1 to `count` of images `first` to `last`, exclusive.
+
+    A view is a function of the seed, the image's row and the view's number alone.
+
+    Args:
+        images: all images.
+        config: as of `training_views`.
+        first: a multiple of `BLOCK`.
+        last: a row; the views of the image before it repeat until a batch is full.
+        count: random views of an image.
+        batch_size: views in a batch.
+
+    Returns:
+        Dataset of float32 [batch_size, size, size, 3], image after image.
+    """
+    views, strength = 1 + count, _strength(config)
+    batches = -(-(last - first) * views // batch_size)
+    needed = -(-batches * batch_size // views)
+    held, read = _encoded(images)
+
+    @no_autograph
+    def plan(block):
+        rows = tf.minimum(block * BLOCK + tf.range(BLOCK, dtype=tf.int64), last - 1)
+        own = tf.stack([tf.constant(config.seed, tf.int64), block])
+        numbers = tf.unstack(tf.range(views, dtype=tf.int64))
+        seeds = [tf.random.experimental.stateless_fold_in(own, view) for view in numbers]
+        return rows, tuple(augment.draw(seed, BLOCK, strength) for seed in seeds)
+
+    @no_autograph
+    def cut(row, drawn):
+        pixels = read(held[row])
+        crops = _crops_of_file(pixels, drawn[1:], config.image_size, strength)
+        plain = augment.plain_view(pixels, *config.plain_sizes)
+        each = tf.nest.map_structure(lambda *values: tf.stack(values), *drawn)
+        return tf.stack([plain, *crops]), each, tf.range(views) == 0
+
+    @no_autograph
+    def recolor(crops, drawn, is_plain):
+        if not count:
+            return crops
+        return tf.where(is_plain[:, None, None, None], crops, augment.recolor(crops, drawn))
+
+    blocks = tf.data.Dataset.range(first // BLOCK, -(-(first + needed) // BLOCK)).map(plan)
+    items = blocks.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
+    made = items.unbatch().batch(batch_size, drop_remainder=True).take(batches)
+    return made.map(recolor).prefetch(1)
+
+
 @no_autograph
 def recolor_views(
     crops: tuple[tf.Tensor, tf.Tensor], draws: tuple[augment.Draw, augment.Draw]
@@ -129,7 +182,8 @@ def plain_batches(images: Images, resize_size: int, size: int, batch_size: int) 
         starts = tf.data.Dataset.range(0, len(images), batch_size)
         count = len(images)
         rows = starts.map(lambda start: tf.range(start, tf.minimum(start + batch_size, count)))
-        return rows.map(_gather(images)).prefetch(2)
+        read = _gather(images)
+        return rows.map(lambda row: read(row, tf.zeros_like(row))).prefetch(2)
     view = no_autograph(lambda pixels: augment.plain_view(pixels, resize_size, size))
     if images.pixels is not None:
         batches = raw_batches(images, batch_size)
@@ -167,7 +221,9 @@ def read_pixels(images: Images, row: int) -> np.ndarray:
 
 
 def _encoded(images):
-    """String [N] of paths or contents, and the function that decodes one of them."""
+    """N images as they are held, and the function that makes pixels of one of them."""
+    if images.pixels is not None:
+        return tf.constant(images.pixels), tf.identity
     if images.contents is not None:
         return tf.constant(images.contents.tolist(), tf.string), _decode
     # Names of files are bytes, not always text.
@@ -211,21 +267,23 @@ def _feature_views(steps, images, config):
 
     @no_autograph
     def views(rows, drawn):
-        own = read(rows)
         strength = config.feature_dropout, config.feature_noise * deviation
-        return tuple(features.view(own, one, mean, *strength) for one in drawn)
+        places = features.choose([one.choice for one in drawn], images.feature_views)
+        own = [read(rows, place) for place in (places if images.feature_views else places[:1])]
+        pairs = zip(own * (len(drawn) // len(own)), drawn, strict=True)
+        return tuple(features.view(row, one, mean, *strength) for row, one in pairs)
 
     return steps.map(views, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _gather(images):
-    """A function of rows, int64 [b], to their features, float32 [b, E], in a graph."""
+    """A function of rows and views, int64 [b], to features, float32 [b, E], in a graph."""
     width = images.features.shape[1]
 
     @no_autograph
-    def read(rows):
+    def read(rows, views):
         found = tf.numpy_function(
-            lambda chosen: features.gather(images, chosen), [rows], tf.float32
+            lambda chosen, view: features.gather(images, chosen, view), [rows, views], tf.float32
         )
         return tf.ensure_shape(found, [rows.shape[0], width])
 
@@ -246,17 +304,21 @@ def _crops_of_pixels(steps, images, batch, size, strength):
     return steps.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+def _crops_of_file(pixels, drawn, size, strength):
+    image = tf.cast(pixels, tf.float32) / 255.0
+    height, width = tf.unstack(tf.shape(image)[:2])
+    boxes = [augment.crop_boxes(d.crop[None], height, width, strength) for d in drawn]
+    boxes = [augment.Boxes(*(side[0] for side in box)) for box in boxes]
+    pairs = zip(boxes, drawn, strict=True)
+    return tuple(augment.crop_one(image, box, d.flip, size) for box, d in pairs)
+
+
 def _crops_of_files(steps, images, batch, size, strength):
     held, read = _encoded(images)
 
     @no_autograph
     def cut(row, drawn):
-        image = tf.cast(read(held[row]), tf.float32) / 255.0
-        height, width = tf.unstack(tf.shape(image)[:2])
-        boxes = [augment.crop_boxes(d.crop[None], height, width, strength) for d in drawn]
-        boxes = [augment.Boxes(*(side[0] for side in box)) for box in boxes]
-        pairs = zip(boxes, drawn, strict=True)
-        return tuple(augment.crop_one(image, box, d.flip, size) for box, d in pairs), drawn
+        return _crops_of_file(read(held[row]), drawn, size, strength), drawn
 
     items = steps.unbatch().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
     return items.batch(batch, drop_remainder=True)

@@ -2,7 +2,7 @@
 
 A data set is a row of `DATA_SETS` and the module that reads it. Beside the names in the table,
 `folder:PATH`, a quoted file pattern, `tfds:NAME/SPLIT` and `tfrecord:PATTERN` name images, and
-`features:FILE` what a network made of them.
+`features:FILE` or `features:DIR` what a network made of them.
 """
 
 import pathlib
@@ -42,7 +42,7 @@ class Source(NamedTuple):
 
     kind: str  # "name" (in `DATA_SETS`), "folder", "pattern", "tfds", "tfrecord" or "features"
     name: str  # the name, folder or pattern
-    split: str = ""  # of a name or of a TFDS data set; empty where none is given
+    split: str = ""  # of a name, TFDS data set or folder of features; empty where none is given
 
     @property
     def is_files(self) -> bool:
@@ -79,8 +79,12 @@ def parse(text: str) -> Source:
     pattern.
     """
     kind, _, rest = text.partition(":")
-    if kind in ("folder", "tfrecord", "features"):
+    if kind in ("folder", "tfrecord"):
         return Source(kind, rest)
+    if kind == "features":
+        folder, _, role = rest.rpartition("/")
+        has_role = folder and role in ROLES and not pathlib.Path(rest).exists()
+        return Source(kind, folder, role) if has_role else Source(kind, rest)
     name, _, split = text.removeprefix("tfds:").partition("/")
     if kind != "tfds" and name in DATA_SETS:
         return Source("name", name, split)
@@ -99,7 +103,8 @@ def load_split(
     database; the test split has the queries. `tfds:NAME/SPLIT` takes SPLIT in place of the train
     split. For CIFAR-10's protocols see `cifar10`, for `flickr25k` and `nuswide` see `photo_sets`.
     In files with sub-folders for labels every tenth image is a query and the others are trained on
-    and are the database; without labels, all are trained on and the queries are None.
+    and are the database; without labels, all are trained on and the queries are None. A folder of
+    features has the roles of the images.
 
     Args:
         dataset: `--dataset`.
@@ -113,6 +118,10 @@ def load_split(
     source = parse(dataset)
     if source.kind == "tfds":
         return tfds.read_role(source.name, source.split, role, data_dir)
+    if source.kind == "features" and features.is_folder(source.name):
+        found = _read_features_of_images(source.name)
+        rows = found.play(role)
+        return found.images.take(rows) if len(rows) else None
     if source.is_files or source.kind == "features":
         return divide(_read(source, data_dir, rejected), role)
     if source.split:
@@ -124,8 +133,9 @@ def load_images(dataset: str, data_dir: str = "") -> Images:
     """One set of images: all of a folder, pattern or TFRecord files, or a split of a data set.
 
     A split of a TFDS data set may be a slice in TFDS's form, such as `cifar10/test[:500]`, and is
-    `train` where none is given. The splits of CIFAR-10's protocols, FLICKR25K and NUS-WIDE are the
-    roles of `load_split`, `database` where none is given.
+    `train` where none is given. The splits of CIFAR-10's protocols, FLICKR25K, NUS-WIDE and folders
+    of features are the roles of `load_split`, `database` where none is given; such a folder of a
+    user's own files then gives all.
 
     Raises:
         UserError: the data set or split is unknown, not prepared, missing or empty.
@@ -142,6 +152,8 @@ def protocol(dataset: str) -> str:
         return f"{source.name}/{source.split}" if source.split else f"{source.name} official"
     if source.kind == "tfrecord":
         return "TFRecord files without labels"
+    if source.kind == "features" and features.is_folder(source.name):
+        return protocol(_read_features_of_images(source.name).manifest.dataset)
     if source.kind == "features":
         return f"features, 1 in {QUERY_EVERY} is a query"
     return f"{source.kind}, 1 in {QUERY_EVERY} is a query"
@@ -157,6 +169,12 @@ def _read(source, data_dir, rejected=frozenset()):
         return tfds.read_tfds(source.name, source.split or "train", data_dir)
     if source.kind == "tfrecord":
         return _read_records(source, rejected)
+    if source.kind == "features" and features.is_folder(source.name):
+        found = _read_features_of_images(source.name)
+        is_files = parse(found.manifest.dataset).is_files
+        if is_files and not source.split:
+            return found.images
+        return found.images.take(found.play(source.split or "database"))
     if source.kind == "features":
         return _read_features(source.name)
     is_folder = source.kind == "folder"
@@ -167,6 +185,11 @@ def _read(source, data_dir, rejected=frozenset()):
 @lru_cache(maxsize=1)
 def _read_features(path):
     return features.read(path)
+
+
+@lru_cache(maxsize=1)
+def _read_features_of_images(folder):
+    return features.read_folder(folder)
 
 
 @lru_cache(maxsize=1)

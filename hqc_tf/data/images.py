@@ -27,6 +27,8 @@ class Images:
     label_names: list[str] | None  # name of each label
     features: np.ndarray | None = None  # float [F, E], possibly on the disk; its rows are read late
     feature_rows: np.ndarray | None = None  # int [N], which of them these are
+    feature_views: int = 0  # each of these rows is followed by so many, of random views
+    network: str = ""  # digest of the network that made the features, where it is known
 
     @classmethod
     def of_files(
@@ -54,10 +56,21 @@ class Images:
         return cls(None, None, contents, list(ids), labels, label_names)
 
     @classmethod
-    def of_features(cls, matrix: np.ndarray, ids: Names, labels: Labels = None) -> Self:
-        """The rows of float [N, E] in place of images."""
-        own = matrix, np.arange(len(matrix))
-        return cls(None, None, None, list(ids), labels, None, *own)
+    def of_features(
+        cls,
+        matrix: np.ndarray,
+        ids: Names,
+        labels: Labels = None,
+        label_names: Names = None,
+        views: int = 0,
+        network: str = "",
+    ) -> Self:
+        """Rows of float [N * (1 + views), E] in place of N images: each, then random views of it.
+
+        `network` is the digest of what made them, if it is known.
+        """
+        rows = np.arange(0, len(matrix), 1 + views)
+        return cls(None, None, None, list(ids), labels, label_names, matrix, rows, views, network)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,14 +78,23 @@ class Images:
     def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """The images at int [n] `rows`."""
         rows = np.asarray(rows, np.int64)
-        pixels, contents, labels, feature_rows = (
-            None if values is None else values[rows]
-            for values in (self.pixels, self.contents, self.labels, self.feature_rows)
-        )
-        paths = None if self.paths is None else [self.paths[row] for row in rows]
-        ids = [self.ids[row] for row in rows]
-        own = self.label_names, self.features, feature_rows
-        return Images(pixels, paths, contents, ids, labels, *own)
+        arrays = ("pixels", "contents", "labels", "feature_rows")
+        found = {name: getattr(self, name) for name in arrays}
+        found = {name: values[rows] for name, values in found.items() if values is not None}
+        if self.paths is not None:
+            found["paths"] = [self.paths[row] for row in rows]
+        return dataclasses.replace(self, ids=[self.ids[row] for row in rows], **found)
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """The images of several sets of one kind, one after the other."""
+    first, found = parts[0], {}
+    for name in ("pixels", "contents", "labels"):
+        if getattr(first, name) is not None:
+            found[name] = np.concatenate([getattr(part, name) for part in parts])
+    if first.paths is not None:
+        found["paths"] = [path for part in parts for path in part.paths]
+    return dataclasses.replace(first, ids=[name for part in parts for name in part.ids], **found)
 
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:

@@ -1,17 +1,28 @@
-"""The files that a run began with: a run that resumes must find the same ones."""
+"""What a run begins with: the files, which must be the same when it resumes, and the backbone."""
 
 import stat
 
-from hqc_tf.data import catalog
+import tensorflow as tf
+
+from hqc_tf import config
+from hqc_tf.backbones import saved
+from hqc_tf.data import batches, catalog, features, pictures, screening
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 from hqc_tf.workdir import InputFile
 
 _SHOWN = 3
+# Images that show whether a network suits the data.
+_FEW = 8
 
 
 def list_files(dataset: str) -> list[InputFile]:
     """The files of `--dataset` and their sizes; empty for a data set by name."""
     source = catalog.parse(dataset)
+    if source.kind == "features":
+        images = catalog.load_images(dataset)
+        size = images.features.shape[0] * images.features.shape[1] * images.features.dtype.itemsize
+        return [InputFile(source.name, size, features.digest(images))]
     found = []
     for name in source.files() if source.is_files else ():
         try:
@@ -36,13 +47,16 @@ def describe_changes(dataset: str, before: list[InputFile], rejected: frozenset[
     if catalog.parse(dataset).kind == "tfrecord":
         rejected = frozenset()  # a file has other records, which are trained on
     old, new = (
-        {file.name: file.bytes for file in listed if file.name not in rejected}
+        {file.name: file for file in listed if file.name not in rejected}
         for listed in (before, list_files(dataset))
     )
+    both = [(name, old[name], new[name]) for name in old.keys() & new.keys()]
+    resized = {name for name, was, now in both if was.bytes != now.bytes}
     changes = {
         "added": new.keys() - old.keys(),
         "missing": old.keys() - new.keys(),
-        "of another size": {name for name in old.keys() & new.keys() if old[name] != new[name]},
+        "of another size": resized,
+        "of other contents": {name for name, was, now in both if was != now} - resized,
     }
     return ", ".join(f"{len(x)} {how} ({_first(x)})" for how, x in changes.items() if x)
 
@@ -54,6 +68,27 @@ def check_files(dataset: str, before: list[InputFile], rejected: frozenset[str])
             f"--dataset={dataset}: not the files that this run began with: {changes}; restore "
             "them, or take another --workdir"
         )
+
+
+def check_backbone(network: tf.keras.Model, images: Images, settings: config.Config) -> str:
+    """Passes a few images through a pretrained network, before the long work.
+
+    Args:
+        network: float [B, size, size, 3] in [0, 1] -> float [B, E].
+        images: of the data.
+        settings: of the run.
+
+    Returns:
+        A warning where it hardly tells them apart; else "".
+
+    Raises:
+        UserError: it gives no usable vectors, or an image cannot be decoded.
+    """
+    few = images.take(pictures.spread(len(images), _FEW))
+    views = batches.plain_batches(few, *settings.plain_sizes, _FEW)
+    with screening.naming_a_bad_file(few):
+        vectors = network.predict(views, verbose=0)
+    return saved.check_vectors(settings.backbone, vectors)
 
 
 def _first(names):

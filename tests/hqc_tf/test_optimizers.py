@@ -70,6 +70,43 @@ def adam_by_numpy(weights, gradients, rate, l2):
         yield weights
 
 
+def test_a_rate_factor_shortens_the_steps_of_its_weights_alone():
+    rng = np.random.default_rng(0)
+    start, gradients = rng.standard_normal([4, 3]), rng.standard_normal([6, 4, 3])
+    own, other = (tf.Variable(start, dtype=tf.float64) for _ in range(2))
+    optimizer = CoupledAdam(0.05)
+    optimizer.set_rate_factor([own], 0.2)
+    slow, fast = (adam_by_numpy(start, gradients, rate, 0.0) for rate in (0.01, 0.05))
+    for gradient, *expected in zip(gradients, slow, fast, strict=True):
+        optimizer.apply_gradients([(tf.constant(gradient), one) for one in (own, other)])
+        np.testing.assert_allclose(own, expected[0], rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(other, expected[1], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lamb"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_the_backbone_of_a_model_has_its_rate(quick_config, set_policy, optimizer, precision):
+    if optimizer == "lamb":
+        pytest.importorskip("tensorflow_addons", reason="only requirements.txt has it")
+    moved = []
+    views = tf.unstack(tf.random.uniform([2, 4, 8, 8, 3]))
+    for factor in (1.0, 0.25):
+        own = quick_config(
+            optimizer=optimizer, backbone_rate=factor, learning_rate=0.01, precision=precision
+        )
+        network = model.build_model(own)
+        network.compile(optimizer=make_optimizer(own, steps_per_epoch=2))
+        before = network.get_weights()
+        network.train_step(views)
+        moved.append([b - a for a, b in zip(before, network.get_weights(), strict=True)])
+        backbone = {id(weight) for weight in network.build_backbone().trainable_weights}
+        slowed = [id(weight) in backbone for weight in network.weights]
+    for full, some, is_slowed, weight in zip(*moved, slowed, network.weights, strict=True):
+        factor = 0.25 if is_slowed and weight.trainable else 1
+        np.testing.assert_allclose(some, factor * full, rtol=0.02, atol=2e-6)
+    assert 0 < sum(slowed) < len(slowed)
+
+
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 def test_coupled_adam_equals_numpy(l2):
     rng = np.random.default_rng(0)

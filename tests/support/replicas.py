@@ -34,6 +34,7 @@ SETTINGS = {
     "book_classification_weight": 0.3,
     "cross_quantized_weight": 0.2,
     "sync_batch_norm": True,
+    "backbone_rate": 0.5,
 }
 PRECISIONS = ("float64", "float32")
 

@@ -1,0 +1,171 @@
+"""Images to vectors of a frozen network, once: what `python -m hqc_tf.embed` is made of.
+
+Training on the folder that it writes needs no network: `--dataset=features:DIR`.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from hqc_tf import backbones, config, files
+from hqc_tf.data import features
+from hqc_tf.data.batches import BLOCK, numbered_views
+from hqc_tf.data.features import shards
+from hqc_tf.data.screening import naming_a_bad_file
+from hqc_tf.embed.plan import Plan, make_plan
+from hqc_tf.errors import UserError, naming_a_full_disk
+from hqc_tf.training import inputs
+
+# Views that the network sees together.
+BATCH = 64
+# What a shard has at most, which is in memory until it is written.
+SHARD_BYTES = 64 * 2**20
+
+
+def embed_dataset(
+    settings: config.Config, output: str, views: int = 8, dtype: str = "float16"
+) -> shards.Manifest:
+    """Writes the vectors of every image of a data set; stopped, the same call resumes.
+
+    Args:
+        settings: dataset, data_dir, on_bad_image, the image's sizes, the backbone, seed and the
+            strength of augmentation are read.
+        output: folder of shards; missing, empty, or begun by this function with the same settings.
+        views: random views of each image beside its plain one; 0, or at least 2.
+        dtype: "float16" or "float32", of the numbers on the disk.
+
+    Raises:
+        UserError: the data or the backbone cannot be read, the backbone gives no usable vectors,
+            `output` holds something else, or the disk is full.
+    """
+    files.check_folder_name(output, "--output=")
+    if views == 1:
+        raise UserError("--views=1: training compares two random views; give 0, or 2 and more")
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    refusal = f"--output={output}: another process is writing it; wait until it has ended"
+    with files.sole_holder(folder / ".lock", refusal), naming_a_full_disk(folder):
+        _check_empty(folder)
+        plan = make_plan(settings, folder)
+        network = build_network(settings)
+        if warning := inputs.check_backbone(network, plan.images, settings):
+            print(warning, file=sys.stderr)
+        manifest = _describe(settings, plan, network, views, dtype)
+        _begin(folder, manifest)
+        _embed_missing(network, plan, settings, manifest, folder)
+    return manifest
+
+
+def build_network(settings: config.Config) -> tf.keras.Model:
+    """The backbone of some settings, its random weights, if it has any, drawn from their seed."""
+    tf.keras.mixed_precision.set_global_policy(settings.precision)
+    tf.keras.utils.set_random_seed(settings.seed)
+    c = settings
+    own = c.backbone_width, c.image_size, c.backbone_weights, False, c.backbone_pixels
+    return backbones.build_backbone(c.backbone, *own)
+
+
+def bounds(manifest: shards.Manifest) -> list[tuple[int, int]]:
+    """First and last row, exclusive, of each shard."""
+    size = _images_per_shard(manifest.views, manifest.width, manifest.dtype)
+    starts = range(0, manifest.images, size)
+    return [(start, min(start + size, manifest.images)) for start in starts]
+
+
+def embed_shard(
+    apply: Callable[[tf.Tensor], tf.Tensor],
+    plan: Plan,
+    settings: config.Config,
+    manifest: shards.Manifest,
+    number: int,
+) -> shards.Shard:
+    """The vectors of the images of a shard, as `apply` gives them of views [`BATCH`, ...].
+
+    UserError where an image has no usable one.
+    """
+    first, last = bounds(manifest)[number]
+    shape = (last - first) * (1 + manifest.views), manifest.width
+    vectors, done = np.empty(shape, manifest.dtype), 0
+    views = numbered_views(plan.images, settings, first, last, manifest.views, BATCH)
+    with naming_a_bad_file(plan.images.take(range(first, last))), np.errstate(over="ignore"):
+        for batch in views:
+            vectors[done : done + BATCH] = np.float32(apply(batch))[: shape[0] - done]
+            done += BATCH
+    _check(vectors, plan, first, manifest)
+    rows = slice(first, last)
+    labels = None if plan.images.labels is None else plan.images.labels[rows]
+    own = vectors.reshape(last - first, 1 + manifest.views, manifest.width)
+    return shards.Shard(plan.images.ids[rows], plan.roles[rows], labels, own)
+
+
+def _check(vectors, plan, first, manifest):
+    for start in range(0, len(vectors), features.CHUNK):
+        if bad := features.bad_row(np.float32(vectors[start : start + features.CHUNK])):
+            row, kind = bad
+            image, view = divmod(start + row, 1 + manifest.views)
+            raise UserError(
+                f"{plan.images.ids[first + image]}, view {view}: its vector has {kind} in "
+                f"{manifest.dtype}; leave the image out, or give --dtype=float32"
+            )
+
+
+def _check_empty(folder):
+    own = {"files.jsonl", "rejects.jsonl", ".lock"}
+    if (folder / shards.MANIFEST).exists():
+        return
+    if others := sorted({path.name for path in folder.iterdir()} - own):
+        raise UserError(f"--output={folder}: holds {others[0]}; name a new folder")
+
+
+def _describe(settings, plan, network, views, dtype):
+    width, values = network.output_shape[-1], dataclasses.asdict(settings)
+    per_shard = _images_per_shard(views, width, dtype)
+    return shards.Manifest(
+        format=shards.FORMAT,
+        dataset=settings.dataset,
+        images=len(plan.images),
+        shards=-(-len(plan.images) // per_shard),
+        views=views,
+        width=width,
+        dtype=dtype,
+        network=backbones.digest_of(network, settings.backbone, settings.backbone_pixels),
+        settings={name: values[name] for name in (*shards.OF_NETWORK, *shards.OF_VIEWS)},
+        label_names=plan.images.label_names,
+    )
+
+
+def _images_per_shard(views, width, dtype):
+    most = SHARD_BYTES // ((1 + views) * width * np.dtype(dtype).itemsize)
+    return max(1, most // BLOCK) * BLOCK
+
+
+def _begin(folder, manifest):
+    before = shards.read_manifest(folder)
+    if before is None:
+        shards.write_manifest(folder, manifest)
+        return
+    old, new = dataclasses.asdict(before), dataclasses.asdict(manifest)
+    old, new = (values.pop("settings") | values for values in (old, new))
+    for name in new:
+        if old[name] != new[name]:
+            raise UserError(
+                f"--output={folder}: was begun with {name} {old[name]}, not {new[name]}; name "
+                "another folder"
+            )
+
+
+def _embed_missing(network, plan, settings, manifest, folder):
+    limits, count = bounds(manifest), manifest.shards
+    missing = [number for number in range(count) if not shards.is_done(folder, number, count)]
+    total = sum(limits[number][1] - limits[number][0] for number in missing)
+    apply = tf.function(lambda views: network(views, training=False))
+    with tqdm.tqdm(total=total, unit=" images", disable=None) as progress:
+        for number in missing:
+            shard = embed_shard(apply, plan, settings, manifest, number)
+            shards.write_shard(folder, number, count, shard)
+            progress.update(len(shard.ids))

@@ -1,0 +1,34 @@
+"""Embeds images by a pretrained network once, so that training on them takes minutes.
+
+`python -m hqc_tf.embed --dataset=folder:photos/ --backbone=saved_model:net/ --image_size=224
+--output=features/` writes the vectors of the plain view and of random views of each image;
+`--dataset=features:features/` of hqc_tf.train reads them. The same command resumes.
+"""
+
+from absl import flags
+
+from hqc_tf import commands, config
+from hqc_tf.embed import embed_dataset
+from hqc_tf.workdir import read_rejects
+
+
+def main(_: list[str]) -> None:
+    values = flags.FLAGS
+    found = embed_dataset(config.from_flags(), values.output, values.views, values.dtype)
+    rejects = len(read_rejects(values.output))
+    print(
+        f"{values.output}: {found.images} images in {found.shards} shards, {1 + found.views} x "
+        f"{found.width} {found.dtype} each, {rejects} rejected"
+        + (f" ({values.output}/rejects.jsonl has the reasons)" if rejects else "")
+    )
+
+
+if __name__ == "__main__":
+    config.define_flags()
+    flags.DEFINE_string("output", None, "folder to write; the same command resumes", required=True)
+    flags.DEFINE_integer(
+        "views", 8, "random views of each image beside its plain one; 0, or at least 2", 0, 2**16
+    )
+    flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "of the numbers on the disk")
+    flags.adopt_module_key_flags(config)
+    commands.run(main)
