@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from export import gallery
-from hqc_tf.data import pictures
+from hqc_tf.data import catalog, pictures
 from hqc_tf.data.images import Images
 from tests.support import commands
 
@@ -38,10 +38,40 @@ def test_marks_and_names(labels, names, marks, titles):
 def test_picture_is_drawn_whole(tmp_path):
     # What Matplotlib would read as a broken formula is a folder's name as good as any.
     found = images([1, 0, 1, 0], ["cat", "$\\frac$"])
-    gallery.draw_gallery(found.take([0, 1]), [found, found], tmp_path / "g.png")
+    ids = [["1", "2", "removed"], ["0"]]
+    gallery.draw_gallery(found.take([0, 1]), ids, found, tmp_path / "g.png")
     with PIL.Image.open(tmp_path / "g.png") as picture:
         assert picture.width > picture.height > 100
     assert [file.name for file in tmp_path.iterdir()] == ["g.png"]
+
+
+def test_a_query_is_not_its_own_neighbor(index, encoder, photos, tmp_path, monkeypatch):
+    drawn = []
+    shutil.copytree(photos, tmp_path / "é")
+    found = catalog.load_images(f"folder:{tmp_path}")
+    monkeypatch.setattr(gallery, "draw_gallery", lambda *given: drawn.append(given))
+    queries = found.take([5, 9])
+    gallery.make_gallery(index, encoder, found, queries, tmp_path / "g.png", 60)
+    others = [sorted(set(found.ids) - {own}) for own in queries.ids]
+    assert [sorted(names) for names in drawn[0][1]] == others
+
+
+def test_files_are_queries_and_what_the_data_set_lacks_has_its_name(index, photos, tmp_path):
+    # As after a removal of files, and with an index of more than this folder.
+    part = tmp_path / "é"
+    shutil.copytree(photos, part)
+    for path in sorted(part.rglob("*.png"))[10:]:
+        path.unlink()
+    query = min(part.rglob("*.png"))
+    asked = f"--index={index.path}", f"--dataset=folder:{tmp_path}", f"--output={tmp_path}/g.png"
+    done = commands.run("export.gallery", *asked, query)
+    assert done.status == 0, done.stderr
+    assert (tmp_path / "g.png").stat().st_size > 1000
+    (tmp_path / "empty").mkdir()
+    shutil.copy(query, tmp_path / "empty")
+    asked = asked[0], f"--dataset=folder:{tmp_path}/empty"
+    done = commands.run("export.gallery", *asked)
+    assert done.status == 2 and f"empty: has no image of index {index.path}; name" in done.stderr
 
 
 def test_an_image_that_broke_since_is_named(index, photos, tmp_path):
