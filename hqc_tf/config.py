@@ -207,8 +207,9 @@ class Config:
     refit: str = _setting(
         "none",
         "after training, rotation and codebooks anew by OPQ of the embeddings, kept where that is "
-        "better without labels; none, as the authors'",
-        choices=("none", "opq"),
+        "better without labels; neighbors: before it, embeddings become the mean of their nearest "
+        "images', which finds more of a kind and less of the same; none, as the authors'",
+        choices=("none", "opq", "neighbors"),
     )
     crop_area: float = _setting(
         0.08,

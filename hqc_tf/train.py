@@ -203,8 +203,9 @@ def _views(trained, images, first_step, last_step):
 
 
 def _evaluate(settings, workdir, images, held):
-    for line in refit.refit_workdir(workdir, images, held) if settings.refit == "opq" else ():
-        _report(line)
+    if settings.refit != "none":
+        for line in refit.refit_workdir(workdir, images, held, settings.refit):
+            _report(line)
     results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
     for result in results:
         append_metrics(workdir, result)

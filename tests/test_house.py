@@ -33,6 +33,8 @@ ROWS = [
     {"export.encode", "export.index"},
     {"export.search", "export.searcher", "export.gallery", "export.client", "export.duplicates"},
     {"export.browse"},
+    # Its name is users'; it runs what both packages have.
+    {"hqc_tf.collection"},
 ]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

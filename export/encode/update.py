@@ -2,13 +2,13 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from export import folders
-from export.arrays import unpack_id
+from export.arrays import pack_ids, unpack_id
 from export.codes import Shard, read_shards, write_shard
 from export.encode import encode_plan, inputs, streaming
 from export.encoder import Encoder
@@ -24,6 +24,7 @@ def update_codes(
     num_shards: int | None = None,
     batch_size: int = streaming.BATCH,
     on_bad_image: str = "skip",
+    changed: Collection[str] = (),
 ) -> int:
     """Encodes the images of a folder or pattern that a complete folder of codes does not have.
 
@@ -35,6 +36,7 @@ def update_codes(
         source: as the codes were made of.
         folder: of the codes, an absolute path.
         num_shards, batch_size, on_bad_image: as of a new encoding.
+        changed: ids whose files have changed since, which are read again.
 
     Returns:
         How many images were read.
@@ -43,7 +45,7 @@ def update_codes(
         UserError: the codes are incomplete, or of another encoder or input; or `source` is neither
             a folder nor a pattern.
     """
-    old, aside = read_shards(folder), folder.with_name(f".{folder.name}.update")
+    old, aside = read_shards(folder), aside_of(folder)
     plan = inputs.make_plan(source, aside, num_shards)
     if not isinstance(plan.shards[0], inputs.Files):
         raise UserError(f"--update: {source} is neither folder:PATH nor a pattern; encode it anew")
@@ -59,12 +61,19 @@ def update_codes(
         for shard in old.shards
         for name, row in zip(shard.ids.to_pylist(), _rows_of(shard), strict=True)
     }
+    for name in pack_ids(changed).to_pylist():
+        known.pop(name, None)
     read = []
     options = {"batch_size": batch_size, "on_bad_image": on_bad_image, "known": known, "read": read}
     with folders.sole_writer(folder):
         encode_plan(encoder, plan, str(aside), functools.partial(_encode_unknown, **options))
         folders.replace(aside, folder)
     return sum(read)
+
+
+def aside_of(folder: pathlib.Path) -> pathlib.Path:
+    """Where an update of a folder of codes is prepared; a stopped one leaves it."""
+    return folder.with_name(f".{folder.name}.update")
 
 
 def _encode_unknown(

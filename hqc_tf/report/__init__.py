@@ -1,1 +1,30 @@
 """A trained run on one page: what it learned, how well it finds, and what it finds."""
+
+import pathlib
+from collections.abc import Sequence
+
+from hqc_tf import files
+from hqc_tf.errors import UserError
+from hqc_tf.report import gather, page
+
+REPORT = "report.html"
+
+
+def write_report(
+    workdirs: Sequence[str],
+    output: str | None = None,
+    data_dir: str | None = None,
+    untrained: bool = True,
+) -> pathlib.Path:
+    """Writes the report of the first of some workdirs atomically; returns its path.
+
+    `output` is by default report.html in the first workdir; the rest is as in `gather.gather`.
+    UserError as there, or where `output` cannot be a file.
+    """
+    gather.read_runs(workdirs)
+    output = pathlib.Path(output or pathlib.Path(workdirs[0], REPORT))
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"--output={output}: must be a file in a folder that exists; name another")
+    text = page.render(gather.gather(workdirs, data_dir, untrained))
+    files.replace_text(output, text)
+    return output

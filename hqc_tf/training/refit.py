@@ -3,16 +3,20 @@
 Training compares softly quantized embeddings, search compares hard codes. After it, optimized
 product quantization (`baselines.opq`) finds the rotation and the codebooks that lose least of the
 embeddings as they are. The rotation goes into the encoder's last layer, so that export, index and
-search see an encoder and codebooks as before.
+search see an encoder and codebooks as before. With `--refit=neighbors` the last layer is fitted anew
+before that (`neighbors`), to images of a kind.
 """
 
 import numpy as np
+import tensorflow as tf
 
 from hqc_tf import config, label_free, model
 from hqc_tf.baselines import opq
+from hqc_tf.data.batches import plain_batches
 from hqc_tf.data.images import Images
 from hqc_tf.data.pictures import spread
 from hqc_tf.errors import UserError
+from hqc_tf.training import neighbors
 from hqc_tf.workdir import WEIGHTS, Folder, load, save_weights, saved_step
 
 # FAISS takes no more.
@@ -24,25 +28,29 @@ def check(settings: config.Config, num_images: int) -> None:
     if settings.refit == "none":
         return
     if not opq.is_installed():
-        raise UserError(f"--refit=opq: FAISS is missing; {opq.FIX}, or take --refit=none")
+        raise UserError(
+            f"--refit={settings.refit}: FAISS is missing; {opq.FIX}, or take --refit=none"
+        )
     if num_images < settings.num_words:
         raise UserError(
-            f"--refit=opq: {num_images} training images for {settings.num_words} words a book; "
+            f"--refit={settings.refit}: {num_images} training images for {settings.num_words} words a book; "
             "give more images, or take --refit=none"
         )
 
 
-def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
+def refit_workdir(workdir: Folder, images: Images, held: Images, kind: str) -> list[str]:
     """Refits the best and the last weights of a trained run, where that makes better codes.
 
     Better is a smaller quantization error and no lower recall@1 of the images held out from
-    training; without any, a smaller error of the training images. Weights that were refitted
-    before stay.
+    training; without any, a smaller error of the training images. With "neighbors", which trades
+    this recall for images of a kind, the error alone decides. Weights that were refitted before
+    stay.
 
     Args:
         workdir: folder of the run.
         images: the training images.
         held: those held out, possibly none.
+        kind: `--refit`, "opq" or "neighbors".
 
     Returns:
         A line for a person on each set of weights that was tried.
@@ -54,21 +62,33 @@ def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
             continue
         # The best weights may be the last.
         if step not in tried:
-            tried[step] = _refitted(load(workdir, weights, refitted=False), images, held)
+            tried[step] = _refitted(load(workdir, weights, refitted=False), images, held, kind)
         trained, before, after = tried[step]
-        kept = after[0] < before[0] and after[1] >= before[1]
+        kept = after[0] < before[0] and (kind == "neighbors" or after[1] >= before[1])
         if kept:
             save_weights(trained, workdir, step, weights, refitted=True)
         lines.append(_describe(weights, before, after, kept))
     return lines
 
 
-def _refitted(trained, images, held):
+def _refitted(trained, images, held, kind):
     """The model refitted, and its `_scores` before and after."""
     sample = images.take(spread(len(images), _MOST_IMAGES))
     before = _scores(trained, sample, held)
+    if kind == "neighbors":
+        turn_to_neighbors(trained, images.take(spread(len(images), neighbors.SAMPLE)))
     refit(trained, trained.encode_images(sample).embeddings)
     return trained, before, _scores(trained, sample, held)
+
+
+def turn_to_neighbors(trained: model.HQC, images: Images) -> None:
+    """Changes a model's last layer into that of `neighbors.fit_layer` of some images."""
+    layer = trained.encoder.get_layer("embedding")
+    network = tf.keras.Model(trained.encoder.input, layer.input)
+    inputs = tf.function(lambda views: tf.cast(network(views, training=False), tf.float32))
+    views = plain_batches(images, *trained.settings.plain_sizes, model.ENCODE_BATCH)
+    hidden = np.concatenate([inputs(batch).numpy() for batch in views])[: len(images)]
+    layer.set_weights(neighbors.fit_layer(hidden, trained.encode_images(images).embeddings))
 
 
 def refit(trained: model.HQC, embeddings: np.ndarray) -> None:

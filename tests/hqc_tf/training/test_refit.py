@@ -50,7 +50,7 @@ def test_embeddings_are_turned_and_the_error_falls(tiny_config, photos, length):
 def test_better_weights_are_kept_beside_the_learned_ones(run):
     folder, images, held = run
     nothing = held.take([])
-    lines = refit.refit_workdir(folder, images, nothing)
+    lines = refit.refit_workdir(folder, images, nothing, "opq")
     assert [line.split(":")[0] for line in lines] == [
         "refit of the best weights", "refit of the last weights"
     ]  # fmt: skip
@@ -58,16 +58,16 @@ def test_better_weights_are_kept_beside_the_learned_ones(run):
     learned, refitted = load(folder, "last", refitted=False), load(folder, "last")
     assert error(refitted, images) < error(learned, images)
     # The same command again changes nothing, and neither does a kill before the evaluation.
-    assert refit.refit_workdir(folder, images, nothing) == []
+    assert refit.refit_workdir(folder, images, nothing, "opq") == []
     shutil.rmtree(folder / "checkpoints/last_refitted")
-    refit.refit_workdir(folder, images, nothing)
+    refit.refit_workdir(folder, images, nothing, "opq")
     for one, other in zip(refitted.get_weights(), load(folder, "last").get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_weights_trained_further_are_not_those_that_were_refitted(run):
     folder, images, held = run
-    refit.refit_workdir(folder, images, held.take([]))
+    refit.refit_workdir(folder, images, held.take([]), "opq")
     learned = load(folder, "last", refitted=False)
     save_weights(learned, folder, 8, "last")
     assert saved_step(folder, "last", refitted=True) == 7
@@ -77,12 +77,12 @@ def test_weights_trained_further_are_not_those_that_were_refitted(run):
 def test_what_is_not_better_is_not_kept(run):
     folder, images, _ = run
     nothing = images.take([])
-    refit.refit_workdir(folder, images, nothing)
+    refit.refit_workdir(folder, images, nothing, "opq")
     best = load(folder, "best")
     shutil.rmtree(folder / "checkpoints/best_refitted")
     # Refitted weights as the learned ones: there is nothing to gain.
     save_weights(best, folder, 9, "best")
-    lines = refit.refit_workdir(folder, images, nothing)
+    lines = refit.refit_workdir(folder, images, nothing, "opq")
     if lines[0].endswith("not better, not kept"):
         assert saved_step(folder, "best", refitted=True) is None
     else:
@@ -98,3 +98,28 @@ def test_what_cannot_be_refitted_is_refused_before_training(small_config, monkey
     with pytest.raises(UserError, match="--refit=opq: FAISS is missing; pip install"):
         refit.check(settings, 100)
     refit.check(dataclasses.replace(settings, refit="none"), 3)
+
+
+def test_neighbors_are_folded_into_the_last_layer(tiny_config, photos):
+    from hqc_tf.model import build_model
+
+    trained = build_model(tiny_config(dataset=f"folder:{photos}"))
+    images = catalog.load_images(f"folder:{photos}")
+    before = trained.encode_images(images).embeddings
+    refit.turn_to_neighbors(trained, images)
+    after = trained.encode_images(images).embeddings
+    unit = before / np.linalg.norm(before, axis=1, keepdims=True)
+    # Sixty images, of which each has five neighbors, itself among them.
+    nearest = np.argsort(-(unit @ unit.T), axis=1, kind="stable")[:, :5]
+    means = unit[nearest].mean(axis=1) * np.linalg.norm(before, axis=1).mean()
+    residual = np.square(after - means).sum() / np.square(means - means.mean(0)).sum()
+    assert (
+        residual < 0.2 < np.square(before - means).sum() / np.square(before - before.mean(0)).sum()
+    )
+
+
+def test_neighbors_are_kept_for_their_smaller_error(run):
+    folder, images, held = run
+    lines = refit.refit_workdir(folder, images, held, "neighbors")
+    assert all(line.endswith(": kept") for line in lines)
+    assert error(load(folder, "last"), images) < error(load(folder, "last", refitted=False), images)
