@@ -65,7 +65,9 @@ class ServedEncoder(ServedHead):
         self._networks = saved.kept_objects(network or trained.encoder)
         self._sizes = trained.settings.plain_sizes
         # Stored as a named attribute, the function itself would be saved as well.
-        self._encode_views = lambda views: trained.encode(network(views) if network else views)
+        self._encode_views = lambda views: trained.encode(
+            tf.cast(network(views), tf.float32) if network else views
+        )
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
     def serving_default(self, images: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -95,8 +95,9 @@ def is_pretrained(given: Mapping[str, Any]) -> bool:
 
 
 def _on_features(count, given, features):
-    embedding = config.Config(**{"image_size": _SIDE, "train_backbone": "none"} | given)
     schedule = _schedule(count, _SEEN_OF_FEATURES, given)
+    frozen = {"image_size": _SIDE, "train_backbone": "none"}
+    embedding = config.Config(**frozen | schedule | given)
     own = {name: value for name, value in given.items() if name not in _OF_NETWORK}
     training = config.Config(**schedule | own | {"dataset": f"features:{features}"})
     reasons = [

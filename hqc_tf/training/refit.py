@@ -3,8 +3,8 @@
 Training compares softly quantized embeddings, search compares hard codes. After it, optimized
 product quantization (`baselines.opq`) finds the rotation and the codebooks that lose least of the
 embeddings as they are. The rotation goes into the encoder's last layer, so that export, index and
-search see an encoder and codebooks as before. With `--refit=neighbors` the last layer is fitted anew
-before that (`neighbors`), to images of a kind.
+search see an encoder and codebooks as before. `--refit=neighbors` fits the last layer anew before
+that (`neighbors`), to images of a kind.
 """
 
 import numpy as np
@@ -33,8 +33,8 @@ def check(settings: config.Config, num_images: int) -> None:
         )
     if num_images < settings.num_words:
         raise UserError(
-            f"--refit={settings.refit}: {num_images} training images for {settings.num_words} words a book; "
-            "give more images, or take --refit=none"
+            f"--refit={settings.refit}: {num_images} training images for {settings.num_words} "
+            "words a book; give more images, or take --refit=none"
         )
 
 
