@@ -14,7 +14,7 @@ import tensorflow as tf
 from export import folders
 from export.versions import newest
 from hqc_tf import files
-from hqc_tf.data import features
+from hqc_tf.data import decoding, features
 from hqc_tf.data.batches import raw_batches
 from hqc_tf.data.decoding import MAX_PIXELS, MAX_RATIO, NAMES
 from hqc_tf.data.images import Images
@@ -129,11 +129,19 @@ def _check_network(encoder, images):
 
 
 def read_file(name: str | PathLike) -> bytes:
-    """The contents of a file; UserError where it cannot be read."""
+    """The contents of a file as `decoding.readable` makes them; UserError where it cannot."""
     try:
-        return files.read_regular(name)
+        contents = files.read_regular(name)
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}; name an image file") from error
+    return _readable(name, contents)
+
+
+def _readable(name, contents):
+    try:
+        return decoding.readable(contents)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}; fix or remove it") from error
 
 
 def check_valid(names: Sequence[str], valid: np.ndarray) -> None:
@@ -171,7 +179,10 @@ def _encode_files(encoder, images):
     names = images.paths or images.ids
     for start in range(0, len(names), BATCH):
         rows = slice(start, start + BATCH)
-        contents = [*map(read_file, names[rows])] if images.paths else [*images.contents[rows]]
+        if images.paths:
+            contents = [*map(read_file, names[rows])]
+        else:
+            contents = [*map(_readable, names[rows], images.contents[rows])]
         answer = encoder.signatures["encode_bytes"](image_bytes=tf.constant(contents))
         check_valid(names[rows], answer["valid"].numpy())
         yield answer

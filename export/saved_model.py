@@ -144,6 +144,7 @@ def export_encoder(
         "step": saved_step(workdir, weights),
         "bits": trained.settings.bits,
         "settings": dataclasses.asdict(settings),
+        "decoding": decoding.VERSION,
         "versions": _keras2.versions(),
     }
     with versions.new_version(output, version) as folder:
@@ -173,9 +174,13 @@ def _network_of_features(settings, backbone):
 
 
 def fingerprint(trained: HQC) -> str:
-    """Identifies an encoder: SHA-256, in hexadecimal, of its weights and image sizes."""
+    """Identifies an encoder: SHA-256, in hexadecimal, of its weights and how it reads images."""
     settings = trained.settings
-    digest = hashlib.sha256(f"{settings.image_size} {settings.resize_size}".encode())
+    sizes = f"{settings.image_size} {settings.resize_size}"
+    # Features alone are not decoded.
+    is_decoded = settings.backbone_digest or not settings.feature_width
+    read = f"{sizes} decoding {decoding.VERSION}" if is_decoded else sizes
+    digest = hashlib.sha256(read.encode())
     digest.update(settings.backbone_digest.encode())
     for variable in [*trained.encoder.weights, *trained.quantizer.weights]:
         digest.update(f"{variable.dtype.name} {variable.shape}".encode())

@@ -16,7 +16,7 @@ from export.encode import inputs
 from export.encoder import Encoder, encode_images
 from export.kept import pack
 from hqc_tf.data.decoding import most_images, why_refused
-from hqc_tf.data.folder import LARGE_BYTES, Item, in_batches, overlapped
+from hqc_tf.data.folder import LARGE_BYTES, Item, in_batches, overlapped, readable
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError, printable
 
@@ -87,7 +87,7 @@ def encode_batches(
     """Yields images encoded in order, a few batches at once; they are read as they are encoded."""
     encode = functools.partial(_encode_batch, encoder)
     most = most_images(encoder.manifest["settings"]["image_size"])
-    batches = in_batches(items, min(batch_size, most))
+    batches = in_batches(readable(items), min(batch_size, most))
     return overlapped(encode, batches, ENCODERS, _is_large)
 
 

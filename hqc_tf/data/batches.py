@@ -203,13 +203,17 @@ def raw_batches(images: Images, batch_size: int) -> tf.data.Dataset:
 
 # Both are shared by all data sets of files, so that decoding is traced once.
 _traced_once = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-_decode = _traced_once(decoding.decode_image)
+
+
+@_traced_once
+def _decode(contents):
+    return decoding.decode_image(decoding.made_readable(contents))
 
 
 @_traced_once
 def read_image(path: tf.Tensor) -> tf.Tensor:
-    """The file at string scalar `path` -> uint8 [H, W, 3], as `decoding.decode_image`."""
-    return decoding.decode_image(tf.io.read_file(path))
+    """The file at string scalar `path`, of any format -> uint8 [H, W, 3]."""
+    return _decode(tf.io.read_file(path))
 
 
 def read_pixels(images: Images, row: int) -> np.ndarray:

@@ -4,30 +4,36 @@ TensorFlow's decoders raise an error for a broken file, a graph cannot catch it,
 would fail a server's batch. A tf.data map drops an error together with its element, and decodes in
 parallel as well. The size of the decoded image is read off the header first.
 
-A format is a row of `FORMATS`.
+A format that TensorFlow decodes is a row of `FORMATS`, any other one of `converted.KINDS`, which
+`readable` makes decodable before a graph has it.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 
 from hqc_tf.data import augment
-from hqc_tf.data.bmp import describe, open_bmp
-from hqc_tf.data.gif import decode_gif, open_gif
-from hqc_tf.data.jpeg import MAX_SCANS, decode_jpeg, open_jpeg
-from hqc_tf.data.png import open_png
+from hqc_tf.data.formats import converted, exif
+from hqc_tf.data.formats.bmp import describe, open_bmp
+from hqc_tf.data.formats.gif import decode_gif, open_gif
+from hqc_tf.data.formats.jpeg import MAX_SCANS, decode_jpeg, open_jpeg
+from hqc_tf.data.formats.png import decode_png, open_png
 
-# Enough for today's cameras: 150 MB decoded. TensorFlow lets a PNG of 60 KB unpack to ten times it.
-MAX_PIXELS = 50_000_000
+# Changes with the pixels of any file: 2 turns photos and shows what is transparent over white.
+VERSION = 2
+# Enough for today's cameras and their panoramas: 300 MB decoded. TensorFlow lets a PNG of 60 KB
+# unpack to five times it.
+MAX_PIXELS = 100_000_000
 # Resizing the shorter side enlarges the longer one with it, before the crop.
 MAX_RATIO = 100
 # Files of a request that are decoded at once, however many cores there are.
 PARALLEL = 8
-# But one at a time of more pixels, so that all together have no more than three of the largest.
+# But one at a time of more pixels, so that all together have no more than two of the largest.
 # Most phones' photos have 12.2 million.
-LARGE_PIXELS = MAX_PIXELS // 4
+LARGE_PIXELS = MAX_PIXELS // 8
 # The views of a request take no more, but so many images are always allowed.
 _VIEW_BYTES = 512 * 2**20
 _ALWAYS = 256
@@ -44,8 +50,8 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...]  # endings of file names, lower case
     magic: bytes  # the first bytes of a file
     # File contents, string scalar, to (contents to decode, the two sides of the image, int32 [2],
-    # read off the header); raises, when run, where the header is broken. The contents are empty
-    # where files of the kind are refused.
+    # read off the header, and its EXIF orientation, int32 scalar); raises, when run, where the
+    # header is broken. The contents are empty where files of the kind are refused.
     open: Callable
     decode: Callable  # what `open` gives, string scalar, to uint8 [H, W, 3]
     refused: Callable[[bytes], str]  # which kind was refused, in words
@@ -53,11 +59,11 @@ class Format(NamedTuple):
 
 FORMATS = (
     Format(
-        "JPEG", (".jpg", ".jpeg"), b"\xff\xd8\xff", open_jpeg, decode_jpeg,
+        "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), b"\xff\xd8\xff", open_jpeg, decode_jpeg,
         lambda _: f"JPEG of over {MAX_SCANS} scans",
     ),
     Format(
-        "PNG", (".png",), b"\x89PNG\r\n\x1a\n", open_png, _decode_other,
+        "PNG", (".png",), b"\x89PNG\r\n\x1a\n", open_png, decode_png,
         lambda _: "PNG of too many small chunks, or bytes beyond its pixels",
     ),
     Format("BMP", (".bmp",), b"BM", open_bmp, _decode_other, describe),
@@ -65,8 +71,9 @@ FORMATS = (
         "GIF", (".gif",), b"GIF8", open_gif, decode_gif, lambda _: "GIF of too many small blocks"
     ),
 )  # fmt: skip
-SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
-NAMES = ", ".join(row.name for row in FORMATS[:-1]) + f" or {FORMATS[-1].name}"
+_ALL = *FORMATS, *converted.KINDS
+SUFFIXES = tuple(suffix for row in _ALL for suffix in row.suffixes)
+NAMES = ", ".join(row.name for row in _ALL[:-1]) + f" or {_ALL[-1].name}"
 
 
 def decode_views(
@@ -84,8 +91,8 @@ def decode_views(
     """
     count = tf.size(image_bytes, tf.int64)
 
-    def view(opened):
-        return augment.plain_view(_decode(opened), resize_size, size)
+    def view(opened, orientation):
+        return augment.plain_view(_decode(opened, orientation), resize_size, size)
 
     views = _of_decodable(image_bytes, view, tf.zeros([size, size, 3]))
     # A row after the last, cut off below, so that there always is one to batch.
@@ -102,7 +109,7 @@ def decodable(image_bytes: tf.Tensor) -> tf.Tensor:
     """Which of some image files `decode_image` decodes: string [B], B at least 1 -> bool [B]."""
     count = tf.size(image_bytes, tf.int64)
     # The sum of the pixels, so that no part of the decoding is left out.
-    sums = _of_decodable(image_bytes, lambda file: tf.reduce_sum(_decode(file)), np.uint8(0))
+    sums = _of_decodable(image_bytes, lambda *file: tf.reduce_sum(_decode(*file)), np.uint8(0))
     rows = sums.map(lambda row, _: row).concatenate(tf.data.Dataset.from_tensors(count))
     rows = rows.batch(count + 1).get_single_element()
     return tf.scatter_nd(rows[:, None], tf.ones_like(rows), [count + 1])[:-1] > 0
@@ -111,25 +118,78 @@ def decodable(image_bytes: tf.Tensor) -> tf.Tensor:
 def decode_image(contents: tf.Tensor) -> tf.Tensor:
     """The contents of an image file, string scalar -> uint8 [H, W, 3]; a GIF's first frame.
 
+    Pixels are as a person sees them: turned by the orientation in EXIF data, and over white.
+
     The work is bounded by the pixels and the bytes: what they do not need is not unpacked.
 
     Raises:
         tf.errors.InvalidArgumentError: no image, over `MAX_PIXELS` or `MAX_RATIO`, or of a kind
             that is refused.
     """
-    return _decode(_open_fitting(contents)[0])
+    opened, _, orientation = _open_fitting(contents)
+    return _decode(opened, orientation)
+
+
+def begins_as_image(begin: bytes) -> bool:
+    """Whether the first `converted.HEAD_BYTES` of a file are those of an image."""
+    return _row_of(begin) is not None or converted.kind_of(begin) != ""
+
+
+def readable(contents: bytes) -> bytes:
+    """Contents that `decode_image` decodes, of a file that it does not or that Pillow reads.
+
+    Raises:
+        ValueError: Pillow should read it and cannot, or it is over the limits; in words.
+    """
+    try:
+        image = converted.open_image(contents)
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"too large: over {MAX_PIXELS // 10**6} million pixels") from error
+    if image is None:
+        return contents
+    if not fits(np.array(image.size)):
+        raise ValueError(_too_large(image.size))
+    return converted.to_bmp(image)
+
+
+def grows(contents: bytes) -> bool:
+    """Whether `readable` takes a while, and makes much of the contents of a file."""
+    try:
+        image = converted.open_image(contents)
+    except (ValueError, PIL.Image.DecompressionBombError):
+        return False
+    return image is not None and image.width * image.height > converted.LARGE_PIXELS
+
+
+def made_readable(contents: tf.Tensor) -> tf.Tensor:
+    """`readable` in the graph of a tf.data pipeline, string scalar; empty where it raises."""
+
+    def convert(contents):
+        try:
+            return readable(contents)
+        except ValueError:
+            return b""
+
+    begins = [tf.strings.substr(contents, 0, len(row.magic)) == row.magic for row in FORMATS]
+    made = tf.cond(
+        tf.reduce_any(begins),
+        lambda: contents,
+        lambda: tf.numpy_function(convert, [contents], tf.string),
+    )
+    return tf.ensure_shape(made, [])
 
 
 def decode_known(contents: tf.Tensor) -> tf.Tensor:
     """Image bytes of a source that is known to be sound, string scalar -> uint8 [H, W, 3]."""
-    return _decode(_open(contents)[0])
+    opened, _, orientation = _open(contents)
+    return _decode(opened, orientation)
 
 
 def why_refused(contents: bytes) -> str:
     """Why `decode_image` refuses the contents of a file, in a few words."""
     if not contents:
         return "empty file"
-    row = next((row for row in FORMATS if contents.startswith(row.magic)), None)
+    row = _row_of(contents)
     if row is None:
         return f"no {NAMES} image"
     try:
@@ -140,8 +200,7 @@ def why_refused(contents: bytes) -> str:
     if not opened:
         return row.refused(contents)
     if not fits(sides):
-        limits = f"{MAX_PIXELS // 10**6} million or {MAX_RATIO}:1"
-        return f"sides of {sides[0]} and {sides[1]} pixels, over {limits}"
+        return _too_large(sides)
     return "broken or cut short"
 
 
@@ -156,23 +215,34 @@ def fits(sides: tf.Tensor | np.ndarray) -> tf.Tensor:
     return (shorter > 0) & (longer * shorter <= MAX_PIXELS) & (longer <= MAX_RATIO * shorter)
 
 
+def _row_of(contents):
+    return next((row for row in FORMATS if contents.startswith(row.magic)), None)
+
+
+def _too_large(sides):
+    limits = f"{MAX_PIXELS // 10**6} million or {MAX_RATIO}:1"
+    return f"too large: sides of {sides[0]} and {sides[1]} pixels, over {limits}"
+
+
 def _of_decodable(image_bytes, make, blank):
     """Dataset of (row number, what `make` makes of the opened file), without those that fail.
 
-    `blank` has the shape of what `make` makes.
+    `make` takes the file's orientation too; `blank` has the shape of what it makes.
     """
 
     # Traced once for both.
-    make = tf.function(make, [tf.TensorSpec([], tf.string)], autograph=False)
+    opened_file = [tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)]
+    make = tf.function(make, opened_file, autograph=False)
 
     def make_small(row, contents):
-        opened, pixels = _open_fitting(contents)
+        opened, pixels, orientation = _open_fitting(contents)
         is_large = pixels > LARGE_PIXELS
-        made = tf.cond(is_large, lambda: blank, lambda: make(opened))
-        return row, made, tf.cond(is_large, lambda: opened, lambda: "")
+        made = tf.cond(is_large, lambda: blank, lambda: make(opened, orientation))
+        return row, made, tf.cond(is_large, lambda: opened, lambda: ""), orientation
 
-    def make_large(row, made, left):
-        return row, tf.cond(tf.strings.length(left) > 0, lambda: make(left), lambda: made)
+    def make_large(row, made, left, orientation):
+        is_left = tf.strings.length(left) > 0
+        return row, tf.cond(is_left, lambda: make(left, orientation), lambda: made)
 
     files = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
     small = files.map(make_small, num_parallel_calls=PARALLEL).ignore_errors()
@@ -183,29 +253,32 @@ def _of_decodable(image_bytes, make, blank):
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
 def _look(contents):
     """Both sides, int32 [2], and whether `open` gives contents."""
-    opened, sides = _open(contents)
+    opened, sides, _ = _open(contents)
     return sides, tf.strings.length(opened) > 0
 
 
-def _decode(opened):
+def _decode(opened, orientation):
     image = _by_format(opened, [*(row.decode for row in FORMATS), _decode_other])
-    return tf.ensure_shape(image, [None, None, 3])
+    return tf.ensure_shape(exif.turned(image, orientation), [None, None, 3])
 
 
 def _open(contents):
     """`Format.open` of a file; both sides are 0 where its format is unknown."""
-    unknown = contents, tf.zeros([2], tf.int32)
+    unknown = contents, tf.zeros([2], tf.int32), exif.UPRIGHT
     return _by_format(contents, [*(row.open for row in FORMATS), lambda _: unknown])
 
 
 def _open_fitting(contents):
-    """`Format.open` of a file, "" where it is not within the limits; and its pixels, int64."""
-    opened, sides = _open(contents)
+    """What `Format.open` gives of a file, the first "" where it is not within the limits.
+
+    The second are its pixels, int64.
+    """
+    opened, sides, orientation = _open(contents)
     # A choice, not an assertion: those can be stripped, and the decoder would not wait for one.
     # Between branches, not values: it would copy them.
     opened = tf.cond(fits(sides), lambda: opened, lambda: "")
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
-    return opened, tf.where(tf.strings.length(opened) > 0, pixels, 0)
+    return opened, tf.where(tf.strings.length(opened) > 0, pixels, 0), orientation
 
 
 def _by_format(contents, functions):

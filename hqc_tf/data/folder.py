@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hqc_tf import files
-from hqc_tf.data.decoding import FORMATS, MAX_PIXELS, NAMES, SUFFIXES
+from hqc_tf.data import decoding
+from hqc_tf.data.decoding import MAX_PIXELS, NAMES, SUFFIXES
+from hqc_tf.data.formats.converted import HEAD_BYTES
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, printable
 
@@ -33,6 +35,10 @@ READERS = 8
 # One in so many images of a labeled folder, in the order of names, is a query.
 QUERY_EVERY = 10
 # Folders that systems fill with previews and copies: Synology's, macOS's and the trash of both.
+_HIDDEN_FOLDER, _HIDDEN_IMAGE = "hidden or preview folders", "hidden images"
+_LINK, _NO_SUFFIX = "links to folders found elsewhere", "no suffix and no image"
+# Suffixes that are counted one by one.
+_SUFFIXES_TOLD = 8
 PREVIEWS = ("@eadir", "__macosx", "#recycle", "$recycle.bin")
 
 
@@ -47,29 +53,40 @@ class Item(NamedTuple):
 def walk(root: str | os.PathLike) -> Iterator[str]:
     """Yields the names of images under `root`, relative to it and in order.
 
-    Includes links and folders with such a name, and folders that cannot be read. Links to folders
-    and hidden names are treated as in `match`.
+    Includes links and folders with such a name, folders that cannot be read, and files without a
+    suffix that begin as an image. Links to folders and hidden names are treated as in `match`; a
+    line on stderr says what else there is, by kind.
     """
-    for name in _search(root, ["**", "*"], f"folder:{root}"):
+    left_out = collections.Counter()
+    for name in _search(root, ["**", "*"], left_out):
         # The name of a folder that cannot be read ends with a slash; that of the root is empty.
         if not name or name.endswith("/") or name.lower().endswith(SUFFIXES):
             yield name
+        elif not os.path.isdir(path := pathlib.Path(root, name)):  # noqa: PTH112
+            if not path.suffix and _begins_as_image(path):
+                yield name
+            else:
+                left_out[path.suffix.lower() or _NO_SUFFIX] += 1
+    _tell_left_out(f"folder:{root}", left_out)
 
 
 def match(pattern: str) -> Iterator[str]:
     """Yields the names that match a pattern by the shell's rules, in order; `**` is any depth.
 
-    A link to a folder is followed where that folder is not found without it, so that each is
-    entered once. Hidden names and those of a system's previews match only where the pattern gives
-    their first character; a line on stderr says how many others there are.
+    A suffix matches in any case. A link to a folder is followed where that folder is not found
+    without it, so that each is entered once. Hidden names and those of a system's previews match
+    only where the pattern gives their first character; a line on stderr says how many others there
+    are.
     """
     if os.path.lexists(pattern):  # brackets may be part of a name
         yield pattern
         return
     fixed = fixed_part(pattern)
     parts = [part for part in pattern[len(fixed) :].split("/") if part]
-    found = _search(fixed or ".", parts, pattern)
+    left_out = collections.Counter()
+    found = _search(fixed or ".", parts, left_out)
     yield from sorted(fixed + name for name in found if name and not name.endswith("/"))
+    _tell_left_out(pattern, left_out)
 
 
 def fixed_part(pattern: str) -> str:
@@ -77,12 +94,13 @@ def fixed_part(pattern: str) -> str:
     return pattern[: re.split(r"[*?\[]", pattern)[0].rfind("/") + 1]
 
 
-def _search(root, parts, source):
+def _search(root, parts, left_out):
     """Yields the names below `root` that match the parts of a pattern, and unreadable folders.
 
-    A folder comes before what is in it. No recursion: folders may be thousands deep.
+    A folder comes before what is in it; `left_out` counts what is passed over, by kind. No
+    recursion: folders may be thousands deep.
     """
-    fits = [re.compile(fnmatch.translate(part)).match for part in parts]
+    fits = [_fits(part) for part in parts]
 
     def passed(states, name):
         """How many parts may be passed with `name`, where so many may be before it; both sets."""
@@ -96,7 +114,7 @@ def _search(root, parts, source):
                 states.add(state + 1)
         return states
 
-    top, entered, left_out = os.path.realpath(root), set(), collections.Counter()
+    top, entered = os.path.realpath(root), set()
     stack = [("", widened({0}), True)]
     while stack:
         name, before, is_folder = stack.pop()
@@ -116,12 +134,22 @@ def _search(root, parts, source):
                 given = {s for s in before if s < len(parts) and parts[s][0] == entry.name[0]}
                 states = passed(given, entry.name)
                 if not states and (is_folder or entry.name.lower().endswith(SUFFIXES)):
-                    left_out[is_folder] += 1
+                    left_out[_HIDDEN_FOLDER if is_folder else _HIDDEN_IMAGE] += 1
             if states:
+                left_out[_LINK] += not is_folder and _is_link_to_folder(entry)
                 stack.append((below, states, is_folder))
-    if left_out:
-        counts = f"folders: {left_out[True]}, images: {left_out[False]}"
-        _tell(f"{printable(source)}: left out what is hidden or a system's preview ({counts})")
+
+
+def _fits(part):
+    """Whether a name matches a part of a pattern, its suffix in any case."""
+    stem, dot, suffix = part.rpartition(".")
+    matches = re.compile(fnmatch.translate(stem + dot + suffix.lower())).match
+
+    def fits(name):
+        stem, dot, suffix = name.rpartition(".")
+        return matches(stem + dot + suffix.lower())
+
+    return fits if dot else matches
 
 
 def _enter(folder, entered):
@@ -136,15 +164,37 @@ def _enter(folder, entered):
 
 def _leads_on(entry, top):
     """Whether an entry is a folder to enter: no link to what is found, or leads, below `top`."""
-    # Of a folder that cannot be reached pathlib raises an error.
-    if not entry.is_symlink() or not os.path.isdir(entry):  # noqa: PTH112
+    if not _is_link_to_folder(entry):
         return entry.is_dir(follow_symlinks=False)
     real = pathlib.Path(entry).resolve()
     return not (real.is_relative_to(top) or pathlib.Path(top).is_relative_to(real))
 
 
+def _is_link_to_folder(entry):
+    # Of a folder that cannot be reached pathlib raises an error.
+    return entry.is_symlink() and os.path.isdir(entry)  # noqa: PTH112
+
+
 def _is_hidden(name):
     return name.startswith(".") or name.lower() in PREVIEWS
+
+
+def _begins_as_image(path):
+    try:
+        with files.open_regular(path) as file:
+            return decoding.begins_as_image(file.read(HEAD_BYTES))
+    except OSError:
+        return False
+
+
+def _tell_left_out(source, left_out):
+    """Says how many names are left out: what is hidden, links, then the most frequent suffixes."""
+    first = [(kind, left_out.pop(kind, 0)) for kind in (_HIDDEN_FOLDER, _HIDDEN_IMAGE, _LINK)]
+    rest = left_out.most_common()
+    others = sum(count for _, count in rest[_SUFFIXES_TOLD:])
+    counts = [*first, *rest[:_SUFFIXES_TOLD], ("other files", others)]
+    if said := ", ".join(f"{kind}: {count}" for kind, count in counts if count):
+        _tell(printable(f"{source}: left out ({said})"))
 
 
 @functools.cache
@@ -173,13 +223,27 @@ def _read_item(root, name, most):
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
                 return Item(name, b"", f"{size} bytes, over {MAX_FILE_BYTES}")
-            if size > LARGE_BYTES:
-                first = os.pread(file.fileno(), 8, 0)
-                if not first.startswith(tuple(row.magic for row in FORMATS)):
-                    return Item(name, b"", f"no {NAMES} image")
+            head = os.pread(file.fileno(), HEAD_BYTES, 0)
+            if size > LARGE_BYTES and not decoding.begins_as_image(head):
+                return Item(name, b"", f"no {NAMES} image")
             return Item(name, file.read()) if size <= most else None
     except OSError as error:
         return Item(name, b"", error.strerror)
+
+
+def readable(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields items in order, those that only Pillow reads in a form that TensorFlow decodes."""
+
+    def read(item):
+        try:
+            return item._replace(contents=decoding.readable(item.contents))
+        except ValueError as error:
+            return Item(item.id, b"", str(error))
+
+    def is_large(item):
+        return len(item.contents) > LARGE_BYTES or decoding.grows(item.contents)
+
+    return overlapped(read, items, READERS, is_large)
 
 
 def in_batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:

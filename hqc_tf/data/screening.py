@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from hqc_tf.data import catalog, decoding, pictures
-from hqc_tf.data.folder import Item, in_batches
+from hqc_tf.data.folder import Item, in_batches, readable
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
@@ -43,7 +43,7 @@ def screen(
     `count`, the number of items if it is known, and `label` are for the progress bar.
     """
     with tqdm(total=count, desc=label, unit="image", disable=None) as progress:
-        for batch in in_batches(items, _BATCH):
+        for batch in in_batches(readable(items), _BATCH):
             fits = decoding.decodable([item.contents for item in batch]).numpy()
             for item, fit in zip(batch, fits, strict=True):
                 if not fit:

@@ -174,7 +174,9 @@ def test_another_encoder_than_the_index_s_is_refused(address, files):
 def test_errors_name_the_file(address, files, tmp_path):
     served = client.connect(address, "hqc", deadline=60)
     (tmp_path / "note.jpg").write_text("no image")
-    with pytest.raises(UserError, match="^[^ ]*note.jpg: not a JPEG, PNG, BMP or GIF image"):
+    with pytest.raises(
+        UserError, match="^[^ ]*note.jpg: not a JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image"
+    ):
         [*client.encode_files(served, [*files[:2], tmp_path / "note.jpg"])]
     with pytest.raises(UserError, match="none.jpg: No such file"):
         [*client.encode_files(served, [tmp_path / "none.jpg"])]

@@ -205,7 +205,9 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
 def test_a_file_that_is_no_image_is_named(exported, photos, tmp_path):
     (tmp_path / "note.png").write_text("no image")
     names = [str(path) for path in [*photos.rglob("*.png")][:3]] + [str(tmp_path / "note.png")]
-    with pytest.raises(UserError, match="^[^ ]*note.png: not a JPEG, PNG, BMP or GIF image"):
+    with pytest.raises(
+        UserError, match="^[^ ]*note.png: not a JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image"
+    ):
         encode_images(load_encoder(exported), Images.of_files(names))
     images = Images.of_files([tmp_path / "none.png"], ["none"])
     with pytest.raises(UserError, match="none.png: No such file"):

@@ -55,12 +55,12 @@ def write_odd(folder, photos):
         "headless.jpg": "broken or cut short before its size",
         "corrupt.png": "broken or cut short",
         "empty.jpg": "empty file",
-        "page.jpg": "no JPEG, PNG, BMP or GIF image",
+        "page.jpg": "no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image",
         "folder.jpg": "Is a directory",
         "dangling.jpg": "No such file or directory",
         "unreadable.jpg": "Input/output error",
         "pipe.png": "no regular file",
-        "too wide.png": "sides of 30000 and 299 pixels, over 50 million or 100:1",
+        "too wide.png": "too large: sides of 30000 and 299 pixels, over 100 million or 100:1",
     }
     return sorted(good), bad
 

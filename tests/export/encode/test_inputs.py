@@ -330,7 +330,10 @@ def test_large_files_are_read_one_at_a_time(tmp_path, monkeypatch):
             f"{row}.jpg" for row in range(number + 1)
         ]
     last = next(items)
-    assert (last.contents, last.reason) == (b"", "no JPEG, PNG, BMP or GIF image")
+    assert (last.contents, last.reason) == (
+        b"",
+        "no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image",
+    )
 
 
 def test_a_large_file_is_alone_in_its_batch_and_encoded_alone(monkeypatch):

@@ -441,7 +441,7 @@ def test_bad_images_are_left_out_and_named(encoder, photos, tmp_path):
     arguments = f"--saved_model={encoder.path}", f"--dataset=folder:{folder}"
     done = commands.run("export.index", *arguments, f"--output={tmp_path}/index")
     assert done.status == 0 and ": 60 images at 4 bits" in done.stdout
-    assert "left out: a.jpg: no JPEG, PNG, BMP or GIF image" in done.stderr
+    assert "left out: a.jpg: no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image" in done.stderr
     found = load_index(tmp_path / "index")
     images = catalog.load_images(f"folder:{photos}")
     assert [unpack_id(name) for name in found.ids.to_pylist()] == images.ids

@@ -9,7 +9,7 @@ import pytest
 from hqc_tf.data import catalog
 from hqc_tf.data.folder import match, walk
 from hqc_tf.errors import UserError
-from tests.support.pixels import random_pixels, write_images
+from tests.support.pixels import encode, random_pixels, write_images
 
 
 def labeled_folder(folder, counts):
@@ -70,7 +70,9 @@ def test_missing_folder_is_refused(tmp_path):
 def test_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "looks_like.png").mkdir()
-    with pytest.raises(UserError, match="no image in it or below; put .jpg, .jpeg, .png, .bmp"):
+    with pytest.raises(
+        UserError, match="no image in it or below; put .jpg, .jpeg, .jpe, .jfif, .png"
+    ):
         catalog.load_images(f"folder:{tmp_path}")
 
 
@@ -92,7 +94,7 @@ def test_hidden_names_and_previews_are_left_out_and_counted(tmp_path, capsys):
     hidden = [".ipynb_checkpoints/0-checkpoint.jpg", "a/@eaDir/0.jpg", "a/._0.jpg"]
     write_all(tmp_path, [*names, *hidden, "__MACOSX/a/0.jpg", "b/.DS_Store"])
     assert both(tmp_path) == names
-    said = "left out what is hidden or a system's preview (folders: 3, images: 1)\n"
+    said = "left out (hidden or preview folders: 3, hidden images: 1)\n"
     # Once each, however often they are read.
     assert capsys.readouterr().err == f"{tmp_path}/**/*.jpg: {said}folder:{tmp_path}: {said}"
     assert catalog.load_images(f"folder:{tmp_path}").label_names == ["a", "b"]
@@ -103,10 +105,56 @@ def test_hidden_names_and_previews_are_left_out_and_counted(tmp_path, capsys):
     assert [*match(f"{tmp_path}/*/@*/*")] == [f"{tmp_path}/a/@eaDir/0.jpg"]
 
 
-def test_nothing_is_said_where_nothing_is_hidden(tmp_path, capsys):
-    write_all(tmp_path, ["a/0.jpg", "b.txt"])
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
+    write_all(tmp_path, ["a/0.jpg"])
     assert both(tmp_path) == ["a/0.jpg"]
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_left_out_is_counted_by_kind_in_a_line(tmp_path, capsys):
+    names = ["0.jpg", "1.JFIF", "2.jpe", "3.webp", "4.Avif", "5.tif", "6.TIFF", "7.heic"]
+    others = ["b.txt", "c.TXT", "a.mov", "Thumbs.db", "README", ".x.png", ".DS_Store", "d.txt~"]
+    write_all(tmp_path, [*names, *others])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "again").symlink_to("sub")
+    for _ in range(2):
+        assert [*walk(tmp_path)] == names
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(f"folder:{tmp_path}: left out (hidden images")
+    found = dict(part.rsplit(": ", 1) for part in said[said.index("(") + 1 : -2].split(", "))
+    assert found == {
+        "hidden images": "1", "links to folders found elsewhere": "1", ".txt": "2", ".mov": "1",
+        ".db": "1", "no suffix and no image": "1", ".txt~": "1",
+    }  # fmt: skip
+
+
+def test_of_many_kinds_the_most_frequent_are_named(tmp_path, capsys):
+    write_all(tmp_path, [*(f"{kind}.x{kind}" for kind in range(12)), "again.x7", "0.jpg"])
+    assert [*walk(tmp_path)] == ["0.jpg"]
+    said = capsys.readouterr().err
+    assert "left out (.x7: 2, " in said and said.endswith("other files: 4)\n")
+
+
+def test_a_file_without_a_suffix_is_an_image_where_it_begins_as_one(tmp_path, photo):
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"):
+        (tmp_path / f"a {kind}").write_bytes(encode(photo, kind))
+        (tmp_path / f"{kind}.bin").write_bytes(encode(photo, kind))
+    write_all(tmp_path, ["notes", "folder/notes"])
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("none")
+    found = [*walk(tmp_path)]
+    assert len(found) == 7 and {name[:2] for name in found} == {"a "}
+    assert [*match(f"{tmp_path}/a*")] == [f"{tmp_path}/{name}" for name in found]
+
+
+def test_suffixes_of_a_pattern_match_in_any_case(tmp_path):
+    write_all(tmp_path, ["a.jpg", "b.JPG", "c.Jpg", "D.jpg", "e.jpeg", "Jpg"])
+    for pattern, found in {
+        "*.jpg": "abcD", "*.JPG": "abcD", "**/*.jp*g": "abcDe", "[a-c].jpG": "abc", "d.*": "",
+        "*.[jJ][Pp][gG]": "abcD", "jpg": "",
+    }.items():  # fmt: skip
+        names = [name.removeprefix(f"{tmp_path}/")[0] for name in match(f"{tmp_path}/{pattern}")]
+        assert sorted(names) == sorted(found), pattern
 
 
 def test_a_folder_is_entered_once_however_many_links_lead_to_it(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf.data import decoding, jpeg
+from hqc_tf.data import decoding
+from hqc_tf.data.formats import jpeg
 from tests.support.pixels import encode
 
 decode_image = tf.function(

@@ -7,13 +7,15 @@ field; then, where there are at most 8 bits a pixel, a palette of blue, green, r
 import numpy as np
 import tensorflow as tf
 
+from hqc_tf.data.formats import exif
+
 _GRAYS = bytes(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1) * np.uint8([1, 1, 1, 0]))
 # Where blue, green and red of 32 bits are, as a header that gives these says it.
 _MASKS = np.array([0xFF0000, 0xFF00, 0xFF], "<u4").tobytes()
 
 
-def open_bmp(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The file string `contents` and its sides, int32 [2].
+def open_bmp(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
+    """The file string `contents`, its sides, int32 [2], and that it is upright.
 
     An empty string for what is not plain colors of 24 or 32 bits, or all 256 grays of 8 bits.
     """
@@ -35,7 +37,7 @@ def open_bmp(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     known &= header >= 40
     # The height is negative where the top row comes first.
     sides = tf.abs(tf.io.decode_raw(tf.strings.substr(contents, 18, 8), tf.int32))
-    return tf.where(known, contents, ""), sides
+    return tf.where(known, contents, ""), sides, exif.UPRIGHT
 
 
 def describe(contents: bytes) -> str:

@@ -6,20 +6,23 @@ each with a head of its own and a chain of blocks that an empty block ends.
 
 import tensorflow as tf
 
+from hqc_tf.data.formats import exif
+
 # Steps to the end of the first frame, and blocks of one length passed in one step. Encoders fill
 # all blocks but the last: an image of 75 MB takes 1,200 steps.
 _STEPS = 2**13
 _STRIDE = 256
 
 
-def open_gif(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def open_gif(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
     """The first frame of the file string `contents` as a file, and the sides of its canvas.
 
-    The file has no extensions, so all pixels of the frame have a color. Its background color is
-    the one that Pillow gives the canvas beside the frame: the transparent one, else the first.
+    The file has no extensions, so all pixels of the frame have a color; that of transparent ones is
+    white. Its background color is the one that Pillow gives the canvas beside the frame: the
+    transparent one, else the first.
 
     Returns:
-        (string scalar, int32 [2]); an empty string where there are over `_STEPS` steps.
+        (string scalar, int32 [2], upright); an empty string where there are over `_STEPS` steps.
     """
     begin, end, transparent = _first_frame(tf.io.decode_raw(contents, tf.uint8))
     background = tf.where(transparent > 0, tf.strings.substr(contents, transparent, 1), "\0")
@@ -28,7 +31,25 @@ def open_gif(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     head += tf.strings.substr(contents, 12, 1 + colors)
     # Where there is none, its box is zeros.
     frame = tf.where(end > 0, tf.strings.substr(contents, begin, end - begin), bytes(10))
-    return tf.where(end > 0, head + frame + ";", ""), _canvas(contents, _box(frame))
+    own = _table_bytes(_byte(frame, 9))
+    place = tf.where(transparent > 0, 3 * tf.cast(_byte(background, 0), tf.int32), 2**30)
+    opened = tf.where(
+        own > 0,
+        head + _with_white(frame, 10 + place, 10 + own),
+        _with_white(head, 13 + place, 13 + colors) + frame,
+    )
+    opened = tf.where(end > 0, opened + ";", "")
+    return opened, _canvas(contents, _box(frame)), exif.UPRIGHT
+
+
+def _with_white(text, place, end):
+    """Text whose color at `place` is white, where that is in a table that ends at `end`."""
+    within = place < end
+    place = tf.where(within, place, 0)
+    white = (
+        tf.strings.substr(text, 0, place) + b"\xff\xff\xff" + tf.strings.substr(text, place + 3, -1)
+    )
+    return tf.where(within, white, text)
 
 
 def decode_gif(contents: tf.Tensor) -> tf.Tensor:

@@ -10,9 +10,10 @@ import PIL.ImageCms
 import pytest
 import tensorflow as tf
 
-from hqc_tf.data import decoding, png
+from hqc_tf.data import decoding
+from hqc_tf.data.formats import png
 from tests.support import serving
-from tests.support.pixels import encode
+from tests.support.pixels import encode, over_white
 
 decode_image = tf.function(
     decoding.decode_image, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
@@ -86,7 +87,8 @@ def test_what_says_nothing_of_pixels_changes_none(photo, mode):
     unknown = chunk(b"vpAg", b"anything") + chunk(b"fdAT", bytes(9))
     contents = head + gamma + rest + chunk(b"IDAT", pixels) + unknown + after
     plain = image if mode != "I;16" else PIL.Image.fromarray(photo).convert("L")
-    np.testing.assert_array_equal(decode(contents), plain.convert("RGB"))
+    shown = plain if mode == "I;16" else PIL.Image.open(file)
+    np.testing.assert_array_equal(decode(contents), over_white(shown))
 
 
 @pytest.mark.parametrize("lengths", [[1], [7, 1, 2, 1, 30, 64], [0, 5, 0, 0, 9], [10**6]])
@@ -143,8 +145,41 @@ def test_what_is_needed_and_unknown_and_what_ends_early_is_refused(photo):
 def test_a_small_file_is_decoded_as_it_is(photo, monkeypatch):
     contents = encode(photo, "PNG")
     monkeypatch.setattr(png, "_SMALL_BYTES", len(contents) + 1)
-    monkeypatch.setattr(png, "_without_ancillary", lambda *_: tf.constant(""))
+    monkeypatch.setattr(png, "_without_ancillary", lambda *_: (tf.constant(""), 1))
     np.testing.assert_array_equal(decoding.decode_image(tf.constant(contents)), photo)
     monkeypatch.setattr(png, "_SMALL_BYTES", len(contents))
     with pytest.raises(tf.errors.InvalidArgumentError):
         decoding.decode_image(tf.constant(contents))
+
+
+def test_transparent_pixels_are_shown_over_white(photo):
+    """Every level of every alpha, palettes and keys, small and large files."""
+    alpha, color = np.meshgrid(np.arange(256), np.arange(256))
+    levels = PIL.Image.fromarray(np.stack([color, 255 - color, 0 * color, alpha], -1).astype("u1"))
+    image = PIL.Image.fromarray(photo)
+    gray, palette = image.convert("L"), image.quantize(16)
+    grays = gray.point(lambda value: value // 64 * 64)
+    cases = [
+        (levels, {}),
+        (levels.convert("LA"), {}),
+        (palette, {"transparency": 3}),
+        (palette, {"transparency": bytes(range(0, 256, 16))}),
+        (grays, {"transparency": 64}),
+        (image, {"transparency": tuple(map(int, photo[5, 5]))}),
+        (gray.convert("1"), {"transparency": 0}),
+    ]
+    for image, options in cases:
+        file = io.BytesIO()
+        image.save(file, "PNG", **options)
+        shown = over_white(PIL.Image.open(file))
+        np.testing.assert_array_equal(decode(file.getvalue()), shown)
+        assert (shown != image.convert("RGB")).any()
+
+
+def test_hidden_colors_decide_nothing_and_blocks_meet(photo, monkeypatch):
+    monkeypatch.setattr(png, "_BLENDED", 100)
+    alpha = np.where(photo[..., :1] > 99, 255, 0).astype(np.uint8)
+    hidden = [np.concatenate([np.where(alpha, photo, x), alpha], -1) for x in (photo, 7, 255)]
+    found = [decoding.decode_image(encode(x.astype(np.uint8), "PNG")).numpy() for x in hidden]
+    np.testing.assert_array_equal(found[0], np.where(alpha, photo, 255))
+    np.testing.assert_array_equal(found[1:], found[:1] * 2)

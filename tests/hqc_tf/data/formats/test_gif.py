@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from hqc_tf.data import decoding
-from tests.support.pixels import encode
+from tests.support.pixels import encode, over_white
 
 decode_image = tf.function(
     decoding.decode_image, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
@@ -61,7 +61,7 @@ def canvas(contents, size, corner, transparent=None):
 
 
 def pillow(contents):
-    return np.asarray(PIL.Image.open(io.BytesIO(contents)).convert("RGB"))
+    return over_white(PIL.Image.open(io.BytesIO(contents)))
 
 
 @pytest.mark.parametrize("transparent", [None, 0, 9, 255])
@@ -81,13 +81,34 @@ def test_the_canvas_of_the_first_frame_equals_pillow(photo, size, corner, transp
     np.testing.assert_array_equal(decoded, pillow(contents))
 
 
-def test_transparent_pixels_have_the_color_that_pillow_gives(photo):
+def test_transparent_pixels_are_white_and_the_others_as_they_are(photo):
     image = PIL.Image.fromarray(photo).quantize(4)
     file = io.BytesIO()
     image.save(file, "GIF", transparency=2)
-    contents = file.getvalue()
-    assert (np.asarray(image) == 2).sum() > 20
-    np.testing.assert_array_equal(decode_image(tf.constant(contents)), image.convert("RGB"))
+    hidden = np.asarray(image) == 2
+    assert hidden.sum() > 20
+    # A visible color may be the hidden one.
+    image.putpalette(np.uint8([[9, 9, 9], [9, 9, 9], [9, 9, 9], [80, 1, 2]]).tobytes())
+    alike = io.BytesIO()
+    image.save(alike, "GIF", transparency=2, optimize=False)
+    for contents in (file.getvalue(), alike.getvalue()):
+        decoded = decode_image(contents).numpy()
+        np.testing.assert_array_equal(decoded, pillow(contents))
+        assert (decoded[hidden] == 255).all() and (decoded[~hidden] < 255).any()
+
+
+def test_a_transparent_color_in_a_table_of_the_frame(photo):
+    file = io.BytesIO()
+    PIL.Image.fromarray(photo).quantize(256).save(file, "GIF")
+    contents = canvas(file.getvalue(), (60, 50), (5, 7), 9)
+    begin = contents.index(b"\x2c\x05\0\x07\0")
+    table = contents[13 : 13 + 768]
+    control, frame = contents[13 + 768 : begin], contents[begin:]
+    head = contents[:10] + b"\x70" + contents[11:13]
+    local = head + control + frame[:9] + bytes([frame[9] | 0x87]) + table + frame[10:]
+    decoded = decode_image(local).numpy()
+    np.testing.assert_array_equal(decoded, pillow(local))
+    np.testing.assert_array_equal(decoded, decode_image(contents))
 
 
 def test_the_pixels_of_the_canvas_count(monkeypatch):
@@ -95,7 +116,7 @@ def test_the_pixels_of_the_canvas_count(monkeypatch):
     contents = canvas(frame, (60_000, 60_000), (0, 0))
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode_image(tf.constant(contents))
-    said = "sides of 60000 and 60000 pixels, over 50 million or 100:1"
+    said = "too large: sides of 60000 and 60000 pixels, over 100 million or 100:1"
     assert decoding.why_refused(contents) == said
 
 
