@@ -67,6 +67,19 @@ def load_encoder(path: str | PathLike) -> Encoder:
     return Encoder(path, manifest, codebooks, loaded)
 
 
+def load_encoder_of(index: Mapping[str, Any], path: str | PathLike = "") -> Encoder:
+    """The encoder that an index's manifest names; `path`, `--saved_model`, is where it is now.
+
+    UserError as of `load_encoder`, and where it has moved and no path is given.
+    """
+    own = index["encoder"]["path"]
+    if not (path or pathlib.Path(own).is_dir()):
+        raise UserError(
+            f"{own}: the index's encoder is no longer there; give --saved_model=DIR, where it is"
+        )
+    return load_encoder(path or own)
+
+
 def read_manifest(version: str | PathLike) -> dict[str, Any]:
     """The manifest of the encoder in folder `version`.
 

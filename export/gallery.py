@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from export.arrays import unpack_id
-from export.encoder import Encoder, encode_images, load_encoder
+from export.encoder import Encoder, encode_images, load_encoder_of
 from export.index import Index, load_index
 from hqc_tf import commands, files, metrics
 from hqc_tf.data import catalog, pictures, screening
@@ -160,7 +160,7 @@ def main(paths: list[str]) -> None:
     if catalog.parse(values.dataset).kind == "features":
         raise UserError(f"--dataset={values.dataset}: has no pictures; take export.search")
     index = load_index(values.index)
-    encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
+    encoder = load_encoder_of(index.manifest, values.saved_model)
     if paths:
         queries = Images.of_files(paths)
     else:

@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 from export.arrays import map_array
 from export.encode import streaming
-from export.encoder import Encoder, encode_features, encode_images, load_encoder
+from export.encoder import Encoder, encode_features, encode_images, load_encoder_of
 from export.index import Index, load_index
 from export.index.collection import read_ids
 from export.index.neighbors import RESCORED
@@ -236,16 +236,15 @@ def _found(values, paths):
     options["within"] = _subset(index, values.within, values.without)
     default = min(index.default_rescore, values.rerank or RESCORED)
     options["rescore"] = default if values.rescore is None else values.rescore
-    path = values.saved_model or index.manifest["encoder"]["path"]
+    load = functools.partial(load_encoder_of, index.manifest, values.saved_model)
     if values.embeddings:
-        load = functools.partial(load_encoder, path)
         return search_embeddings(index, values.embeddings, values.k, load, **options)
     if values.server:
         from export import client
 
         served = client.connect(values.server, values.model, values.deadline)
         return search_with_server(index, served, paths, values.k, **options)
-    encoder = load_encoder(path)
+    encoder = load()
     if values.dataset:
         bad = values.data_dir, values.on_bad_image
         return search_dataset(index, encoder, values.dataset, values.k, *bad, **options)

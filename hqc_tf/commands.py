@@ -1,9 +1,12 @@
 """Runs a command: flags, one-line errors and exit status, and --help with flags by theme."""
 
 import argparse
+import ast
 import contextlib
 import functools
 import os
+import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -18,6 +21,9 @@ OWN = "this command"
 _MAX_WIDTH_CHARACTERS = 100
 # Where the texts of flags begin at the latest; a longer name has a line of its own.
 _COLUMN = 26
+# What a command reads; of two absl would take the last.
+_GIVEN_ONCE = "dataset", "input", "codes", "index", "embeddings", "remove"
+_FILE_KINDS = "folder:", "tfrecord:", "features:"
 _END = "--flagfile=FILE takes flags from a file, one a line; --helpfull lists all flags."
 
 
@@ -32,7 +38,9 @@ def run(main: Callable[[list[str]], object], takes_arguments: bool = False) -> N
     def parse(argv):
         define(config.themes())
         try:
+            _check_given_once(argv[1:])
             argv = config.read_flags(flags.FLAGS, argv)
+            _expand_paths(flags.FLAGS)
             if argv[1:] and not takes_arguments:
                 raise UserError(_not_a_flag(argv[1]))
             return argv
@@ -71,6 +79,62 @@ def run(main: Callable[[list[str]], object], takes_arguments: bool = False) -> N
         for stream in (sys.stdout, sys.stderr)
     )
     app.run(guarded, flags_parser=parse)
+
+
+def list_commands(package: str, folder: pathlib.Path) -> None:
+    """Prints a line for each command of a package in `folder`, by its docstring; ends with 0 or 2.
+
+    A word on the command line that asks for no help is an error, with status 2.
+    """
+    wrong = [word for word in sys.argv[1:] if word.lstrip("-") not in ("h", "help", "helpshort")]
+    if wrong:
+        _stop(f"{wrong[0]}: no flag of this command; write python -m {package}.NAME --FLAG=VALUE")
+    paths = {path.stem: path for path in folder.glob("*.py")}
+    paths |= {path.parent.name: path for path in folder.glob("*/__main__.py")}
+    texts = {name: path.read_text() for name, path in paths.items() if name != "__main__"}
+    about = {
+        name: ast.get_docstring(ast.parse(text)).partition("\n")[0]
+        for name, text in sorted(texts.items())
+        if 'if __name__ == "__main__":' in text
+    }
+    width = max(map(len, about))
+    for name, line in about.items():
+        # The command itself follows in most.
+        print(f"python -m {package}.{name:{width}}  {re.split(r'[:,]? ?`|[.]$', line)[0]}")
+    print("\nEach takes --help.")
+
+
+def _check_given_once(words):
+    """UserError where a flag of what is read is given twice, not in a flagfile but by hand."""
+    names = [re.match(r"--?(\w+)", word) for word in words[: (*words, "--").index("--")]]
+    for name in _GIVEN_ONCE:
+        count = sum(bool(found) and found[1] == name for found in names)
+        if count > 1:
+            raise UserError(
+                f"--{name}: given {count} times, and only the last would count; give one: a folder "
+                "above all of them, or a pattern; export.index --append joins indexes"
+            )
+
+
+def _expand_paths(values):
+    """Replaces ~ and $VARIABLE in the flags, which a shell leaves where a word begins otherwise."""
+    for name in values:
+        flag = values[name]
+        if flag.present and isinstance(flag.value, str):
+            flag.value = _expanded(name, flag.value)
+
+
+def _expanded(name, text):
+    kind = next((kind for kind in _FILE_KINDS if text.startswith(kind)), "")
+    path = text.removeprefix(kind)
+    if os.path.lexists(path):
+        return text
+    path = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
+    if unset := re.search(r"\$(\w+|\{\w+\})", path):
+        raise UserError(
+            f"--{name}={text}: the environment has no {unset[0]}; set it, or give the path itself"
+        )
+    return kind + path
 
 
 def _not_a_flag(word):
@@ -119,8 +183,8 @@ class HelpFlag(flags.BooleanFlag):
 
 
 def define(themes: Mapping[str, str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines --help, -? and --helpshort, after absl has defined its own."""
-    for name, short_name in (("help", "?"), ("helpshort", None)):
+    """Defines --help, -?, -h and --helpshort, after absl has defined its own."""
+    for name, short_name in (("help", "?"), ("h", None), ("helpshort", None)):
         flags.DEFINE_flag(HelpFlag(name, short_name, themes), flag_values)
 
 

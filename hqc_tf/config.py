@@ -6,6 +6,7 @@ rule. Layers, losses and data code take values and never read a flag.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -410,6 +411,14 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """
     try:
         rest = values([argv[0], *_expanded(values, argv[1:])])
+    except flags.IllegalFlagValueError as error:
+        missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
+        if not missing:
+            raise UserError(f"{error}; fix the flag or its file") from error
+        # A folder's help says so.
+        kinds = {name: "DIR" if "folder" in values[name].help else "VALUE" for name in missing}
+        give = " and ".join(f"--{name}={kind}" for name, kind in kinds.items())
+        raise UserError(f"missing: give {give}") from error
     except (flags.Error, UnicodeDecodeError, RecursionError) as error:
         reason = "a flagfile is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise UserError(f"{reason}; fix the flag or its file") from error

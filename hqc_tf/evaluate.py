@@ -211,14 +211,15 @@ def show(results: list[Result]) -> None:
 def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("workdir", None, "folder that a training left", required=True)
+    flags.DEFINE_string("dataset", None, "folder:PATH where the photos are now, if they moved")
     flags.DEFINE_string("data_dir", None, "where the data is now, if it moved since training")
     flags.DEFINE_enum("distance", None, config.DISTANCES, "asymmetric distance, if not the run's")
     flags.DEFINE_integer("top_k", None, "R of mAP@R, results per query, if not the run's")
     flags.DEFINE_bool("untrained", False, "evaluate the network before its training too")
 
 
-def _report_other_files(workdir):
-    dataset = read_settings(workdir).dataset
+def _report_other_files(workdir, dataset):
+    dataset = dataset or read_settings(workdir).dataset
     changes = inputs.describe_changes(dataset, read_files(workdir), rejected_ids(workdir))
     if changes:
         # Which images are held out follows from the list of all.
@@ -228,9 +229,9 @@ def _report_other_files(workdir):
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    names = ("data_dir", "distance", "top_k")
+    names = ("dataset", "data_dir", "distance", "top_k")
     changed = {name: values[name].value for name in names if values[name].value is not None}
-    _report_other_files(values.workdir)
+    _report_other_files(values.workdir, values.dataset)
     results = evaluate_workdir(values.workdir, **changed)
     if values.untrained:
         settings = dataclasses.replace(read_settings(values.workdir), **changed)

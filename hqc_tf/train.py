@@ -25,6 +25,7 @@ from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
 from hqc_tf.workdir import (
     FILES,
+    FLAGFILE,
     REJECTS,
     STATES,
     Folder,
@@ -36,6 +37,7 @@ from hqc_tf.workdir import (
     read_files,
     read_metrics,
     read_rejects,
+    read_settings,
     write_files,
     write_rejects,
     write_settings,
@@ -67,8 +69,10 @@ def train_and_evaluate(
     """
     files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
-    settings = _with_network(_with_features(_with_worthwhile_precision(settings)))
+    settings = _from_anywhere(_with_worthwhile_precision(settings))
+    settings = _with_network(_with_features(settings))
     check_settings(workdir, settings)
+    _check_moved(settings, workdir)
     # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
         return results
@@ -76,6 +80,23 @@ def train_and_evaluate(
     distribute.check_batch(strategy, settings.batch_size)
     with claim(workdir) if distribute.is_chief(strategy) else contextlib.nullcontext():
         return _train(settings, workdir, strategy, callbacks)
+
+
+def _from_anywhere(settings):
+    """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
+    data_dir = settings.data_dir and str(pathlib.Path(settings.data_dir).absolute())
+    return dataclasses.replace(
+        settings, dataset=catalog.absolute(settings.dataset), data_dir=data_dir
+    )
+
+
+def _check_moved(settings, workdir):
+    """UserError where a run's folder is given in another place, and its files are others."""
+    if not (workdir / FLAGFILE).exists():
+        return
+    if catalog.absolute(read_settings(workdir).dataset) != settings.dataset:
+        ids = frozenset(reject.id for reject in read_rejects(workdir))
+        inputs.check_files(settings.dataset, read_files(workdir), ids)
 
 
 def _train(settings, workdir, strategy, callbacks):

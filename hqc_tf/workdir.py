@@ -24,6 +24,7 @@ import msgspec
 import tensorflow as tf
 
 from hqc_tf import config, distribute, files, model, numerics
+from hqc_tf.data import catalog
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError, naming_damage
 
@@ -220,12 +221,20 @@ def read_settings(workdir: Folder) -> config.Config:
 
 
 def check_settings(workdir: Folder, settings: config.Config) -> None:
-    """Raises `UserError` where `workdir` has other settings; only the data may have moved."""
+    """Raises `UserError` where `workdir` has other settings; only the data may have moved.
+
+    Of a folder that has moved the run's list of files decides, which the caller compares.
+    """
     if not pathlib.Path(workdir, FLAGFILE).exists():
         return
-    before, now = dataclasses.asdict(read_settings(workdir)), dataclasses.asdict(settings)
+    before, now = (
+        dataclasses.asdict(each) | {"dataset": catalog.absolute(each.dataset)}
+        for each in (read_settings(workdir), settings)
+    )
+    folders = all(each["dataset"].startswith("folder:") for each in (before, now))
+    may_move = {"data_dir"} | ({"dataset"} if folders and read_files(workdir) else set())
     for name in before:
-        if before[name] != now[name] and name != "data_dir":
+        if before[name] != now[name] and name not in may_move:
             raise UserError(
                 f"--workdir={workdir}: made with --{name}={before[name]}, not {now[name]}; "
                 f"take another --workdir, or --flagfile={pathlib.Path(workdir, FLAGFILE)}"

@@ -27,12 +27,12 @@ ROWS = [
     {"hqc_tf.baselines"},
     {"hqc_tf.workdir"},
     {"hqc_tf.training"},
-    {"hqc_tf.embed", "hqc_tf.train", "hqc_tf.evaluate", "hqc_tf.report"},
+    {"hqc_tf.embed", "hqc_tf.train", "hqc_tf.evaluate", "hqc_tf.report", "hqc_tf.__main__"},
     {"export", "export.arrays", "export.folders", "export.kept", "export.versions"},
     {"export.codes", "export.encoder", "export.saved_model"},
     {"export.encode", "export.index"},
     {"export.search", "export.searcher", "export.gallery", "export.client", "export.duplicates"},
-    {"export.browse"},
+    {"export.browse", "export.__main__"},
     # Its name is users'; it runs what both packages have.
     {"hqc_tf.collection"},
 ]

@@ -30,8 +30,9 @@ def main(arguments: list[str]) -> None:
     if values.update:
         _update(values, encoder)
         return
-    options = values.num_shards, values.data_dir, values.image_feature, values.id_feature
-    plan = inputs.make_plan(values.input, values.output, *options)._replace(keep=values.keep)
+    names = "num_shards", "data_dir", "image_feature", "id_feature", "id_prefix"
+    options = {name: values[name].value for name in names}
+    plan = inputs.make_plan(values.input, values.output, **options)._replace(keep=values.keep)
     folder = pathlib.Path(values.output).absolute()
     began = time.monotonic()
     try:
@@ -46,7 +47,7 @@ def _update(values, encoder):
     if values.runner != "local":
         raise UserError("--update: needs --runner=local; give that, or encode anew")
     folder, began = pathlib.Path(values.output).absolute(), time.monotonic()
-    own = values.num_shards, values.batch_size, values.on_bad_image
+    own = values.num_shards, values.batch_size, values.on_bad_image, values.id_prefix
     read = update_codes(encoder, values.input, folder, *own)
     print(f"{_describe(folder, [], time.monotonic() - began)}; {read} images read")
 
@@ -128,6 +129,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", "", "folder of prepared TFDS data or of photo lists")
     flags.DEFINE_string("image_feature", "image/encoded", "with tfrecord: the image's feature")
     flags.DEFINE_string("id_feature", "", "with tfrecord: the id's feature; empty: FILE:NUMBER")
+    flags.DEFINE_string("id_prefix", "", "put before every id, such as phone/: ids stay unique")
     flags.DEFINE_string(
         "runner", "local", "local, or Apache Beam's direct, flink, ...; its flags follow after --"
     )

@@ -8,8 +8,9 @@ A plan's shards are small and can be pickled; a process that reads one needs the
 the images under the same paths.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from os import PathLike
 from typing import NamedTuple
@@ -34,6 +35,7 @@ class Files(NamedTuple):
     root: str  # absolute path of the folder that the names in the list are relative to
     first: int
     last: int
+    id_prefix: str = ""  # before the names, in ids
 
 
 class Rows(NamedTuple):
@@ -43,6 +45,7 @@ class Rows(NamedTuple):
     data_dir: str  # absolute path; empty: TFDS's default
     first: int
     last: int
+    id_prefix: str = ""  # before the ids
 
 
 Part = Files | Rows | records.Records
@@ -64,6 +67,7 @@ def make_plan(
     data_dir: str = "",
     image_feature: str = "image/encoded",
     id_feature: str = "",
+    id_prefix: str = "",
 ) -> Plan:
     """The plan for `--input`; a folder of codes that has begun keeps its list of files.
 
@@ -73,22 +77,34 @@ def make_plan(
         num_shards: None: one per 50,000 images, or per TFRecord file.
         data_dir: folder of prepared TFDS data, empty: TFDS's default; or of lists and photos.
         image_feature, id_feature: as in `records.Records`, with tfrecord.
+        id_prefix: put before every id, which keeps those of several inputs apart.
 
     Raises:
         UserError: the input is missing or empty, or there are more shards than images or files.
     """
-    parsed = catalog.parse(source)
+    parsed, named = catalog.parse(source), {"id_prefix": id_prefix} if id_prefix else {}
     if parsed.kind in ("name", "features"):
-        return _plan_rows(source, data_dir, num_shards)
-    if parsed.kind == "tfds":
-        return _plan_tfds(parsed.name, parsed.split or "train", data_dir, num_shards)
-    if parsed.kind == "tfrecord":
-        return _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature)
-    return _plan_files(source, parsed, codes, num_shards)
+        plan = _plan_rows(source, data_dir, num_shards, named)
+    elif parsed.kind == "tfds":
+        plan = _plan_tfds(parsed.name, parsed.split or "train", data_dir, num_shards, named)
+    elif parsed.kind == "tfrecord":
+        plan = _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature, named)
+    else:
+        plan = _plan_files(source, parsed, codes, num_shards, named)
+    return plan._replace(shards=[part._replace(**named) for part in plan.shards])
 
 
 def read(part: Part) -> Iterator[Item]:
     """Yields each image of a shard of a `Plan`, read lazily."""
+    return named_by(part, _read(part))
+
+
+def named_by(part: Part, items: Iterable[Item]) -> Iterator[Item]:
+    """Items with the prefix of a shard before their ids."""
+    return (item._replace(id=part.id_prefix + item.id) for item in items)
+
+
+def _read(part):
     if isinstance(part, records.Records):
         return records.read_records(part)
     if isinstance(part, Rows):
@@ -107,7 +123,10 @@ def features_of(part: Part) -> Images | None:
     if not isinstance(part, Rows):
         return None
     images = _load(part.dataset, part.data_dir)
-    return None if images.features is None else images.take(range(part.first, part.last))
+    if images.features is None:
+        return None
+    rows = images.take(range(part.first, part.last))
+    return dataclasses.replace(rows, ids=[part.id_prefix + name for name in rows.ids])
 
 
 def count_images(parts: Sequence[Part]) -> int | None:
@@ -124,28 +143,28 @@ def _load(dataset, data_dir):
     return catalog.load_images(dataset, data_dir)
 
 
-def _plan_rows(dataset, data_dir, num_shards):
+def _plan_rows(dataset, data_dir, num_shards, named):
     data_dir = data_dir and str(pathlib.Path(data_dir).absolute())
     images = _load(dataset, data_dir)
     count = len(images)
     parts = [Rows(dataset, data_dir, *bounds) for bounds in _bounds(count, num_shards)]
-    job = {"dataset": dataset, "data_dir": data_dir}
+    job = {"dataset": dataset, "data_dir": data_dir} | named
     # A matrix that changed since is another one.
     if images.features is not None:
         job |= {"rows": count, "sha256": features.digest(images)}
     return Plan(job, None, parts)
 
 
-def _plan_files(source, parsed, codes, num_shards):
+def _plan_files(source, parsed, codes, num_shards, named):
     folder, root = str(pathlib.Path(codes).absolute()), str(parsed.root.absolute())
     own = {"pattern": parsed.name, "root": root}
-    job = {"folder": root} if parsed.kind == "folder" else own
+    job = ({"folder": root} if parsed.kind == "folder" else own) | named
     names = _keep_names(source, parsed, codes, job)
     parts = [Files(folder, root, *bounds) for bounds in _bounds(len(names), num_shards)]
     return Plan(job, names, parts)
 
 
-def _plan_tfds(name, split, data_dir, num_shards):
+def _plan_tfds(name, split, data_dir, num_shards, named):
     builder, instructions = tfds.open_tfds(name, split, data_dir)
     pieces = records.pieces_of(name, split, instructions)
     count = sum(piece.take for piece in pieces)
@@ -154,13 +173,14 @@ def _plan_tfds(name, split, data_dir, num_shards):
     image = tfds.image_feature(builder)
     shards = [records.cut(pieces, *bounds) for bounds in _bounds(count, num_shards)]
     parts = [records.Records(shard, image) for shard in shards]
-    return Plan({"tfds": f"{name}/{split}", "version": str(builder.version)}, None, parts)
+    job = {"tfds": f"{name}/{split}", "version": str(builder.version)} | named
+    return Plan(job, None, parts)
 
 
-def _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature):
+def _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature, named):
     root = parsed.root.absolute()
     features = {"image_feature": image_feature, "id_feature": id_feature}
-    job = {"tfrecords": parsed.name, "root": str(root)} | features
+    job = {"tfrecords": parsed.name, "root": str(root)} | features | named
     names = _keep_names(f"tfrecord:{parsed.name}", parsed, codes, job)
     pieces = [records.whole_file(str(root / unpack_id(name))) for name in names.to_pylist()]
     bounds = _bounds(len(names), num_shards or len(names), "files, and none is divided")

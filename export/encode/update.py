@@ -25,6 +25,7 @@ def update_codes(
     batch_size: int = streaming.BATCH,
     on_bad_image: str = "skip",
     changed: Collection[str] = (),
+    id_prefix: str = "",
 ) -> int:
     """Encodes the images of a folder or pattern that a complete folder of codes does not have.
 
@@ -35,7 +36,7 @@ def update_codes(
     Args:
         source: as the codes were made of.
         folder: of the codes, an absolute path.
-        num_shards, batch_size, on_bad_image: as of a new encoding.
+        num_shards, batch_size, on_bad_image, id_prefix: as of a new encoding.
         changed: ids whose files have changed since, which are read again.
 
     Returns:
@@ -46,7 +47,7 @@ def update_codes(
             a folder nor a pattern.
     """
     old, aside = read_shards(folder), aside_of(folder)
-    plan = inputs.make_plan(source, aside, num_shards)
+    plan = inputs.make_plan(source, aside, num_shards, id_prefix=id_prefix)
     if not isinstance(plan.shards[0], inputs.Files):
         raise UserError(f"--update: {source} is neither folder:PATH nor a pattern; encode it anew")
     for name, was, now in [
@@ -91,9 +92,10 @@ def _encode_unknown(
     width = num_books + row_bytes(plan.keep, num_books * word_dim)
     for number in numbers:
         part = plan.shards[number]
-        names = inputs.names_of(part).to_pylist()
-        unknown = [unpack_id(name) for name in names if name not in known]
-        items = read_items(part.root, unknown)
+        begin = part.id_prefix.encode()
+        names = [begin + name for name in inputs.names_of(part).to_pylist()]
+        unknown = [unpack_id(name.removeprefix(begin)) for name in names if name not in known]
+        items = inputs.named_by(part, read_items(part.root, unknown))
         shard, rejects = streaming.encode_items(encoder, items, batch_size, keep=plan.keep)
         streaming.check_rejects(rejects, on_bad_image)
         new = dict(zip(shard.ids.to_pylist(), map(bytes, _rows_of(shard)), strict=True))

@@ -62,8 +62,8 @@ def _contents(values, folder):
 def _encode(values, old, folder, keep):
     """Encodes --dataset into shards in `folder`; names what is left out."""
     encoder = load_encoder(values.saved_model)
-    plan = inputs.make_plan(values.dataset, folder, data_dir=values.data_dir)
-    plan = plan._replace(keep=keep)
+    own = {"data_dir": values.data_dir, "id_prefix": values.id_prefix}
+    plan = inputs.make_plan(values.dataset, folder, **own)._replace(keep=keep)
     # Before the long work.
     _check_added(values, old, encoder.manifest["fingerprint"], plan.job)
     stop = functools.partial(streaming.encode_here, on_bad_image=values.on_bad_image)
@@ -89,6 +89,8 @@ def _check_added(values, old, fingerprint, source):
 def _check_flags(values):
     if values.codes and (values.dataset or values.saved_model):
         raise UserError("--codes: goes without --saved_model and --dataset; give one or the other")
+    if values.id_prefix and not values.dataset:
+        raise UserError("--id_prefix: is for images; give it to export.encode, or with --dataset")
     if bool(values.dataset) != bool(values.saved_model):
         raise UserError("--saved_model and --dataset: go together; give both, or --codes")
     if not (values.codes or values.dataset or values.remove):
@@ -148,6 +150,7 @@ if __name__ == "__main__":
         "saved_model", "", "instead of --codes: what export.saved_model wrote; its newest version"
     )
     flags.DEFINE_string("dataset", "", "images for --saved_model, in the forms of hqc_tf.train")
+    flags.DEFINE_string("id_prefix", "", "put before every id, such as phone/: ids stay unique")
     flags.DEFINE_enum(
         "on_bad_image", "skip", ["skip", "stop"], "skip and name undecodable images, or stop at one"
     )

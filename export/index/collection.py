@@ -121,7 +121,7 @@ class Collection:
             raise UserError(
                 f"{len(differ)} ids have several images with different codes, the first is "
                 f"{unpack_id(differ[0])!r}; give --on_duplicate_id=replace for the newest of each, "
-                "or keep for the oldest"
+                "or keep for the oldest; other images of a second folder get --id_prefix"
             )
         return self._thinned(stays)
 

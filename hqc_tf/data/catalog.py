@@ -58,7 +58,10 @@ class Source(NamedTuple):
         """Names of the files, relative to `root` and in order; UserError where they are missing."""
         if self.kind == "folder":
             if not self.root.is_dir():
-                raise UserError(f"folder:{self.name}: no such folder; name one that holds images")
+                raise UserError(
+                    f"folder:{self.name}: no such folder; name one that holds images, or where it "
+                    "is now with --dataset=folder:PATH"
+                )
             return walk(self.root)
         if self.kind == "pattern" and self.name and pathlib.Path(self.name).is_dir():
             fix = f"write folder:{self.name}, or a pattern of files"
@@ -76,12 +79,13 @@ def parse(text: str) -> Source:
     """The `Source` that `--dataset` or `--input` names.
 
     NAME and NAME/SPLIT mean a TFDS data set unless a file of this name exists; anything else is a
-    pattern.
+    pattern. Paths that differ in slashes alone are the same.
     """
     kind, _, rest = text.partition(":")
     if kind in ("folder", "tfrecord"):
-        return Source(kind, rest)
+        return Source(kind, _tidy(rest))
     if kind == "features":
+        rest = _tidy(rest)
         folder, _, role = rest.rpartition("/")
         has_role = folder and role in ROLES and not pathlib.Path(rest).exists()
         return Source(kind, folder, role) if has_role else Source(kind, rest)
@@ -91,7 +95,18 @@ def parse(text: str) -> Source:
     is_name = re.fullmatch(r"\w+(/[\w\[\]:%+-]+)?", text) and not pathlib.Path(text).exists()
     if kind == "tfds" or name in TFDS_NAMES or is_name:
         return Source("tfds", name, split)
-    return Source("pattern", text)
+    return Source("pattern", _tidy(text))
+
+
+def absolute(dataset: str) -> str:
+    """`--dataset` so that it names the same folder, or file of features, from anywhere.
+
+    A pattern stays as it is: the ids of its images begin with it.
+    """
+    source = parse(dataset)
+    if source.kind not in ("folder", "features"):
+        return dataset
+    return f"{source.kind}:{pathlib.Path(source.name, source.split).absolute()}"
 
 
 def load_split(
@@ -157,6 +172,11 @@ def protocol(dataset: str) -> str:
     if source.kind == "features":
         return f"features, 1 in {QUERY_EVERY} is a query"
     return f"{source.kind}, 1 in {QUERY_EVERY} is a query"
+
+
+def _tidy(path):
+    """A path or pattern without doubled slashes, `./` and a slash at its end."""
+    return str(pathlib.PurePath(path)) if path else path
 
 
 def _read(source, data_dir, rejected=frozenset()):

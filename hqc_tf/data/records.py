@@ -45,6 +45,7 @@ class Records(NamedTuple):
     pieces: list[Piece]
     image_feature: str
     id_feature: str = ""
+    id_prefix: str = ""  # before every id
 
 
 def whole_file(file: str) -> Piece:

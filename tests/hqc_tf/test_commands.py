@@ -1,9 +1,14 @@
 """What --help prints: one entry a flag, with its choices and default, within the line."""
 
+import sys
+
 import pytest
 from absl import flags
 
 from hqc_tf import commands
+from hqc_tf.errors import UserError
+from tests.support import ROOT
+from tests.support import commands as here
 
 
 @pytest.fixture
@@ -48,3 +53,68 @@ def test_long_texts_are_wrapped(width):
     column = len("  --input  ")
     assert {line[:column] for line in entry[1:]} == {" " * column}
     assert " ".join(" ".join(entry).split()) == "--input " + ("long words " * 40).strip()
+
+
+@pytest.mark.parametrize("package", ["hqc_tf", "export"])
+def test_the_commands_of_a_package_are_listed(package):
+    done = here.run(package, "-h")
+    lines = done.stdout.splitlines()
+    assert (done.status, done.stderr, lines[-1]) == (0, "", "Each takes --help.")
+    shown = {line.split()[2]: line for line in lines[:-2]}
+    assert {"hqc_tf": "hqc_tf.train", "export": "export.index"}[package] in shown
+    for name, line in shown.items():
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+        assert len(line) < 120 and "`" not in line and line.count("  ") >= 1
+    assert here.run(package) == done
+    wrong = here.run(package, "train")
+    assert wrong.status == 2 and wrong.stderr.startswith("error: train: no flag of this command")
+
+
+def test_a_missing_flag_is_named_with_its_form():
+    assert "error: missing: give --workdir=DIR (" in here.run("hqc_tf.evaluate").stderr
+    done = here.run("export.gallery")
+    assert "error: missing: give --index=DIR and --dataset=VALUE (" in done.stderr
+    assert done.status == 2
+
+
+def test_help_by_its_short_name():
+    done = here.run("export.index", "-h")
+    assert done.status == 0 and "--id_prefix" in done.stdout
+    assert done.stdout == here.run("export.index", "--help").stdout
+
+
+def test_what_is_read_is_given_once():
+    for words in (["--codes=a", "--codes=b"], ["--codes", "a", "-codes=a"]):
+        done = here.run("export.index", *words, "--output=x")
+        assert done.status == 2
+        assert "error: --codes: given 2 times, and only the last would count; give" in done.stderr
+    # A later flag of another kind wins, as in absl.
+    assert "--codes: given" not in here.run("export.index", "--output=x", "--output=y").stderr
+
+
+def expand(text):
+    values = flags.FlagValues()
+    flags.DEFINE_string("dataset", None, "", values)
+    values([sys.argv[0], f"--dataset={text}"])
+    commands._expand_paths(values)
+    return values.dataset
+
+
+def test_home_and_variables_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("PHOTOS", "/data/photos")
+    monkeypatch.chdir(tmp_path)
+    for text, expected in {
+        "~": "/home/me", "~/a": "/home/me/a", "folder:~/a": "folder:/home/me/a",
+        "$PHOTOS/**/*.jpg": "/data/photos/**/*.jpg", "a/~b": "a/~b", "tfds:a/~b": "tfds:a/~b",
+        "folder:${PHOTOS}/x": "folder:/data/photos/x", "tfrecord:~/a*": "tfrecord:/home/me/a*",
+        "a$": "a$", "cifar10/test[:50%]": "cifar10/test[:50%]",
+    }.items():  # fmt: skip
+        assert expand(text) == expected
+    with pytest.raises(
+        UserError, match=r"^--dataset=folder:\$NONE/a: the environment has no \$NONE"
+    ):
+        expand("folder:$NONE/a")
+    (tmp_path / "$NONE").mkdir()
+    assert expand("folder:$NONE") == "folder:$NONE"

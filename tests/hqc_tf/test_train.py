@@ -131,10 +131,17 @@ def test_a_run_resumes_only_over_the_files_it_began_with(quick_config, photos, t
         train.train_and_evaluate(settings, tmp_path / "run")
     np.testing.assert_array_equal(load(tmp_path / "run", "last").quantizer.codebooks, before)
     files[0].with_name("new.png").unlink()
+    # The same files elsewhere are the same data set.
+    moved = copy.rename(tmp_path / "moved")
+    settings = dataclasses.replace(settings, dataset=f"folder:{tmp_path}/./moved/")
     assert train.train_and_evaluate(settings, tmp_path / "run")[0].step == 24
-    # A finished run needs no files.
-    files[0].unlink()
+    assert f"--dataset=folder:{moved}\n" in (tmp_path / "run/flags.txt").read_text()
+    # A finished run needs no files, but not another folder.
+    (moved / files[0].relative_to(copy)).unlink()
     assert train.train_and_evaluate(settings, tmp_path / "run")[0].step == 24
+    with pytest.raises(UserError, match="not the files that this run began with: .*60 missing"):
+        other = dataclasses.replace(settings, dataset=f"folder:{tmp_path / 'run'}")
+        train.train_and_evaluate(other, tmp_path / "run")
 
 
 def test_a_second_training_in_a_workdir_is_refused(settings, tmp_path):

@@ -97,6 +97,12 @@ def test_a_run_keeps_its_settings_and_only_its_data_may_move(tmp_path, small_con
     run.write_settings(tmp_path, small_config())
     assert run.read_settings(tmp_path) == small_config()
     run.check_settings(tmp_path, small_config(data_dir="moved"))
+    for before, now in (("folder:a", "folder:./a//"), ("features:a.npy", "features:./a.npy")):
+        run.write_settings(tmp_path, small_config(dataset=before))
+        run.check_settings(tmp_path, small_config(dataset=now))
+    with pytest.raises(UserError, match=r"made with --dataset=features:.*a.npy, not features:.*b"):
+        run.check_settings(tmp_path, small_config(dataset="features:b.npy"))
+    run.write_settings(tmp_path, small_config())
     with pytest.raises(UserError, match="made with --seed=1, not 2; take another --workdir"):
         run.check_settings(tmp_path, small_config(seed=2))
 

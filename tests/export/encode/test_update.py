@@ -9,6 +9,7 @@ from export.arrays import unpack_id
 from export.codes import read_rejects, read_shards
 from export.encode import streaming
 from export.encoder import encode_images
+from export.index import load_index
 from export.kept import unpack
 from hqc_tf.data import catalog
 from tests.support import commands
@@ -87,3 +88,38 @@ def test_other_codes_are_not_updated(grown, tmp_path):
         "export.encode", saved_model, f"--input=folder:{tmp_path}/other", output, "--update"
     )
     assert done.status == 2 and "error: --update: what is encoded of" in done.stderr
+
+
+def test_a_prefix_keeps_the_ids_of_two_folders_apart(encoder, photos, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(photos, first)
+    names = catalog.load_images(f"folder:{photos}").ids
+    second.mkdir()
+    # Equal names with other images.
+    for name, of in zip(names[:3], names[5:8], strict=True):
+        (second / name).parent.mkdir(exist_ok=True)
+        shutil.copy(photos / of, second / name)
+    own = f"--saved_model={encoder.path}", f"--output={tmp_path}/index"
+    codes = f"--output={tmp_path}/codes", f"--saved_model={encoder.path}"
+    assert commands.run("export.index", f"--dataset=folder:{first}", *own).status == 0
+    again = commands.run("export.index", f"--dataset=folder:{second}", *own, "--append")
+    assert again.status == 2 and "--id_prefix" in again.stderr
+    both = commands.run(
+        "export.index", f"--dataset=folder:{second}", *own, "--append", "--id_prefix=second/"
+    )
+    assert both.status == 0, both.stderr
+    encode = f"--input=folder:{second}", "--id_prefix=phone/"
+    assert commands.run("export.encode", *encode, *codes).status == 0
+    (second / "new.png").write_bytes((photos / names[9]).read_bytes())
+    done = commands.run("export.encode", *encode, *codes, "--update")
+    assert done.status == 0 and done.stdout.endswith("; 1 images read\n"), done.stderr
+    ids = [
+        unpack_id(x)
+        for shard in read_shards(tmp_path / "codes").shards
+        for x in shard.ids.to_pylist()
+    ]
+    assert ids == sorted(f"phone/{name}" for name in [*names[:3], "new.png"])
+    other = commands.run("export.encode", f"--input=folder:{second}", *codes, "--update")
+    assert other.status == 2 and "what is encoded" in other.stderr
+    found = load_index(tmp_path / "index").ids.to_pylist()
+    assert [unpack_id(x) for x in found[-3:]] == [f"second/{name}" for name in names[:3]]

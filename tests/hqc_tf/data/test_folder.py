@@ -62,6 +62,16 @@ def test_folder_without_labels_or_with_few_images_has_no_query(tmp_path, counts)
     assert len(catalog.load_split(folder, "database")) == sum(counts.values())
 
 
+def test_slashes_alone_make_no_other_data_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("folder:a/b", "folder:./a//b/", "folder:a/./b"):
+        assert catalog.parse(text) == catalog.parse("folder:a/b")
+        assert catalog.absolute(text) == f"folder:{tmp_path}/a/b"
+    assert catalog.parse("./a//*.jpg") == catalog.parse("a/*.jpg")
+    for text in ("a/*.jpg", "cifar10", "tfrecord:a*", "tfds:cifar10/test[:5]"):
+        assert catalog.absolute(text) == text
+
+
 def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"folder:.*none: no such folder; name one that holds"):
         catalog.load_images(f"folder:{tmp_path / 'none'}")
