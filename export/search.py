@@ -7,20 +7,15 @@ the first 100 to these; `--output` takes the lines, or the same as a Parquet tab
 `--server` the index's encoder runs there, not here.
 """
 
-import contextlib
 import functools
-import itertools
-import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from absl import flags
-from pyarrow import parquet
 
 from export.arrays import map_array
 from export.encode import streaming
@@ -29,15 +24,14 @@ from export.index import Index, load_index
 from export.index.collection import read_ids
 from export.index.neighbors import RESCORED
 from export.index.subset import Subset, Within, make_mask
-from hqc_tf import commands, files
+from export.results import FORMATS, Answers, path_finder, write_answers
+from hqc_tf import commands
 from hqc_tf.data import catalog
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 # Queries that are searched, and answers that are written, together.
 BATCH = 1024
-# Each has "query", "ids", "distances" and, to explain them, "books".
-Answers = Iterator[dict[str, Any]]
 
 
 def search_files(index: Index, encoder: Encoder, paths: list[str], k: int, **options) -> Answers:
@@ -178,41 +172,6 @@ def answers(
             yield dict(zip(keys, row, strict=True))
 
 
-def write_answers(found: Iterable[dict[str, Any]], output: str | os.PathLike) -> None:
-    """Writes answers to stdout where `output` is empty, else to that file, atomically.
-
-    A file that ends in .parquet becomes a table, any other has lines of JSON.
-    """
-    lines = (json.dumps(answer) + "\n" for answer in found)
-    if not output:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.writelines(lines)
-            sys.stdout.flush()
-    elif pathlib.Path(output).suffix == ".parquet":
-        files.write_atomically(pathlib.Path(output), lambda file: _write_table(found, file))
-    else:
-        encoded = (line.encode() for line in lines)
-        files.write_atomically(pathlib.Path(output), lambda file: file.writelines(encoded))
-
-
-def _write_table(found, file):
-    name, floats = pa.string(), pa.list_(pa.float32())
-    kinds = {"query": name, "ids": pa.list_(name), "distances": floats, "books": pa.list_(floats)}
-    rows = map(_in_unicode, found)
-    held = list(itertools.islice(rows, BATCH))
-    schema = pa.schema([(key, kinds[key]) for key in next(iter(held), kinds)])
-    with parquet.ParquetWriter(file, schema) as writer:
-        while held:
-            writer.write_table(pa.Table.from_pylist(held, schema))
-            held = list(itertools.islice(rows, BATCH))
-
-
-def _in_unicode(answer):
-    """File names that are not UTF-8 have their bytes spelled out: a table's text must be."""
-    spell = lambda name: name.encode("utf-8", "backslashreplace").decode()  # noqa: E731
-    return answer | {"query": spell(answer["query"]), "ids": [*map(spell, answer["ids"])]}
-
-
 def _batches(count):
     return (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
 
@@ -230,25 +189,25 @@ def _check_flags(values, paths):
         raise UserError(f"--output={values.output}: there is no folder {folder}; make it")
 
 
-def _found(values, paths):
-    index = load_index(values.index)
+def _found(index, values, paths):
     options = {key: getattr(values, key) for key in ("rerank", "leaves_to_search", "explain")}
     options["within"] = _subset(index, values.within, values.without)
     default = min(index.default_rescore, values.rerank or RESCORED)
     options["rescore"] = default if values.rescore is None else values.rescore
+    k = _most_results(index, options["within"], values.k)
     load = functools.partial(load_encoder_of, index.manifest, values.saved_model)
     if values.embeddings:
-        return search_embeddings(index, values.embeddings, values.k, load, **options)
+        return search_embeddings(index, values.embeddings, k, load, **options)
     if values.server:
         from export import client
 
         served = client.connect(values.server, values.model, values.deadline)
-        return search_with_server(index, served, paths, values.k, **options)
+        return search_with_server(index, served, paths, k, **options)
     encoder = load()
     if values.dataset:
         bad = values.data_dir, values.on_bad_image
-        return search_dataset(index, encoder, values.dataset, values.k, *bad, **options)
-    return search_files(index, encoder, paths, values.k, **options)
+        return search_dataset(index, encoder, values.dataset, k, *bad, **options)
+    return search_files(index, encoder, paths, k, **options)
 
 
 def _subset(index: Index, within: str, without: str) -> Subset | None:
@@ -265,10 +224,20 @@ def _subset(index: Index, within: str, without: str) -> Subset | None:
     return index.subset(mask)
 
 
+def _most_results(index: Index, within: Subset | None, k: int) -> int:
+    """How many images a query can find, `k` at most; a line on stderr where there are fewer."""
+    count = within.num_images if within else index.num_images
+    if k > count:
+        print(f"--k={k}: there are {count} images to find, and all are given", file=sys.stderr)
+    return min(k, count)
+
+
 def main(paths: list[str]) -> None:
     values = flags.FLAGS
     _check_flags(values, paths)
-    write_answers(_found(values, paths), values.output)
+    index = load_index(values.index)
+    path_of = path_finder(index.manifest.get("inputs", []))
+    write_answers(_found(index, values, paths), values.output, values.format, path_of)
 
 
 if __name__ == "__main__":
@@ -288,8 +257,10 @@ if __name__ == "__main__":
         "queries: .npy file of float [Q, M*D], or of the encoder's features [Q, E]",
     )
     flags.DEFINE_string(
-        "output", "", "file for the answers, lines of JSON or by .parquet a table; empty: stdout"
+        "output", "", "file for the answers, by its ending .jsonl, .csv or .parquet; empty: stdout"
     )
+    text = "form of the answers; empty: by the ending, a table on a terminal, else jsonl"
+    flags.DEFINE_enum("format", "", ["", *FORMATS], text)
     flags.DEFINE_bool("explain", False, "also give what each book adds to each distance")
     flags.DEFINE_integer("rerank", None, "candidates ranked exactly; default: 100 or twice k", 1)
     flags.DEFINE_integer(

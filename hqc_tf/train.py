@@ -3,10 +3,12 @@
 The same command again resumes from the last saved state, or does nothing once training is done.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -42,6 +44,9 @@ from hqc_tf.workdir import (
     write_rejects,
     write_settings,
 )
+
+# Reasons to leave files out that are counted one by one.
+_REASONS = 5
 
 
 def train_and_evaluate(
@@ -121,6 +126,8 @@ def _train(settings, workdir, strategy, callbacks):
             write_settings(workdir, settings)
             _keep_inputs(rejects, settings, workdir)
         with screening.naming_a_bad_file(images):
+            if chief:
+                _describe_start(trained, images, held, len(rejects), per_epoch)
             _fit(trained, images, held, per_epoch, workdir, callbacks)
         tensorboard.show_held_out(trained, held, workdir)
         results = _evaluate(settings, workdir, images, held) if chief else []
@@ -147,7 +154,10 @@ def _keep_inputs(rejects, settings, workdir):
     if not (workdir / FILES).exists() and (files_of := inputs.list_files(settings.dataset)):
         write_files(workdir, files_of)
     if rejects:
-        _report(f"{len(rejects)} files cannot be decoded and are left out: {workdir / REJECTS}")
+        kinds = collections.Counter(re.split(r": sides|: over", each.reason)[0] for each in rejects)
+        counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(_REASONS))
+        said = f"{len(rejects)} files cannot be decoded and are left out ({counts})"
+        _report(f"{said}: {workdir / REJECTS}")
 
 
 def _with_worthwhile_precision(settings):
@@ -191,6 +201,16 @@ def _with_network(settings):
     return dataclasses.replace(settings, backbone_digest=found)
 
 
+def _describe_start(trained, images, held, left_out, per_epoch):
+    """Says what is trained on, how long, and on what."""
+    kind = next((k for k in ("TPU", "GPU") if tf.config.list_logical_devices(k)), "CPU")
+    count, epochs = trained.distribute_strategy.num_replicas_in_sync, trained.settings.epochs
+    _report(
+        f"training on {len(images)} images ({len(held)} held out, {left_out} left out): "
+        f"{per_epoch} steps an epoch, {epochs * per_epoch} in all, on {count} {kind}"
+    )
+
+
 def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
     last_step = trained.settings.epochs * per_epoch
     state = RunState(trained, workdir)
@@ -211,7 +231,7 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
                 initial_epoch=first // per_epoch,
                 epochs=-(-last // per_epoch),
                 steps_per_epoch=min(per_epoch, last - first),
-                verbose=2,
+                verbose=0,
                 callbacks=callbacks,
             )
 

@@ -28,6 +28,9 @@ from hqc_tf.workdir import (
     write_speed,
 )
 
+# After so long a line says how long training will take.
+_MEASURED_SECONDS = 10
+
 
 def make_callbacks(
     state: RunState,
@@ -53,6 +56,7 @@ def make_callbacks(
         ShowProgress(step, last_step, per_epoch),
         CloseEpoch(workdir, held, per_epoch, first_epoch),
         MeasureSpeed(workdir, first_epoch),
+        ShowEpoch(),
         *more,
         KeepState(state, *every, per_epoch, last_step),
     ]
@@ -80,9 +84,10 @@ class StopAtNonFinite(tf.keras.callbacks.Callback):
 class ShowProgress(tf.keras.callbacks.Callback):
     """Shows epoch, step, mean loss of the epoch, images/s and the time left on a terminal.
 
-    The clock starts at the end of the first step, which may compile. Keras prints after this
-    callback has cleared the line. Training starts or resumes after `first_step` steps, and ends
-    with `last_step`, of `per_epoch` an epoch.
+    The clock starts at the end of the first step, which may compile. After `_MEASURED_SECONDS` a
+    line says when training will end. An epoch's line follows after this callback has cleared the
+    bar. Training starts or resumes after `first_step` steps, and ends with `last_step`, of
+    `per_epoch` an epoch.
     """
 
     def __init__(self, first_step: int, last_step: int, per_epoch: int):
@@ -92,10 +97,21 @@ class ShowProgress(tf.keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._bar = None
 
+    def _tell_time(self):
+        """Once, where the speed is known."""
+        seconds, steps = time.perf_counter() - self._began, self._step - self._first
+        if self._told or seconds < _MEASURED_SECONDS:
+            return
+        self._told = True
+        left = seconds / steps * (self._last_step - self._step)
+        rate = steps * self.model.settings.batch_size / seconds
+        tqdm.tqdm.write(f"{rate:.0f} images/s: about {_rounded(left)} to go", file=sys.stderr)
+
     def on_train_batch_end(self, batch, logs=None):
         self._step += 1
         settings = self.model.settings
         if self._bar is None:
+            self._began, self._first, self._told = time.perf_counter(), self._step, False
             self._bar = tqdm.tqdm(
                 initial=self._step * settings.batch_size,
                 total=self._last_step * settings.batch_size,
@@ -113,12 +129,22 @@ class ShowProgress(tf.keras.callbacks.Callback):
                 refresh=False,
             )
             self._bar.update(settings.batch_size)
+        if self._step > self._first:
+            self._tell_time()
 
     def on_epoch_end(self, epoch, logs=None):
         self._bar.clear()
 
     def on_train_end(self, logs=None):
         self._bar.close()
+
+
+def _rounded(seconds):
+    """A time in words: 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 class _LinePerEpoch(tf.keras.callbacks.Callback):
@@ -171,7 +197,7 @@ class CloseEpoch(_LinePerEpoch):
 
     def __init__(self, workdir: Folder, held: Images, per_epoch: int, first_epoch: int):
         super().__init__(workdir, TENSORBOARD, read_epochs(workdir), first_epoch)
-        self._held, self._per_epoch = held, per_epoch
+        self._held, self._per_epoch, self._warned = held, per_epoch, False
 
     def on_epoch_end(self, epoch, logs=None):
         step = (epoch + 1) * self._per_epoch
@@ -190,11 +216,12 @@ class CloseEpoch(_LinePerEpoch):
 
     def _evaluate(self, logs):
         scores = label_free.evaluate(self.model, self._held)
-        # Keras prints these beside the losses.
+        # `ShowEpoch` prints these beside the loss.
         logs["recall_at_1"] = scores.recall_at_1
         logs["least_perplexity"] = scores.perplexity.min()
         warning = label_free.collapse_warning(scores.perplexity, self.model.settings.num_words)
-        if warning:
+        if warning and not self._warned:
+            self._warned = True
             tqdm.tqdm.write(warning, file=sys.stderr)
         return scores.as_fields()
 
@@ -233,3 +260,20 @@ class MeasureSpeed(_LinePerEpoch):
 
     def _scalars(self, line):
         return [("images_per_second", line.images_per_second)]
+
+
+class ShowEpoch(tf.keras.callbacks.Callback):
+    """Prints a line at the end of each epoch; the losses one by one are in epochs.jsonl."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not distribute.is_chief(self.model.distribute_strategy):
+            return
+        parts = [f"loss {logs['loss']:.4f}"]
+        if "recall_at_1" in logs:
+            parts.append(f"recall@1 {logs['recall_at_1']:.3f}")
+            parts.append(f"least perplexity {logs['least_perplexity']:.1f}")
+        parts.append(f"{time.perf_counter() - self._began:.0f} s")
+        print(f"epoch {epoch + 1} of {self.model.settings.epochs}: {', '.join(parts)}", flush=True)

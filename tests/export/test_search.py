@@ -1,17 +1,20 @@
 """Queries of every kind find what the index finds, and answers are written atomically."""
 
+import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 from pyarrow import parquet
 
-from export import search
+from export import results, search
 from export.encode import streaming
-from export.encoder import encode_images
+from export.encoder import encode_images, load_encoder_of
 from hqc_tf.data import catalog
+from hqc_tf.errors import UserError
 from tests.support import commands
 
 
@@ -57,7 +60,7 @@ def test_books_explain_the_distance(index, embeddings):
 
 
 def test_lines_and_table_hold_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(search, "BATCH", 2)
+    monkeypatch.setattr(results, "BATCH", 2)
     found = [
         {"query": f"q{row}", "ids": ["a\u00e4", f"{row}\n"], "distances": [0.5, float(row)],
          "books": [[0.25, 0.25], [float(row), 0.0]]}
@@ -161,7 +164,7 @@ def test_bad_images_of_a_data_set_are_left_out_and_named(
     asked = [f"--index={index.path}", "--k=3"]
     found, said = command(*asked, f"--dataset=folder:{folder}")
     assert said == (
-        "left out: a.jpg: no JPEG, PNG, BMP or GIF image\nleft out: zz.png: Is a directory\n"
+        "left out: a.jpg: no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image\nleft out: zz.png: Is a directory\n"
     )
     answers = [json.loads(line) for line in found.splitlines()]
     assert [answer["query"] for answer in answers] == images.ids
@@ -189,3 +192,57 @@ def test_large_queries_are_read_one_at_a_time(index, encoder, tmp_path, monkeypa
     found = [*search.search_dataset(index, encoder, f"folder:{tmp_path}", 1)]
     assert [answer["query"] for answer in found] == ["0.bmp", "1.bmp", "2.bmp"]
     assert seen == [1, 1, 1]
+
+
+def test_csv_and_a_table_for_a_person(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a\tb.jpg").touch()
+    path_of = results.path_finder([{"tfrecords": "x"}, {"folder": str(tmp_path)}])
+    found = [
+        {"query": f"q{row}", "ids": ["a\tb.jpg", 'c"d,e.jpg'], "distances": [0.5, 12.25]}
+        for row in range(2)
+    ]
+    results.write_answers(found, tmp_path / "found.csv")
+    with (tmp_path / "found.csv").open(newline="") as file:
+        rows = [*csv.reader(file)]
+    assert rows[0] == ["query", "rank", "id", "distance"] and len(rows) == 5
+    assert rows[1:3] == [["q0", "1", "a\tb.jpg", "0.5"], ["q0", "2", 'c"d,e.jpg', "12.25"]]
+    results.write_answers(found, "", "table", path_of)
+    assert capsys.readouterr().out.splitlines() == [
+        "q0", f"    1  0.5         {tmp_path}/a\\tb.jpg", '    2  12.25       c"d,e.jpg', "",
+        "q1", f"    1  0.5         {tmp_path}/a\\tb.jpg", '    2  12.25       c"d,e.jpg',
+    ]  # fmt: skip
+    results.write_answers(found, "")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    results.write_answers(found, "")
+    assert capsys.readouterr().out.startswith("q0\n    1  0.5")
+    with pytest.raises(UserError, match="--format=csv: .*x.parquet is a Parquet table; leave one"):
+        results.write_answers(found, tmp_path / "x.parquet", "csv")
+
+
+def test_a_prefix_and_several_folders_give_paths(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").touch()
+    inputs = [{"folder": f"{tmp_path}/one"}, {"folder": f"{tmp_path}/two", "id_prefix": "b/"}]
+    path_of = results.path_finder(inputs)
+    names = ["one.jpg", "b/two.jpg", "two.jpg", "b/one.jpg", "cifar10/0001"]
+    assert [path_of(name) for name in names] == [
+        f"{tmp_path}/one/one.jpg", f"{tmp_path}/two/two.jpg", *names[2:],
+    ]  # fmt: skip
+
+
+def test_more_results_than_images_are_all_of_them(index, images, encoder):
+    own = f"--index={index.path}", f"--saved_model={encoder.path}"
+    done = commands.run("export.search", *own, "--k=100", images.paths[0], images.paths[1])
+    assert done.status == 0, done.stderr
+    assert done.stderr.endswith("--k=100: there are 60 images to find, and all are given\n")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(set(answer["ids"])) for answer in answers] == [60, 60]
+
+
+def test_a_moved_encoder_is_named_by_a_flag(index, images, encoder, monkeypatch):
+    manifest = {"encoder": {"path": "/nowhere/serving/1"}}
+    with pytest.raises(UserError, match=r"^/nowhere.*no longer there; give --saved_model=DIR"):
+        load_encoder_of(manifest)
+    assert load_encoder_of(manifest, encoder.path).path == encoder.path

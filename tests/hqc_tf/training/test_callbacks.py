@@ -1,6 +1,7 @@
 """What the end of an epoch leaves, with judgements given by hand."""
 
 import io
+import itertools
 import re
 import sys
 import types
@@ -113,9 +114,31 @@ def test_tensorboard_has_every_epoch_once(tmp_path, small_config, saved, judge):
 
 
 def test_collapse_is_told_at_the_end_of_the_epoch(tmp_path, small_config, saved, judge, capsys):
-    judge(0.2, perplexity=(16.0, 3.0))
-    end(closing(tmp_path, HELD, small_config(num_words=16)), 0)
-    assert "codebook collapse" in capsys.readouterr().err
+    judge(0.2, 0.3, 0.1, perplexity=(16.0, 3.0))
+    end(closing(tmp_path, HELD, small_config(num_words=16)), 0, 1, 2)
+    # Once a run.
+    assert capsys.readouterr().err.count("codebook collapse") == 1
+
+
+def test_an_epoch_has_a_short_line_on_stdout(small_config, monkeypatch, capsys):
+    line = callbacks.ShowEpoch()
+    strategy = tf.distribute.get_strategy()
+    line.set_model(types.SimpleNamespace(settings=small_config(), distribute_strategy=strategy))
+    for logs in ({"loss": 1.23456, "a term": 9}, {"recall_at_1": 0.25, "least_perplexity": 3.14}):
+        line.on_epoch_begin(1)
+        line.on_epoch_end(1, {"loss": 1.23456} | logs)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 2 of 2: loss 1.2346, 0 s",
+        "epoch 2 of 2: loss 1.2346, recall@1 0.250, least perplexity 3.1, 0 s",
+    ]
+
+
+def test_the_time_to_go_is_told_once_it_is_known(monkeypatch, small_config):
+    clock = itertools.count(0, 6)
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(clock))
+    shown = show(monkeypatch, io.StringIO(), small_config())
+    assert shown == "1 images/s: about 42 seconds to go\n"
+    assert callbacks._rounded(600) == "10 minutes" and callbacks._rounded(9000) == "2.5 hours"
 
 
 class Terminal(io.StringIO):
@@ -156,5 +179,6 @@ def test_the_state_is_saved_after_all_else(small_config, tmp_path):
     state = types.SimpleNamespace(model=trained, step=0)
     made = callbacks.make_callbacks(state, tmp_path, NONE, 10, [own])
     assert [type(one).__name__ for one in made] == [
-        "StopAtNonFinite", "ShowProgress", "CloseEpoch", "MeasureSpeed", "Callback", "KeepState",
+        "StopAtNonFinite", "ShowProgress", "CloseEpoch", "MeasureSpeed", "ShowEpoch", "Callback",
+        "KeepState",
     ]  # fmt: skip
