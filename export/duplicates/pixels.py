@@ -13,7 +13,7 @@ import tensorflow as tf
 from scipy import ndimage
 
 from hqc_tf.data.decoding import PARALLEL, decode_image, why_refused
-from hqc_tf.data.folder import Item, in_batches
+from hqc_tf.data.folder import Item, in_batches, readable
 
 SIDE = 32
 # Sides of the squares that rule out most pairs, and the least squared distance of those ruled out.
@@ -39,7 +39,7 @@ class Small(NamedTuple):
 
 def read_small(items: Iterable[Item]) -> Iterator[tuple[Item, Small | str]]:
     """Yields each image with its `Small`, or with why it cannot be read."""
-    for batch in in_batches(items, _BATCH):
+    for batch in in_batches(readable(items), _BATCH):
         rows, squares, sides = _decode([item.contents for item in batch])
         found = {row: Small(*both) for row, *both in zip(rows, squares, sides, strict=True)}
         for row, item in enumerate(batch):

@@ -93,6 +93,10 @@ def test_reading_gives_sides_and_reasons():
     files = [file(scene(1)), b"", b"no image", file(scene(2))[:500], file(scene(3), "jpeg")]
     found = [small for _, small in pixels.read_small(Item("", one) for one in files)]
     assert found[0].sides.tolist() == found[4].sides.tolist() == [HEIGHT, WIDTH]
-    assert found[1:4] == ["empty file", "no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image", "broken or cut short"]
+    assert found[1:4] == [
+        "empty file",
+        "no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image",
+        "broken or cut short",
+    ]
     gray = np.asarray(scene(1), float).mean()
     assert abs(found[0].square.mean() - gray) < 1
