@@ -70,12 +70,28 @@ def encode_files(
         UserError: a file cannot be read or is not an image, the server has another encoder, or as
             `predict`; the file is named.
     """
-    signature = signature_of(fingerprint) if fingerprint else "encode_bytes"
     for names, contents in _batches(paths):
-        inputs = {"image_bytes": contents}
-        answer = _query(served, names, signature, inputs, {"embedding": None, "codes": None})
-        embeddings = answer["embedding"].astype(np.float32)
-        yield names, Encoded(embeddings, answer["codes"].astype(np.uint8))
+        encoded, valid = encode_contents(served, names, contents, fingerprint)
+        check_valid(names, valid)
+        yield names, encoded
+
+
+def encode_contents(
+    served: "GrpcModel | RestModel",
+    names: list[str],
+    contents: np.ndarray,
+    fingerprint: str | None = None,
+) -> tuple[Encoded, np.ndarray]:
+    """As `encode_files`, of object [B] of bytes, the contents of files that errors call `names`.
+
+    Returns:
+        `Encoded` of B rows, and bool [B], which of them are of images.
+    """
+    signature = signature_of(fingerprint) if fingerprint else "encode_bytes"
+    inputs = {"image_bytes": contents}
+    answer = _query(served, names, signature, inputs, {"embedding": None, "codes": None})
+    encoded = Encoded(answer["embedding"].astype(np.float32), answer["codes"].astype(np.uint8))
+    return encoded, answer["valid"]
 
 
 def search_files(
@@ -89,6 +105,7 @@ def search_files(
     for names, contents in _batches(paths):
         inputs = {"image_bytes": contents, "k": np.int32(k)}
         answer = _query(served, names, "search_bytes", inputs, {"ids": k, "distances": k})
+        check_valid(names, answer["valid"])
         ids, distances = answer["ids"].tolist(), answer["distances"].tolist()
         for name, own_ids, own_distances in zip(names, ids, distances, strict=True):
             texts = [x if isinstance(x, str) else unpack_id(x) for x in own_ids]
@@ -110,7 +127,6 @@ def _query(served, names, signature, inputs, outputs):
         raise UserError(f"{names[0]}{others}: {error}") from error
     for name, columns in {"valid": 0, **outputs}.items():
         _check_output(served, name, answer.get(name), len(names), columns)
-    check_valid(names, answer["valid"])
     return answer
 
 

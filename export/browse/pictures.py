@@ -1,0 +1,140 @@
+"""The files of an index's images: which may be opened, and small pictures of them.
+
+An id reaches a file below the folder and nothing else, whatever links are in it and whoever changes
+them meanwhile.
+"""
+
+import collections
+import hashlib
+import io
+import os
+import pathlib
+import stat
+import threading
+import uuid
+from typing import BinaryIO
+
+import PIL.Image
+import tensorflow as tf
+
+from hqc_tf import files
+from hqc_tf.data import decoding
+from hqc_tf.data.folder import MAX_FILE_BYTES
+from hqc_tf.errors import UserError
+
+# Of the longer side of a small picture, in pixels, and JPEG's quality of it.
+SIDE, QUALITY = 256, 82
+TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "GIF": "image/gif"}
+
+
+class Missing(UserError):
+    """An image of the index has no file that may be shown."""
+
+
+class Folder:
+    """The folder that ids are names in."""
+
+    def __init__(self, root: str | os.PathLike):
+        self._root = pathlib.Path(root).resolve()
+
+    def open(self, name: str) -> tuple[BinaryIO, str]:
+        """An image file and its type, such as image/png; `Missing` where it may not be shown.
+
+        Refused are names that lead out of the folder, also by links, pipes and devices, files that
+        are too large, and those that do not begin as an image does.
+        """
+        try:
+            if "\0" in name or pathlib.PurePath(name).is_absolute():
+                raise FileNotFoundError
+            file = files.open_regular(self._root / name)
+        except (OSError, ValueError) as error:
+            raise Missing(f"{name}: no such file in the folder of images") from error
+        try:
+            # Of the file that was opened, not of what the name means by now.
+            real = pathlib.Path(f"/proc/self/fd/{file.fileno()}").readlink()
+            if not real.is_relative_to(self._root):
+                raise Missing(f"{name}: no such file in the folder of images")
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise Missing(f"{name}: larger than {MAX_FILE_BYTES} bytes")
+            begin = os.pread(file.fileno(), 8, 0)
+            kind = next((row for row in decoding.FORMATS if begin.startswith(row.magic)), None)
+            if not kind:
+                raise Missing(f"{name}: no {decoding.NAMES} image")
+            return file, TYPES[kind.name]
+        except BaseException:
+            file.close()
+            raise
+
+
+class Thumbnails:
+    """Small JPEGs of the images in a folder, made when they are wanted and kept on the disk.
+
+    Args:
+        folder: of the images.
+        cache: folder to keep them in; what other programs put there is left alone.
+        most_bytes: that are kept; those that were not wanted for longest go first.
+    """
+
+    def __init__(self, folder: Folder, cache: str | os.PathLike, most_bytes: int):
+        self._folder, self._cache, self._most = folder, pathlib.Path(cache), most_bytes
+        self._cache.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        kept = [(file.stat(), file.name) for file in self._cache.glob("*.thumb")]
+        kept = [(s.st_mtime, n, s.st_size) for s, n in kept if stat.S_ISREG(s.st_mode)]
+        self._sizes = collections.OrderedDict((name, size) for _, name, size in sorted(kept))
+        self._bytes = sum(self._sizes.values())
+        self._forget()
+
+    def of(self, name: str) -> bytes:
+        """The JPEG of an image; `Missing` where there is none, or it cannot be decoded."""
+        file, _ = self._folder.open(name)
+        with file:
+            found = os.fstat(file.fileno())
+            key = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {SIDE}"
+            path = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.thumb"
+            try:
+                jpeg = path.read_bytes()
+            except OSError:
+                jpeg = _small(name, file.read())
+                self._keep(path, jpeg)
+        with self._lock:
+            if path.name in self._sizes:
+                self._sizes.move_to_end(path.name)
+        return jpeg
+
+    def _keep(self, path, jpeg):
+        # Two requests may make the same one at once.
+        aside = path.with_name(f".{uuid.uuid4().hex}")
+        try:
+            aside.write_bytes(jpeg)
+            aside.replace(path)
+        except OSError:
+            # It is made again, where the disk is full.
+            aside.unlink(missing_ok=True)
+            return
+        with self._lock:
+            self._bytes += len(jpeg) - self._sizes.pop(path.name, 0)
+            self._sizes[path.name] = len(jpeg)
+            self._forget()
+
+    def _forget(self):
+        while self._bytes > self._most:
+            oldest, size = self._sizes.popitem(last=False)
+            self._bytes -= size
+            (self._cache / oldest).unlink(missing_ok=True)
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _decode(contents):
+    return decoding.decode_image(contents)
+
+
+def _small(name, contents):
+    try:
+        picture = PIL.Image.fromarray(_decode(contents).numpy())
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+        raise Missing(f"{name}: {decoding.why_refused(contents)}") from error
+    picture.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    picture.save(file, "jpeg", quality=QUALITY)
+    return file.getvalue()

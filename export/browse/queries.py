@@ -1,0 +1,228 @@
+"""Queries to an index and its encoder, in batches that all cores work on.
+
+Requests wait in a queue while a batch is under way, and the next batch takes what has come
+meanwhile. A full queue refuses at once, so that an overload costs no memory.
+"""
+
+import asyncio
+import concurrent.futures
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from export.arrays import pack_ids
+from export.encoder import Encoder
+from export.index import Index
+from hqc_tf.data import decoding
+from hqc_tf.errors import UserError
+
+# Queries of a batch, and queries that may wait for the next one.
+BATCH, MOST_WAITING = 32, 128
+# Sub-folders whose subset of the index is kept.
+SUBSETS = 8
+
+# Contents of B image files -> embeddings float32 [B, M*D] and whether each is an image, bool [B].
+Encode = Callable[[Sequence[bytes]], tuple[np.ndarray, np.ndarray]]
+
+
+class Overloaded(Exception):
+    """More queries wait than may."""
+
+
+class Query(NamedTuple):
+    """What a request looks for; one of contents, id and embedding."""
+
+    k: int
+    within: str = ""  # what ids begin with
+    contents: bytes = b""  # of an image file
+    id: str = ""  # of an image in the index, whose code is the query
+    embedding: np.ndarray | None = None  # float32 [M*D]
+
+
+class Answer(NamedTuple):
+    """The nearest images, nearest first."""
+
+    ids: list[str]
+    distances: list[float]
+    books: list[list[float]]  # what each book adds to each distance
+    embedding: np.ndarray  # of the query
+
+
+class NotFound(UserError):
+    """There is no image of an id."""
+
+
+class Away(UserError):
+    """The encoder gives no answer."""
+
+
+class Searcher:
+    """Answers batches of queries.
+
+    Args:
+        index: what is searched.
+        encode: of the index's encoder; None where it encodes no images.
+    """
+
+    def __init__(self, index: Index, encode: Encode | None):
+        self._index, self._encode = index, encode
+        sizes = np.diff(index.group_starts.astype(np.int64))
+        self._codes = np.empty(index.num_images, np.min_scalar_type(len(sizes)))
+        self._codes[index.grouped_rows] = np.repeat(np.arange(len(sizes)), sizes)
+        self._subset = functools.lru_cache(SUBSETS)(index.subset)
+
+    def row(self, name: str) -> int:
+        """The row of the image of an id; `NotFound` where there is none."""
+        row = self._index.ids.index(pack_ids([name])[0]).as_py()
+        if row < 0:
+            raise NotFound(f"{name}: no image of this id in the index; choose one that it has")
+        return row
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer | UserError]:
+        """The answer to each query, or why there is none."""
+        embeddings = self._embed(queries)
+        found = [None if isinstance(e, UserError) else [e] for e in embeddings]
+        for within in {query.within for query in queries}:
+            rows = [r for r, q in enumerate(queries) if q.within == within and found[r]]
+            if rows:
+                chosen = np.stack([embeddings[row] for row in rows])
+                k = max(queries[row].k for row in rows)
+                for row, answer in zip(rows, self._search(chosen, k, within), strict=True):
+                    most = queries[row].k
+                    cut = (values[:most] for values in answer[:3])
+                    found[row] = Answer(*cut, answer.embedding)
+        return [of or error for of, error in zip(found, embeddings, strict=True)]
+
+    def _search(self, embeddings, k, within):
+        chosen = self._subset(within) if within else None
+        k = k if chosen else min(k, self._index.num_images)
+        found = self._index.rows(embeddings, k, within=chosen)
+        books = self._index.book_distances(embeddings, found)
+        columns = self._index.ids_of(found.rows), found.distances.tolist(), books.tolist()
+        return [Answer(*row) for row in zip(*columns, embeddings, strict=True)]
+
+    def _embed(self, queries):
+        """The embedding of each query, or the `UserError` of why there is none."""
+        made = [query.embedding for query in queries]
+        files = [row for row, query in enumerate(queries) if query.contents]
+        if files:
+            contents = [queries[row].contents for row in files]
+            for row, embedding in zip(files, self._encoded(contents), strict=True):
+                made[row] = embedding
+        for row, query in enumerate(queries):
+            if query.id:
+                try:
+                    made[row] = self._index.decode(self._codes[[self.row(query.id)]])[0]
+                except UserError as error:
+                    made[row] = error
+        return made
+
+    def _encoded(self, contents):
+        if not self._encode:
+            error = UserError("the encoder of this index takes features, not images; choose an id")
+            return [error] * len(contents)
+        try:
+            embeddings, valid = self._encode(contents)
+        except UserError as error:
+            return [Away(str(error))] * len(contents)
+        return [
+            embedding if fits else UserError(f"not searched: {decoding.why_refused(file)}")
+            for file, embedding, fits in zip(contents, embeddings, valid, strict=True)
+        ]
+
+
+def encode_with(encoder: Encoder) -> Encode | None:
+    """The `Encode` of a loaded encoder; None where it encodes features."""
+    if encoder.feature_width:
+        return None
+
+    def encode(contents):
+        answer = encoder.signatures["encode_bytes"](image_bytes=tf.constant(list(contents)))
+        return answer["embedding"].numpy(), answer["valid"].numpy()
+
+    return encode
+
+
+def encode_at(served: Any, fingerprint: str) -> Encode:
+    """The `Encode` of the encoder with a fingerprint at `served` (`export.client.connect`).
+
+    The server has batches of its own, so each image is a request.
+    """
+    # It needs gRPC, which nothing else here does.
+    from export import client
+
+    pool = concurrent.futures.ThreadPoolExecutor(BATCH)
+
+    def encode_one(contents):
+        names, files = ["the image"], np.array([contents], object)
+        return client.encode_contents(served, names, files, fingerprint)
+
+    def encode(contents):
+        found = [*pool.map(encode_one, contents)]
+        embeddings = np.concatenate([encoded.embeddings for encoded, _ in found])
+        return embeddings, np.concatenate([valid for _, valid in found])
+
+    return encode
+
+
+class Batches:
+    """Gives what waits to one thread, a batch at a time.
+
+    Args:
+        work: a list of at most `BATCH` things -> a list of results, `Exception`s among them.
+        large: things of over so many bytes of contents are a batch of their own.
+    """
+
+    def __init__(self, work: Callable[[list], list], large: int):
+        self._work, self._large = work, large
+        self._waiting, self._wake = [], asyncio.Event()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+
+    async def ask(self, thing: Query) -> Answer:
+        """The result for one thing, once it is there; `Overloaded` where too many wait."""
+        if len(self._waiting) >= MOST_WAITING:
+            self._waiting = [pair for pair in self._waiting if not pair[1].done()]
+        if len(self._waiting) >= MOST_WAITING:
+            raise Overloaded
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((thing, future))
+        self._wake.set()
+        found = await future
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            batch = self._next()
+            if not batch:
+                self._wake.clear()
+                continue
+            things, futures = zip(*batch, strict=True)
+            try:
+                results = await loop.run_in_executor(self._thread, self._work, list(things))
+            except Exception as error:
+                results = [error] * len(futures)
+            for future, result in zip(futures, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    def _next(self):
+        """The next batch, without those whose request has ended."""
+        batch = []
+        while self._waiting and len(batch) < BATCH:
+            large = len(self._waiting[0][0].contents) > self._large
+            if large and batch:
+                break
+            thing, future = self._waiting.pop(0)
+            if not future.done():
+                batch.append((thing, future))
+            if large:
+                break
+        return batch

@@ -1,0 +1,96 @@
+"""The command as a process: what it prints, and clients that do not finish what they begin."""
+
+import json
+import socket
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from tests.support import commands
+
+# Ends the head of a request.
+LAST = b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def connect(server):
+    own = socket.create_connection(urllib.parse.urlsplit(server).netloc.split(":"), 30)
+    own.settimeout(30)
+    return own
+
+
+def read(own):
+    found = b""
+    while more := own.recv(2**16):
+        found += more
+    return found
+
+
+def is_well(server):
+    with urllib.request.urlopen(f"{server}healthz") as answer:
+        return json.load(answer)["status"] == "ok"
+
+
+def test_slow_senders_are_told_and_harm_nobody(server):
+    head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    begun = [connect(server) for _ in range(40)]
+    for number, own in enumerate(begun):
+        # Half of a head, no body, a body that ends early, and nothing.
+        sent = [
+            head,
+            head + b"Content-Length: 50\r\n\r\n",
+            head + b"Content-Length: 50\r\n\r\nabc",
+            b"",
+        ]
+        own.sendall(sent[number % 4])
+    assert is_well(server)
+    for own in begun:
+        with own:
+            answer = read(own)
+        assert answer.startswith(b"HTTP/1.1 408 "), answer
+        assert b'"error"' in answer
+    assert is_well(server)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\0\xff\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 10**6 + b"\r\n\r\n", 400),
+        (b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /api/image/../../etc/passwd" + LAST, 404),
+        (b"GET //etc/passwd" + LAST, 404),
+        (b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+         b"Content-Length: 3000000\r\n\r\n" + bytes(3_000_000), 413),
+        (b"GET /none" + LAST.replace(b"close", b"Upgrade, close\r\nUpgrade: websocket"), 404),
+    ],
+)  # fmt: skip
+def test_requests_that_are_none(server, sent, status):
+    with connect(server) as own:
+        try:
+            own.sendall(sent)
+            answer = read(own)
+        except ConnectionError:
+            answer = b""
+        # Of what is cut off while it is sent, the answer may be lost.
+        assert answer.startswith(b"HTTP/1.1 %d " % status) or (not answer and len(sent) > 10**5)
+    assert is_well(server)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--images=cifar10", "--images=cifar10: not a folder of images; give folder:PATH"),
+        ("--port={port}", "give another port, or 0 for any"),
+        ("--host=example.invalid", "--host=example.invalid --port=0"),
+        ("--duplicates=none", "none: cannot be read"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(browsed, collection, flag, message):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flag = flag.format(port=taken.getsockname()[1])
+        asked = [f"--index={browsed.path}", f"--images=folder:{collection}", "--port=0", flag]
+        done = commands.run("export.browse", *asked)
+    assert done.status == 2
+    assert message in done.stderr
