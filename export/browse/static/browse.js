@@ -49,7 +49,7 @@ function addressOf(query) {
 
 function readForm() {
   const { id, embedding } = readAddress();
-  const typed = at("id").value;
+  const typed = at("wanted").value;
   return {
     id: typed,
     embedding: typed || id ? "" : embedding,
@@ -60,7 +60,7 @@ function readForm() {
 }
 
 function fillForm(query) {
-  at("id").value = query.id;
+  at("wanted").value = query.id;
   at("k").value = query.k;
   at("within").value = query.within;
   at("explain").checked = query.explain;
@@ -114,7 +114,7 @@ async function send(file) {
   const most = Number(document.body.dataset.bodyBytes);
   if (!at("drop")) return say("This index is of features: choose an image of it.");
   if (file.size > most) return say(`${file.name}: larger than ${most / 2 ** 20} MiB; take a smaller one.`);
-  at("id").value = "";
+  at("wanted").value = "";
   const query = { ...readForm(), embedding: "" };
   const rest = `k=${query.k}&within=${encodeId(query.within)}&explain=${Number(query.explain)}`;
   const headers = { "Content-Type": "application/octet-stream" };
@@ -140,11 +140,10 @@ function showNothing() {
 function show(query, answer) {
   const own = sent.get(query.embedding);
   const source = query.id ? `/api/thumbnail/${encodeId(query.id)}` : own?.address;
+  const text = document.createElement("figcaption");
+  text.textContent = query.id || own?.name || "An image that was sent before";
+  at("query").replaceChildren(...(source ? [picture(source, `Query: ${text.textContent}`)] : []), text);
   at("query").hidden = false;
-  at("query-image").hidden = !source;
-  if (source) at("query-image").src = source;
-  at("query-image").alt = query.id ? `Query: ${query.id}` : "The image that was sent";
-  at("query-text").textContent = query.id || own?.name || "An image that was sent before";
   const most = Math.max(...(answer.books ?? []).flat(), 1e-9);
   const items = answer.ids.map((id, i) => item(query, id, answer.distances[i], answer.books?.[i], most));
   at("results").replaceChildren(...items);
@@ -165,15 +164,19 @@ function item(query, id, distance, books, most) {
     go(next);
     scrollTo({ top: 0 });
   });
-  const image = document.createElement("img");
   const near = distance.toPrecision(3);
-  Object.assign(image, { loading: "lazy", width: 160, height: 160, alt: `${id}, distance ${near}` });
-  image.src = `/api/thumbnail/${encodeId(id)}`;
+  const image = picture(`/api/thumbnail/${encodeId(id)}`, `${id}, distance ${near}`);
   link.append(image, span("name", id), span("detail", near));
   const entry = document.createElement("li");
   entry.append(link);
   if (books) entry.append(bars(books, most));
   return entry;
+}
+
+function picture(source, alt) {
+  const image = document.createElement("img");
+  Object.assign(image, { loading: "lazy", width: 160, height: 160, alt, src: source });
+  return image;
 }
 
 function span(kind, text) {

@@ -1,0 +1,92 @@
+"""Batches give each request its own result; a served encoder answers as one here does."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from export.browse import queries
+from export.browse.queries import Away, Batches, Query, Searcher
+from export.client import GrpcModel
+from hqc_tf.errors import UserError
+
+
+def in_batches(things, work, large=10**9):
+    """The results for things that are asked for at once, and the batches they were in."""
+    seen = []
+
+    def noted(batch):
+        seen.append(len(batch))
+        return work(batch)
+
+    async def ask():
+        batches = Batches(noted, large)
+        task = asyncio.create_task(batches.run())
+        found = await asyncio.gather(*map(batches.ask, things), return_exceptions=True)
+        task.cancel()
+        return found
+
+    return asyncio.run(ask()), seen
+
+
+def test_each_gets_its_own_and_they_share_batches():
+    things = [Query(k=number) for number in range(1, 101)]
+    found, seen = in_batches(things, lambda batch: [10 * thing.k for thing in batch])
+    assert found == [10 * thing.k for thing in things]
+    assert sum(seen) == 100 and max(seen) == queries.BATCH and len(seen) < 10
+
+
+def test_large_files_are_alone():
+    things = [Query(1, contents=b"x" * size) for size in (1, 1, 99, 1, 99, 99, 1)]
+    _, seen = in_batches(things, lambda batch: [0] * len(batch), large=50)
+    assert seen == [2, 1, 1, 1, 1, 1]
+
+
+def test_an_error_is_that_of_its_request_alone():
+    def work(batch):
+        return [UserError("odd") if thing.k % 2 else thing.k for thing in batch]
+
+    found, _ = in_batches([Query(k=number) for number in range(4)], work)
+    assert [str(one) for one in found] == ["0", "odd", "2", "odd"]
+    found, _ = in_batches([Query(k=1)] * 3, lambda _: 1 / 0)
+    assert all(isinstance(one, ZeroDivisionError) for one in found)
+
+
+def test_one_bad_image_does_not_spoil_a_batch(browsed, encode, photo):
+    searcher = Searcher(browsed, encode)
+    bad = photo[:99]
+    answers = searcher.answer(
+        [Query(3, contents=c) for c in (photo, bad, photo)] + [Query(1, id="x")]
+    )
+    assert answers[0].ids == answers[2].ids
+    assert [type(one) for one in answers] == [type(answers[0]), UserError, type(answers[0]),
+                                              queries.NotFound]  # fmt: skip
+
+
+@pytest.fixture
+def served(encoder):
+    """A model that answers as a server of `encoder` would."""
+
+    class Served(GrpcModel):
+        def __init__(self):
+            self.server, self.model, self.away = "here:1", "hqc", False
+
+        def predict(self, signature, inputs):
+            if self.away:
+                raise UserError(f"{self.server}: not available")
+            assert len(inputs["image_bytes"]) == 1
+            answer = encoder.signatures[signature](image_bytes=list(inputs["image_bytes"]))
+            return {name: value.numpy() for name, value in answer.items()}
+
+    return Served()
+
+
+def test_a_served_encoder_answers_as_one_here(browsed, encoder, encode, served, photo):
+    at = queries.encode_at(served, encoder.manifest["fingerprint"])
+    asked = [Query(5, contents=c) for c in (photo, b"no image", photo)]
+    here, there = (Searcher(browsed, one).answer(asked) for one in (encode, at))
+    assert here[0].ids == there[0].ids == there[2].ids
+    np.testing.assert_allclose(here[0].distances, there[0].distances, rtol=1e-5)
+    assert str(here[1]) == str(there[1])
+    served.away = True
+    assert isinstance(Searcher(browsed, at).answer(asked[:1])[0], Away)
