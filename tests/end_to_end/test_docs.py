@@ -33,6 +33,7 @@ NOT_RUN = (
     "tfds:",  # data sets that are not prepared
     "/share",
     "--server",
+    "export.browse",  # a server, which does not end
     "--runner",
     "--num_leaves",  # thousands of distinct codes
     "runs/32",
@@ -234,7 +235,7 @@ def readme(folder, two_convolutions):
     """The folder after the commands of README.md."""
     with contextlib.chdir(folder):
         for line in MODULE_LINES:
-            if line.document == "README.md":
+            if line.document == "README.md" and line.module != "export.browse":
                 run_here(line)
     return folder
 
@@ -258,7 +259,8 @@ def test_the_documents_run_as_printed(readme, monkeypatch):
     # What a reader has by other commands: a run of the demo, and codes that an encoder made.
     shutil.copytree("runs/photos", "runs/demo")
     ran = []
-    for document in ("docs/install.md", "docs/serve.md", "docs/search.md", "docs/train.md"):
+    documents = ("install", "serve", "search", "browse", "train")
+    for document in (f"docs/{name}.md" for name in documents):
         for line in MODULE_LINES:
             if line.document != document or not runs_here(line):
                 continue
@@ -273,6 +275,6 @@ def test_the_documents_run_as_printed(readme, monkeypatch):
             run_here(line)
             ran.append(line.module)
     assert {"export.encode", "export.index", "export.search", "export.searcher"} <= set(ran)
-    assert {"hqc_tf.evaluate", "hqc_tf.report", "export.gallery"} <= set(ran)
+    assert {"hqc_tf.evaluate", "hqc_tf.report", "export.gallery", "export.duplicates"} <= set(ran)
     names = run_python("docs/search.md")
     assert len(names["ids"]) == PHOTOS

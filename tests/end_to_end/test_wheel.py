@@ -86,6 +86,9 @@ def test_commands_run_from_the_wheel(site, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(json.loads((tmp_path / "found.jsonl").read_text())["ids"]) == 3
+    kept = ("static/browse.js", "static/browse.css", "static/icon.svg", "openapi.json",
+            "base.html.jinja", "page.html.jinja", "duplicates.html.jinja")  # fmt: skip
+    assert [name for name in kept if not (site / "export/browse" / name).exists()] == []
     assert "<style>" in (tmp_path / "run/report.html").read_text()
 
 
