@@ -2,6 +2,7 @@
 processes that are measured alone.
 """
 
+import concurrent.futures
 import multiprocessing
 import os
 import pathlib
@@ -59,9 +60,13 @@ def free_ports(count):
 
 
 def apart(function, *arguments):
-    """What a function gives in a process of its own, so that its memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        return process.apply(function, arguments)
+    """What a function gives in a process of its own, so that its memory is its own.
+
+    BrokenProcessPool where the process ends otherwise.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as process:
+        return process.submit(function, *arguments).result()
 
 
 def memory_mib(kind="VmHWM"):

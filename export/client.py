@@ -11,6 +11,7 @@ retry policy and by urllib3's; any other error ends the call and names the files
 import base64
 import concurrent.futures
 import json
+import math
 import os
 import re
 import threading
@@ -238,7 +239,7 @@ class GrpcModel(_Model):
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise TimeoutError from error
             self._fail(error.details(), error.code() is grpc.StatusCode.UNAVAILABLE)
-        return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+        return {name: _from_proto(value) for name, value in response.outputs.items()}
 
 
 class RestModel(_Model):
@@ -288,6 +289,14 @@ def _in_time(call: Callable[[], Any], seconds: float) -> Any:
     # A pool would wait for a late one; this thread ends with the process.
     threading.Thread(target=run, daemon=True).start()
     return answer.result(seconds)
+
+
+def _from_proto(value):
+    """The array of a TensorProto; ValueError where its shape, which costs nothing, is too large."""
+    sides = [dim.size for dim in value.tensor_shape.dim]
+    if math.prod(sides) * tf.as_dtype(value.dtype).size > ANSWER_BYTES:
+        raise ValueError(f"a tensor of shape {sides}")
+    return tf.make_ndarray(value)
 
 
 def _to_json(value):

@@ -15,10 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.request
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2
 
 from export import client, searcher
 from export.encoder import encode_images
@@ -344,6 +347,17 @@ def test_an_answer_that_cannot_be_read_is_one_line(files, text):
         pytest.raises(UserError, match="model hqc gives no answer: a malformed one"),
     ):
         [*client.encode_files(client.connect(address, "hqc"), files[:1])]
+
+
+def test_a_small_answer_of_a_large_shape_takes_no_memory(files):
+    """One value stands for all that a shape has: here 2^60 of them, in 30 bytes."""
+    codes = tf.make_tensor_proto(np.zeros([1, 1], np.uint8))
+    codes.tensor_shape.dim[0].size = codes.tensor_shape.dim[1].size = 2**30
+    response = predict_pb2.PredictResponse(outputs={"codes": codes})
+    served = client.connect("localhost:1", "hqc")
+    served._stub = types.SimpleNamespace(Predict=lambda request, timeout: response)
+    with pytest.raises(UserError, match="a malformed one .a tensor of shape .1073741824, 107"):
+        [*client.encode_files(served, files[:1])]
 
 
 def test_a_searcher_must_answer_k_ids_and_distances(files):

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
+from benchmarks.campaign import images as attack
 from export import encoder, folders, saved_model, versions
 from export.encoder import encode_images, load_encoder
 from hqc_tf.data import augment, catalog, decoding
@@ -93,8 +94,8 @@ def test_both_signatures_agree_on_one_image(exported, photos, kind):
 def test_random_and_mutated_files_crash_nothing(trained, exported, files, tmp_path):
     """2,000 byte strings among real images: each is refused, or has the code of its pixels."""
     rng = np.random.default_rng(0)
-    seeds = [*serving.encode_everyhow(files[0]), *serving.encode_everyhow(files[1])]
-    strings = [serving.mutate(rng, seeds) for _ in range(2_000)]
+    seeds = [*attack.encode_everyhow(files[0]), *attack.encode_everyhow(files[1])]
+    strings = [attack.mutate(rng, seeds) for _ in range(2_000)]
     batches = [strings[start : start + 250] for start in range(0, len(strings), 250)]
     requests = [
         ("encode_bytes", {"image_bytes": np.array([*batch, *files[:6]], object)})

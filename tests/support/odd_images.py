@@ -8,6 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 import tensorflow as tf
 
+from benchmarks.campaign import images as attack
 from tests.support import serving
 
 
@@ -73,8 +74,8 @@ def write_mutated(folder, photos, count):
     """
     rng = np.random.default_rng(0)
     first, second = (path.read_bytes() for path in sorted(photos.rglob("*.png"))[:2])
-    seeds = [*serving.encode_everyhow(first), *serving.encode_everyhow(second)]
-    files = [serving.mutate(rng, seeds) for _ in range(count)]
+    seeds = [*attack.encode_everyhow(first), *attack.encode_everyhow(second)]
+    files = [attack.mutate(rng, seeds) for _ in range(count)]
     names = [f"{row % 7}/{row:04d}.jpg" for row in range(count)]
     for name, file in zip(names, files, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """What the tests of served SavedModels share: their tensors, and running them as a server does."""
 
 import base64
-import io
 import json
 import pathlib
 import re
@@ -9,8 +8,6 @@ import subprocess
 import sys
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -131,41 +128,6 @@ def added_memory(call):
 def _memory(field):
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1])
-
-
-def encode_everyhow(contents):
-    """An image file again in each format and many of their kinds."""
-    image = PIL.Image.open(io.BytesIO(contents)).convert("RGB")
-    frames = {"save_all": True, "append_images": [PIL.ImageOps.invert(image)]}
-    kinds = [
-        ("JPEG", "RGB", {}), ("JPEG", "L", {"progressive": True}), ("JPEG", "CMYK", {}),
-        ("PNG", "RGB", {}), ("PNG", "P", {}), ("PNG", "LA", {}), ("PNG", "1", {}),
-        ("BMP", "RGB", {}), ("BMP", "L", {}), ("GIF", "P", {}), ("GIF", "P", frames),
-    ]  # fmt: skip
-    for kind, mode, options in kinds:
-        file = io.BytesIO()
-        image.convert(mode).save(file, kind, **options)
-        yield file.getvalue()
-    yield tf.io.encode_png(np.asarray(image).astype(np.uint16) * 257).numpy()
-
-
-def mutate(rng, seeds):
-    """A byte string that may or may not be an image any more."""
-    content = bytearray(seeds[rng.integers(len(seeds))])
-    way = rng.integers(5)
-    if way == 0:  # noise, after the first bytes of a format in half of all cases
-        start = content[: rng.integers(12) * rng.integers(2)]
-        return bytes(start) + rng.bytes(rng.integers(2000))
-    if way == 1:
-        return bytes(content[: rng.integers(len(content))])
-    if way == 2:
-        other = seeds[rng.integers(len(seeds))]
-        return bytes(content[: rng.integers(len(content))]) + other[rng.integers(len(other)) :]
-    # The head is where sizes and kinds stand.
-    end = len(content) if way == 3 else 64
-    for place in rng.integers(0, end, 1 + rng.integers(4)):
-        content[place] = rng.integers(256)
-    return bytes(content)
 
 
 def decode_apart(files, sizes):

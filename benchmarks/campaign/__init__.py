@@ -1,0 +1,1 @@
+"""Attacks on the whole product, repeated: `python -m benchmarks.campaign`."""
