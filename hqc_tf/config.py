@@ -141,6 +141,9 @@ class Config:
     decorrelation_weight: float = _setting(
         0.0, "weight of decorrelating the numbers of the raw embedding", least=0
     )
+    reconstruction_weight: float = _setting(
+        0.0, "weight of ordering images as the features of a frozen backbone do", least=0
+    )
     book_classification_weight: float = _setting(
         0.0, "weight of classifying which book a part came from", least=0
     )
@@ -346,6 +349,12 @@ def _check_together(config):
         raise UserError(
             f"--backbone_rate={c.backbone_rate}: has no effect, since no backbone trains; leave it "
             "out, or give --train_backbone=all or last:N"
+        )
+    is_images = not (c.feature_width or c.dataset.startswith("features:"))
+    if c.reconstruction_weight and c.train_backbone != "none" and is_images:
+        raise UserError(
+            f"--reconstruction_weight={c.reconstruction_weight}: needs features that stay; give "
+            "--train_backbone=none, --dataset=features:..., or leave it out"
         )
     if not c.term_weights():
         raise UserError("all loss weights are zero: nothing to train; raise one")

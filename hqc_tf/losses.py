@@ -47,6 +47,10 @@ class Pair(NamedTuple):
     all_a: Encoding  # of each view of the B images of all replicas
     all_b: Encoding
     offset: Offset = 0  # row of the global batch at which this replica's rows begin
+    # Float [b, E] and [B, E] of each view, what the network in front made of it; empty where the
+    # reconstruction term has no weight.
+    features: Tensors = ()
+    all_features: Tensors = ()
     # Float [n, D] parts -> float [n, M] logits of the book each came from; None where the book
     # classification term has no weight.
     classify_books: Callable[[Tensor], Tensor] | None = None
@@ -189,6 +193,37 @@ def decorrelation_loss(
     return term * tf.cast(tf.shape(embedding_a)[0] / tf.shape(all_a)[0], term.dtype)
 
 
+def reconstruction_loss(
+    embedding_a: Tensor,
+    embedding_b: Tensor,
+    quantized_a: Tensor,
+    quantized_b: Tensor,
+    features_a: Tensor,
+    features_b: Tensor,
+    everyone: Tensors = None,
+) -> Tensor:
+    """Reconstruction: an item's cosines to all others order them as its features' cosines do.
+
+    Of each of the 2B items f_i, the correlation of cos(f_i, z_j) and cos(x_i, x_j) over all 2B
+    items j, itself among them; the loss is 1 less their mean. The features x stay. Not the paper's:
+    contrast draws classes together and leaves the order of the nearest open. Tried besides on
+    features of EfficientNet-Lite0: squared differences of the cosines, the divergence of softmax
+    neighborhoods (SEED, Fang and others, ICLR 2021), and the error |f - z|^2, all with fewer of the
+    floats' ten nearest.
+
+    Args:
+        embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
+        features_a, features_b: float [b, E], what the embeddings were made of.
+    """
+    local = quantized_a, quantized_b, features_a, features_b
+    all_z_a, all_z_b, all_x_a, all_x_b = everyone or local
+    found = _all_cosines(embedding_a, embedding_b, all_z_a, all_z_b)
+    wanted = tf.stop_gradient(_all_cosines(features_a, features_b, all_x_a, all_x_b))
+    found, wanted = (x - tf.reduce_mean(x, 1, keepdims=True) for x in (found, wanted))
+    each = 1 - tf.reduce_sum(_unit(found) * _unit(wanted), 1)
+    return tf.reduce_sum(each) / (2 * _rows(all_z_a))
+
+
 def book_classification_loss(
     log_probs_a: Tensor, log_probs_b: Tensor, everyone_rows: Offset | None = None
 ) -> Tensor:
@@ -253,6 +288,12 @@ def _cosines(a, b, all_a, all_b):
     """Cosines of both views' rows with everyone's: [..., b, d] -> [2, ..., b, 2B], a's first."""
     keys = _unit(tf.concat([all_a, all_b], -2))
     return tf.matmul(_unit(tf.stack([a, b])), keys, transpose_b=True)
+
+
+def _all_cosines(a, b, all_a, all_b):
+    """[2b, 2B]: of the rows of both views with those of everyone's."""
+    rows = _unit(tf.concat([a, b], 0))
+    return tf.matmul(rows, _unit(tf.concat([all_a, all_b], 0)), transpose_b=True)
 
 
 def _negatives(logits, offset):
@@ -321,6 +362,11 @@ TERMS: dict[str, Callable[[Pair, Config], Tensor]] = {
     ),
     "decorrelation": lambda pair, c: decorrelation_loss(
         *pair.views("embedding"), pair.everyone("embedding")
+    ),
+    "reconstruction": lambda pair, c: reconstruction_loss(
+        *pair.views("embedding", "quantized"),
+        *pair.features,
+        (*pair.everyone("quantized"), *pair.all_features),
     ),
     "book_classification": lambda pair, c: book_classification_loss(
         *(

@@ -148,6 +148,10 @@ class HQC(tf.keras.Model):
         self.book_classifier = None
         if "book_classification" in self.weights_of_terms:
             self.book_classifier = _book_classifier(settings, self.quantizer.dtype)
+        self._features_too = None
+        if "reconstruction" in self.weights_of_terms:
+            features = self.encoder.get_layer("projection").input
+            self._features_too = tf.keras.Model(self.encoder.input, [features, self.encoder.output])
         shape = [settings.image_size, settings.image_size, 3]
         shape = [settings.feature_width] if settings.feature_width else shape
         view = tf.TensorSpec([None, *shape], tf.float32)
@@ -219,9 +223,9 @@ class HQC(tf.keras.Model):
             views = recolor_views(*batch) if on_device else batch
         with tf.GradientTape() as tape:
             with tf.name_scope("forward"):
-                a, b = self._encode_views(views)
+                (a, b), features = self._encode_views(views)
             with tf.name_scope("losses"):
-                terms = self.loss_terms(a, b)
+                terms = self.loss_terms(a, b, features)
                 weighted = [self.weights_of_terms[name] * terms[name] for name in terms]
                 total = tf.reduce_sum(tf.stack(weighted))
         gradients = tape.gradient(total, self.trainable_variables)
@@ -230,16 +234,32 @@ class HQC(tf.keras.Model):
         return self._track([total, *terms.values()])
 
     def _encode_views(self, views):
+        """The encodings of both views, and their features where a term compares them."""
         if not self.settings.joint_views:
-            return [self(view, training=True) for view in views]
-        both = self(tf.concat(views, 0), training=True)
-        return [Encoding(*half) for half in zip(*(tf.split(x, 2) for x in both), strict=True)]
+            encoded, features = zip(*map(self._encode_view, views), strict=True)
+        else:
+            both, of_both = self._encode_view(tf.concat(views, 0))
+            encoded = [
+                Encoding(*half) for half in zip(*(tf.split(x, 2) for x in both), strict=True)
+            ]
+            features = () if of_both is None else tf.split(of_both, 2)
+        return encoded, () if self._features_too is None else features
 
-    def loss_terms(self, a: Encoding, b: Encoding) -> dict[str, tf.Tensor]:
+    def _encode_view(self, view):
+        if self._features_too is None:
+            return self(view, training=True), None
+        found = self._features_too(view, training=True)
+        features, embedding = (tf.cast(x, self.quantizer.dtype) for x in found)
+        return Encoding(embedding, *self.quantizer(embedding)), features
+
+    def loss_terms(
+        self, a: Encoding, b: Encoding, features: Sequence[tf.Tensor] = ()
+    ) -> dict[str, tf.Tensor]:
         """This replica's share of each loss term, unweighted.
 
         Args:
             a, b: encodings of the two views of this replica's images.
+            features: float [b, E] of both, where the reconstruction term has a weight.
 
         Returns:
             Name of the term -> float scalar, in the order of the settings, without those of weight
@@ -248,12 +268,15 @@ class HQC(tf.keras.Model):
         views = (a, b)
         # Each term has tensors of its own, for the reason that `branches` gives.
         local, shared = branches(views, 2)
-        everyone, offset = distribute.gather_batch(tf.nest.flatten(shared))
+        flat = tf.nest.flatten(shared)
+        gathered, offset = distribute.gather_batch([*flat, *features])
+        everyone, all_features = gathered[: len(flat)], tuple(gathered[len(flat) :])
         both = local, tf.nest.pack_sequence_as(views, everyone)
         own = branches(both, len(self.weights_of_terms))
+        known = tuple(features), all_features
         return {
             name: losses.TERMS[name](
-                losses.Pair(*local, *everyone, offset, self.book_classifier), self.settings
+                losses.Pair(*local, *everyone, offset, *known, self.book_classifier), self.settings
             )
             for name, (local, everyone) in zip(self.weights_of_terms, own, strict=True)
         }

@@ -200,6 +200,19 @@ def test_every_number_has_a_bound():
             "--num_neighbors=20: a batch of 11 has only 20 negatives, and the term needs some "
             "beyond the neighbors; lower it or raise --batch_size",
         ),
+        *(
+            (
+                {"backbone_rate": 0.1} | other,
+                "--backbone_rate=0.1: has no effect, since no backbone trains; leave it out, or "
+                "give --train_backbone=all or last:N",
+            )
+            for other in ({"train_backbone": "none"}, {"feature_width": 3})
+        ),
+        (
+            {"reconstruction_weight": 0.5},
+            "--reconstruction_weight=0.5: needs features that stay; give --train_backbone=none, "
+            "--dataset=features:..., or leave it out",
+        ),
         (
             {name: 0.0 for name in LEAST if name.endswith("_weight")},
             "all loss weights are zero: nothing to train; raise one",
@@ -223,6 +236,9 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         {"num_words": 2},
         {"num_words": 256},
         {"epochs": 1, "warmup_epochs": 0},
+        {"train_backbone": "last:1", "backbone_rate": 0.1},
+        {"train_backbone": "none", "reconstruction_weight": 0.5},
+        {"dataset": "features:x.npy", "reconstruction_weight": 0.5},
     ],
 )
 def test_settings_at_the_edge_of_a_rule_are_taken(settings):

@@ -54,6 +54,18 @@ def book_classification(x, everyone=None, offset=0):
     return losses.book_classification_loss(*map(book_log_probs, x[2:4]), everyone_rows=rows)
 
 
+def features_of(quantized):
+    """Float [n, E] that depend on every number of z."""
+    guess = np.random.default_rng(2).standard_normal([BOOKS * DIM, 7])
+    return tf.math.tanh(tf.linalg.matmul(quantized, tf.constant(guess, quantized.dtype)))
+
+
+def reconstruction(x, everyone=None, offset=0):
+    shared = everyone_of(everyone, 2, 2)
+    shared = shared and (*shared, *map(features_of, shared))
+    return losses.reconstruction_loss(*x[:4], *map(features_of, x[2:4]), shared)
+
+
 # Each term as a function of a `random_batch`, and of what its replica is told of everyone's.
 TERMS = {
     "instance": lambda x, everyone=None, offset=0: losses.instance_contrastive_loss(
@@ -67,6 +79,7 @@ TERMS = {
     "decorrelation": lambda x, everyone=None, offset=0: losses.decorrelation_loss(
         *x[:2], everyone_of(everyone, 0, 2)
     ),
+    "reconstruction": reconstruction,
     "book_classification": book_classification,
     "cross_quantized": lambda x, everyone=None, offset=0: losses.cross_quantized_loss(
         *x[:4], 0.5, everyone_of(everyone, 0, 4), offset
@@ -259,6 +272,38 @@ def test_codeword_diversity_by_hand():
     assert float(losses.codeword_diversity_loss(2 * a, 2 * b, 2.0)) == pytest.approx(expected)
 
 
+def test_reconstruction_by_hand():
+    # Cosines of a0 and a1 to z of (a0, a1, b0, b1) are (1, 0, 1, 0), of b0 and b1 (0, 1, 0, 1).
+    f_a, f_b = tf.constant([[1.0, 0.0], [2.0, 0.0]]), tf.constant([[0.0, 3.0], [0.0, 1.0]])
+    z_a = z_b = tf.constant([[5.0, 0.0], [0.0, 1.0]])
+    # Those of x_a0 to x are (1, 0, 1, 0): correlation 1. Of x_a1, x_b1 (0, 1, 0, 1): -1, 1. Of x_b0
+    # (1, 0, 1, 0): -1.
+    x_a, x_b = tf.constant([[2.0, 0.0], [0.0, 2.0]]), tf.constant([[1.0, 0.0], [0.0, 7.0]])
+    loss = losses.reconstruction_loss(f_a, f_b, z_a, z_b, x_a, x_b)
+    assert float(loss) == pytest.approx(1)
+    assert float(losses.reconstruction_loss(x_a, x_b, x_a, x_b, x_a, x_b)) == pytest.approx(0)
+
+
+def reconstruction_by_loop(f, z, x):
+    total = 0.0
+    for i in range(len(f)):
+        found = [cosine(f[i], z[j]) for j in range(len(f))]
+        wanted = [cosine(x[i], x[j]) for j in range(len(f))]
+        total += 1 - np.corrcoef(found, wanted)[0, 1]
+    return total / len(f)
+
+
+def test_reconstruction_equals_the_double_loop_and_leaves_the_features():
+    f_a, f_b, z_a, z_b, *_ = random_batch(5)
+    x = [tf.constant(features_of(z)) for z in (z_a, z_b)]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = losses.reconstruction_loss(f_a, f_b, z_a, z_b, *x)
+    stacked = [np.concatenate(pair) for pair in ((f_a, f_b), (z_a, z_b), x)]
+    assert float(value) == pytest.approx(reconstruction_by_loop(*stacked), rel=1e-9)
+    assert tape.gradient(value, x) == [None, None]
+
+
 def test_book_classification_by_hand():
     # Rows: books 0 and 1 of the first image, then of the second.
     a = tf.math.log([[0.5, 0.5], [0.2, 0.8], [1.0, 1e-9], [0.9, 0.1]])
@@ -339,6 +384,7 @@ def test_order_of_one_views_images_matters(term):
             "decorrelation",
             "book_classification",
             "part_neighbor with all",
+            "reconstruction",
         )
     }
     same = float(term(turned)) == pytest.approx(float(term(batch)), rel=1e-9)

@@ -218,6 +218,38 @@ def test_terms_get_their_settings(small_config):
         assert float(terms[name]) == pytest.approx(float(value), rel=1e-6), name
 
 
+@pytest.mark.parametrize("joint_views", [False, True])
+def test_reconstruction_compares_with_what_the_head_takes(small_config, joint_views):
+    config = small_config(feature_width=6, reconstruction_weight=0.5, joint_views=joint_views)
+    network = compiled(config)
+    norm = network.encoder.get_layer("feature_norm")
+    norm.adapt(np.full(6, 0.1, np.float32), 0.3)
+    views = tf.unstack(tf.random.normal([2, 4, 6]))
+    a, b = (network(view) for view in views)
+    pairs = zip(a[:2], b[:2], strict=True)
+    flat = [one for pair in pairs for one in pair]
+    expected = losses.reconstruction_loss(*flat, *map(norm, views))
+    found = network.train_step(views)
+    assert float(found["reconstruction"]) == pytest.approx(float(expected), rel=1e-4)
+    assert len(network.weights) == len({id(weight) for weight in network.weights})
+
+
+def test_reconstruction_of_images_compares_with_the_frozen_backbone(tiny_config):
+    config = tiny_config(train_backbone="none", reconstruction_weight=0.5)
+    network = compiled(config)
+    views = random_views(config)
+    backbone, head = network.build_backbone(), network.build_head()
+    features = [backbone(view) for view in views]
+    embeddings = [head(x) for x in features]
+    quantized = [network.quantizer(f).quantized for f in embeddings]
+    expected = losses.reconstruction_loss(*embeddings, *quantized, *features)
+    before = backbone.get_weights()
+    found = network.train_step(views)
+    assert float(found["reconstruction"]) == pytest.approx(float(expected), rel=1e-4)
+    for one, other in zip(before, backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_terms_of_weight_zero_are_not_computed(small_config, monkeypatch):
     def refuse(*arguments, **settings):
         raise AssertionError("computed all the same")

@@ -1,5 +1,8 @@
 """A run resumes over the files that it began with, or says which differ."""
 
+import hashlib
+
+import numpy as np
 import pytest
 
 from hqc_tf.errors import UserError
@@ -51,6 +54,19 @@ def test_what_a_run_leaves_out_may_be_fixed_or_removed(folder):
     inputs.check_files(f"folder:{folder}", before, frozenset({"bad.png"}))
     with pytest.raises(UserError, match=r"1 missing \(bad.png\)"):
         inputs.check_files(f"folder:{folder}", before, frozenset())
+
+
+def test_features_are_known_by_their_contents(tmp_path):
+    path, matrix = tmp_path / "x.npy", np.ones([3, 2], np.float32)
+    np.save(path, matrix)
+    dataset = f"features:{path}"
+    before = inputs.list_files(dataset)
+    assert before == [InputFile(str(path), 24, hashlib.sha256(matrix.tobytes()).hexdigest())]
+    inputs.check_files(dataset, before, frozenset())
+    matrix[1, 0] = 2
+    np.save(path, matrix)
+    with pytest.raises(UserError, match="began with: 1 of other contents .*x.npy.; restore"):
+        inputs.check_files(dataset, before, frozenset())
 
 
 def test_patterns_and_records_have_lists(folder):
