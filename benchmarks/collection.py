@@ -1,4 +1,6 @@
-"""How much a collection finds: `python -m benchmarks.collection --images=folder:photos/ --album=album/`
+"""How much a collection finds beside a color histogram.
+
+    python -m benchmarks.collection --images=folder:photos/ --album=album/
 
 ALBUM is what `hqc_tf.collection` made of the images, which have sub-folders for labels. Every image
 queries the others; P@1 is the share whose nearest has its label. Beside the collection stand what
