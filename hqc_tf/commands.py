@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import atexit
 import contextlib
 import functools
 import os
@@ -9,6 +10,7 @@ import pathlib
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,6 +26,22 @@ _COLUMN = 26
 # What a command reads; of two absl would take the last.
 _GIVEN_ONCE = "dataset", "input", "codes", "index", "embeddings", "remove"
 _FILE_KINDS = "folder:", "tfrecord:", "features:"
+# How lines begin that libraries write on stderr past Python: remarks on a file's bytes, by libjpeg,
+# and logs of TensorFlow and XLA but for fatal ones.
+_REMARKS = (
+    "Corrupt JPEG data|Premature end of JPEG|JPEGLib: |Bogus |Unsupported marker type|Invalid SOS "
+    "|Inconsistent progression|Unknown Adobe color|Warning: unknown JFIF|Quantization table "
+    r"|WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d [\d:.]+: [IWE] "
+)
+_FILTER = """
+import re, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+is_remark = re.compile(sys.argv[1].encode()).match
+for line in sys.stdin.buffer:
+    if not is_remark(line):
+        sys.stdout.buffer.write(line)
+        sys.stdout.flush()
+"""
 _END = "--flagfile=FILE takes flags from a file, one a line; --helpfull lists all flags."
 
 
@@ -51,6 +69,7 @@ def run(main: Callable[[list[str]], object], takes_arguments: bool = False) -> N
         logging.set_verbosity(logging.ERROR)
         # What TensorFlow logs as an error it raises as well, or it does not concern the user.
         logging.logging.getLogger("tensorflow").setLevel("CRITICAL")
+        _drop_remarks()
         # A file's name may not be UTF-8, and a terminal's encoding cannot show it then.
         sys.stdout.reconfigure(errors="backslashreplace")
         try:
@@ -135,6 +154,29 @@ def _expanded(name, text):
             f"--{name}={text}: the environment has no {unset[0]}; set it, or give the path itself"
         )
     return kind + path
+
+
+def _drop_remarks():
+    """Passes what libraries write on stderr through a process that leaves `_REMARKS` out.
+
+    A thread could not: a library that writes while it holds Python would wait for it for ever.
+    """
+    # A test may have put something else in its place.
+    if sys.stderr is not sys.__stderr__ or sys.stderr.fileno() != 2:
+        return
+    own = os.dup(2)
+    words = [sys.executable, "-S", "-E", "-c", _FILTER, _REMARKS]
+    passing = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=own)
+    os.dup2(passing.stdin.fileno(), 2)
+    passing.stdin.close()
+    sys.stderr = open(own, "w", buffering=1, errors="backslashreplace")  # noqa: PTH123, SIM115
+
+    def end():
+        os.dup2(own, 2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            passing.wait(1)
+
+    atexit.register(end)
 
 
 def _not_a_flag(word):

@@ -164,7 +164,8 @@ def test_bad_images_of_a_data_set_are_left_out_and_named(
     asked = [f"--index={index.path}", "--k=3"]
     found, said = command(*asked, f"--dataset=folder:{folder}")
     assert said == (
-        "left out: a.jpg: no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image\nleft out: zz.png: Is a directory\n"
+        "left out: a.jpg: no JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image\n"
+        "left out: zz.png: Is a directory\n"
     )
     answers = [json.loads(line) for line in found.splitlines()]
     assert [answer["query"] for answer in answers] == images.ids

@@ -1,5 +1,6 @@
 """What --help prints: one entry a flag, with its choices and default, within the line."""
 
+import subprocess
 import sys
 
 import pytest
@@ -65,7 +66,7 @@ def test_the_commands_of_a_package_are_listed(package):
     for name, line in shown.items():
         path = ROOT / name.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
-        assert len(line) < 120 and "`" not in line and line.count("  ") >= 1
+        assert len(line) < 140 and "`" not in line and line.count("  ") >= 1
     assert here.run(package) == done
     wrong = here.run(package, "train")
     assert wrong.status == 2 and wrong.stderr.startswith("error: train: no flag of this command")
@@ -82,6 +83,26 @@ def test_help_by_its_short_name():
     done = here.run("export.index", "-h")
     assert done.status == 0 and "--id_prefix" in done.stdout
     assert done.stdout == here.run("export.index", "--help").stdout
+
+
+WRITES = """
+import os, sys
+from hqc_tf import commands
+
+def main(_):
+    os.write(2, b"Corrupt JPEG data: 3 extraneous bytes before marker 0xd9\\nof a library\\n")
+    os.write(2, b"I0000 00:00:1.5 1 compiler.h:186] Compiled cluster\\nF0000 fatal\\n")
+    print("of this program", file=sys.stderr)
+    return 7
+
+commands.run(main)
+"""
+
+
+def test_remarks_of_libraries_are_left_out_and_nothing_else():
+    done = subprocess.run([sys.executable, "-c", WRITES], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (7, "")
+    assert sorted(done.stderr.splitlines()) == ["F0000 fatal", "of a library", "of this program"]
 
 
 def test_what_is_read_is_given_once():

@@ -1,4 +1,4 @@
-"""A bag of photos as people have them: formats, orientations, transparency, names, links, damage."""
+"""A bag of photos as people have them: formats, orientations, transparency, names and damage."""
 
 import io
 
