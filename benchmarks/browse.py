@@ -1,7 +1,7 @@
 """The page's server under load: `python -m benchmarks.browse --saved_model=serving/hqc`
 
-Starts `export.browse` over random codes of the encoder's books and sends a JPEG of 4 megapixels: one
-request after the other, then rounds of many at once. Prints the median and the 99th percentile of a
+Starts `export.browse` over random codes of the encoder's books and sends a JPEG of 4 megapixels:
+one request after the other, then many at once. Prints the median and the 99th percentile of a
 request's time, and the memory of the server before and after the requests by id that follow.
 """
 
@@ -41,7 +41,7 @@ def make_photo():
 
 
 def post(address, body, kind):
-    """Seconds that a request takes, and its answer; an error where it has another status than 200."""
+    """Seconds that a request takes, and its answer; an error where its status is not 200."""
     request = urllib.request.Request(f"{address}api/search", body, {"Content-Type": kind})
     begun = time.perf_counter()
     with urllib.request.urlopen(request) as answer:
@@ -77,7 +77,8 @@ def measure(address, process, values):
         body = json.dumps({"id": str(number % values.images)}).encode()
         seconds.append(post(address, body, "application/json")[0])
         if number in (values.queries // 10, values.queries - 1):
-            yield f"{number + 1} requests by id: {before:.0f} MiB before, {memory_mib(process):.0f} after"
+            after = memory_mib(process)
+            yield f"{number + 1} requests by id: {before:.0f} MiB before, {after:.0f} after"
     yield describe("by id", seconds)
 
 
