@@ -39,7 +39,7 @@ class SavedNetwork(layers.Layer):
     """
 
     def __init__(self, function: Callable, width: int, kept: Any, **kwargs):
-        super().__init__(trainable=False, dtype="float32", **kwargs)
+        super().__init__(trainable=False, dtype="float32", autocast=False, **kwargs)
         # Functions, so that Keras does not track what they hold.
         self._apply = lambda images: function(images)
         self.kept = lambda: kept

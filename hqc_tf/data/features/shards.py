@@ -15,7 +15,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 from os import PathLike
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -52,7 +52,7 @@ class Manifest:
     shards: _Count
     views: Annotated[int, msgspec.Meta(ge=0, le=2**16)]  # random ones of each image
     width: _Count  # numbers of a vector, E
-    dtype: str  # "float16" or "float32"
+    dtype: Literal["float16", "float32"]
     network: str  # digest of the backbone
     settings: dict[str, Any]  # those of a `Config` named in `OF_NETWORK` and `OF_VIEWS`
     label_names: list[str] | None = None
@@ -153,6 +153,9 @@ def read_shards(folder: str | PathLike) -> tuple[Manifest, list[Shard]]:
             f"missing, the first is {first}; run the same hqc_tf.embed again, which writes them"
         )
     found = [_read_shard(_path(folder, number, count), manifest) for number in range(count)]
+    kinds = {None if one.labels is None else one.labels.shape[1:] for one in found}
+    if len(kinds) > 1:
+        raise UserError(f"features:{folder}: its shards have labels of several kinds; {_AGAIN}")
     if (total := sum(len(shard.ids) for shard in found)) != manifest.images:
         raise UserError(
             f"features:{folder}: has {total} images, but its {MANIFEST} says {manifest.images}; "
@@ -163,6 +166,7 @@ def read_shards(folder: str | PathLike) -> tuple[Manifest, list[Shard]]:
 
 def _read_shard(path, manifest):
     with naming_damage(path, _AGAIN):
+        files.open_regular(path).close()
         # Closed, the buffers stay mapped, without a file descriptor each.
         with pa.memory_map(str(path)) as file:
             reader = pa.ipc.open_file(file)
@@ -170,6 +174,8 @@ def _read_shard(path, manifest):
             if reader.num_record_batches != 1 or any(one.null_count for one in batch.columns):
                 raise ValueError("not one batch without gaps")
         batch.validate(full=True)
+        if batch.schema.field("roles").type != pa.uint8():
+            raise ValueError("its roles are no bytes")
         ids = [name.decode("utf-8", "surrogatepass") for name in batch.column("id").to_pylist()]
         roles, vectors = batch.column("roles").to_numpy(), _matrix(batch.column("vectors"))
         labels = batch.column("label") if "label" in batch.schema.names else None
