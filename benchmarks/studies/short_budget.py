@@ -25,6 +25,7 @@ from hqc_tf import commands, config, losses, metrics, model, optimizers, retriev
 from hqc_tf.baselines import opq
 from hqc_tf.data import catalog
 from hqc_tf.data.batches import steps_per_epoch, training_views
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 _APART = 10  # one image in so many is kept apart
@@ -88,6 +89,14 @@ VARIANTS = {
     "sgd": {"optimizer": _sgd},
     "adamw": {"optimizer": _adamw},
 }
+
+
+def divide(everything: Images, most: int = 0) -> tuple[Images, Images]:
+    """Training images, drawn, up to `most` where it is not 0: (to search, to query them)."""
+    rows = np.random.RandomState(1).permutation(len(everything))[: most or None]
+    cut = math.ceil(len(rows) / _APART)
+    apart = everything.take(np.sort(rows[:cut][:_MOST_QUERIES]))
+    return everything.take(np.sort(rows[cut:])), apart
 
 
 def train(settings: config.Config, variant: str, images) -> tuple[model.HQC, float]:
@@ -161,10 +170,7 @@ def main(_):
     everything = catalog.load_split(settings.dataset, "train", settings.data_dir)
     if everything.labels is None:
         raise UserError(f"--dataset={settings.dataset}: has no labels to score by; take another")
-    rows = np.random.RandomState(1).permutation(len(everything))[: values.images or None]
-    cut = math.ceil(len(rows) / _APART)
-    apart = everything.take(np.sort(rows[:cut][:_MOST_QUERIES]))
-    images = everything.take(np.sort(rows[cut:]))
+    images, apart = divide(everything, values.images)
     trained, seconds = train(settings, values.variant, images)
     line = {
         "name": values.name,
