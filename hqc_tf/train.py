@@ -90,9 +90,8 @@ def train_and_evaluate(
 def _from_anywhere(settings):
     """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
     data_dir = settings.data_dir and str(pathlib.Path(settings.data_dir).absolute())
-    return dataclasses.replace(
-        settings, dataset=catalog.absolute(settings.dataset), data_dir=data_dir
-    )
+    own = catalog.absolute(settings.dataset), backbones.absolute(settings.backbone)
+    return dataclasses.replace(settings, dataset=own[0], data_dir=data_dir, backbone=own[1])
 
 
 def _check_moved(settings, workdir):

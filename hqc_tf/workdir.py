@@ -221,9 +221,10 @@ def read_settings(workdir: Folder) -> config.Config:
 
 
 def check_settings(workdir: Folder, settings: config.Config) -> None:
-    """Raises `UserError` where `workdir` has other settings; only the data may have moved.
+    """Raises `UserError` where `workdir` has other settings; only data and network may have moved.
 
-    Of a folder that has moved the run's list of files decides, which the caller compares.
+    A network is the same by its digest. Of a folder that has moved the run's list of files
+    decides, which the caller compares.
     """
     if not pathlib.Path(workdir, FLAGFILE).exists():
         return
@@ -233,6 +234,8 @@ def check_settings(workdir: Folder, settings: config.Config) -> None:
     )
     folders = all(each["dataset"].startswith("folder:") for each in (before, now))
     may_move = {"data_dir"} | ({"dataset"} if folders and read_files(workdir) else set())
+    if before["backbone_digest"]:
+        may_move.add("backbone")
     for name in before:
         if before[name] != now[name] and name not in may_move:
             raise UserError(

@@ -65,6 +65,12 @@ def build_backbone(
     return BACKBONES[name](width, size, weights, sync_batch_norm)
 
 
+def absolute(name: str) -> str:
+    """`--backbone` so that it names the same saved network from anywhere."""
+    path = name.removeprefix(saved.PREFIX)
+    return saved.PREFIX + str(pathlib.Path(path).absolute()) if path != name else name
+
+
 def digest(name: str, pixels: str) -> str:
     """Identifies the saved network of `--backbone`, by `saved.digest`; "" of any other."""
     path = name.removeprefix(saved.PREFIX)

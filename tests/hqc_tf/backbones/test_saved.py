@@ -1,5 +1,6 @@
 """Networks that somebody saved: their values, what is refused, and the way to a served encoder."""
 
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -160,6 +161,9 @@ def test_a_run_on_it_keeps_its_identity_and_its_export_needs_no_source(
     expected = load(run).encode_images(images)
     exported = export_encoder(run, tmp_path / "serving")
     source.rename(spare)
+    moved = dataclasses.replace(settings, backbone=f"saved_model:{spare}")
+    if form == "folder":
+        assert [result.step for result in train_and_evaluate(moved, run)] == [24, 24]
     found = encode_images(load_encoder(exported), images)
     np.testing.assert_allclose(found.embeddings, expected.embeddings, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(found.codes, expected.codes)
