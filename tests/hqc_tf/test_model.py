@@ -153,7 +153,7 @@ def test_joint_views_are_normalised_by_the_statistics_of_both(small_config):
     network = compiled(small_config(joint_views=True))
     views = random_views(network.settings)
     together = network(tf.concat(views, 0), training=True)
-    a, b = network._encode_views(views)
+    (a, b), _ = network._encode_views(views)
     np.testing.assert_allclose(a.embedding, together.embedding[:4], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(b.similarity, together.similarity[4:], rtol=1e-4, atol=1e-6)
     alone = network(views[0], training=True)
