@@ -1,23 +1,10 @@
 """A disk that is full: one line and status 2 of every command that writes, and nothing is lost."""
 
-import contextlib
-import resource
-
 import numpy as np
 import pytest
 
+from benchmarks.campaign.instants import files_of_at_most
 from tests.support import commands
-
-
-@contextlib.contextmanager
-def files_of_at_most(count):
-    """No file of this process grows beyond so many bytes; the error is like that of a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def contents(folder):
