@@ -20,11 +20,15 @@ import tensorflow as tf
 from hqc_tf import files
 from hqc_tf.data import decoding
 from hqc_tf.data.folder import MAX_FILE_BYTES
+from hqc_tf.data.formats.converted import HEAD_BYTES
 from hqc_tf.errors import UserError
 
 # Of the longer side of a small picture, in pixels, and JPEG's quality of it.
 SIDE, QUALITY = 256, 82
-TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "GIF": "image/gif"}
+TYPES = {
+    "JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "GIF": "image/gif",
+    "WebP": "image/webp", "TIFF": "image/tiff", "AVIF": "image/avif", "HEIC": "image/heic",
+}  # fmt: skip
 
 
 class Missing(UserError):
@@ -56,11 +60,10 @@ class Folder:
                 raise Missing(f"{name}: no such file in the folder of images")
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 raise Missing(f"{name}: larger than {MAX_FILE_BYTES} bytes")
-            begin = os.pread(file.fileno(), 8, 0)
-            kind = next((row for row in decoding.FORMATS if begin.startswith(row.magic)), None)
+            kind = decoding.format_of(os.pread(file.fileno(), HEAD_BYTES, 0))
             if not kind:
                 raise Missing(f"{name}: no {decoding.NAMES} image")
-            return file, TYPES[kind.name]
+            return file, TYPES[kind]
         except BaseException:
             file.close()
             raise
@@ -91,6 +94,7 @@ class Thumbnails:
         with file:
             found = os.fstat(file.fileno())
             key = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {SIDE}"
+            key += f" {decoding.VERSION}"
             path = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.thumb"
             try:
                 jpeg = path.read_bytes()
@@ -130,6 +134,10 @@ def _decode(contents):
 
 
 def _small(name, contents):
+    try:
+        contents = decoding.readable(contents)
+    except ValueError as error:
+        raise Missing(f"{name}: {error}") from error
     try:
         picture = PIL.Image.fromarray(_decode(contents).numpy())
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:

@@ -124,14 +124,25 @@ class Searcher:
         if not self._encode:
             error = UserError("the encoder of this index takes features, not images; choose an id")
             return [error] * len(contents)
+        files, reasons = zip(*map(_readable, contents), strict=True)
         try:
-            embeddings, valid = self._encode(contents)
+            embeddings, valid = self._encode(files)
         except UserError as error:
             return [Away(str(error))] * len(contents)
         return [
-            embedding if fits else UserError(f"not searched: {decoding.why_refused(file)}")
-            for file, embedding, fits in zip(contents, embeddings, valid, strict=True)
+            embedding
+            if fits
+            else UserError(f"not searched: {reason or decoding.why_refused(file)}")
+            for file, reason, embedding, fits in zip(files, reasons, embeddings, valid, strict=True)
         ]
+
+
+def _readable(contents):
+    """The contents of a file in a format that an encoder reads, or why there are none."""
+    try:
+        return decoding.readable(contents), ""
+    except ValueError as error:
+        return b"", str(error)
 
 
 def encode_with(encoder: Encoder) -> Encode | None:

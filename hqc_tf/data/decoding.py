@@ -130,9 +130,10 @@ def decode_image(contents: tf.Tensor) -> tf.Tensor:
     return _decode(opened, orientation)
 
 
-def begins_as_image(begin: bytes) -> bool:
-    """Whether the first `converted.HEAD_BYTES` of a file are those of an image."""
-    return _row_of(begin) is not None or converted.kind_of(begin) != ""
+def format_of(begin: bytes) -> str:
+    """The name of the format of an image by the first `converted.HEAD_BYTES` of it; else ""."""
+    row = _row_of(begin)
+    return row.name if row else converted.kind_of(begin)
 
 
 def readable(contents: bytes) -> bytes:

@@ -182,7 +182,7 @@ def _is_hidden(name):
 def _begins_as_image(path):
     try:
         with files.open_regular(path) as file:
-            return decoding.begins_as_image(file.read(HEAD_BYTES))
+            return bool(decoding.format_of(file.read(HEAD_BYTES)))
     except OSError:
         return False
 
@@ -224,7 +224,7 @@ def _read_item(root, name, most):
             if size > MAX_FILE_BYTES:
                 return Item(name, b"", f"{size} bytes, over {MAX_FILE_BYTES}")
             head = os.pread(file.fileno(), HEAD_BYTES, 0)
-            if size > LARGE_BYTES and not decoding.begins_as_image(head):
+            if size > LARGE_BYTES and not decoding.format_of(head):
                 return Item(name, b"", f"no {NAMES} image")
             return Item(name, file.read()) if size <= most else None
     except OSError as error:

@@ -93,13 +93,13 @@ def test_the_first_frame_counts(photo):
 def test_other_files_stay_as_they_are(photo):
     for contents in (encode(photo, "JPEG"), encode(photo, "PNG"), b"", b"RIFF1234WAVE", b"text"):
         assert decoding.readable(contents) is contents
-        assert decoding.begins_as_image(contents) == (contents[:1] in (b"\xff", b"\x89"))
+        assert bool(decoding.format_of(contents)) == (contents[:1] in (b"\xff", b"\x89"))
 
 
 def test_broken_files_and_too_large_ones_have_a_reason(photo, monkeypatch):
     files = [encode(photo, kind) for kind in ("WEBP", "TIFF", "AVIF")]
     for contents in files:
-        assert decoding.begins_as_image(contents)
+        assert decoding.format_of(contents)
         for end in (14, len(contents) // 2, len(contents) - 30):
             with pytest.raises(ValueError, match="^broken or cut short$"):
                 decoding.readable(contents[:end])
