@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from absl import flags
 
-from export.encoder import load_encoder
+from export.encoder import load_encoder_of
 from export.index import load_index
 from hqc_tf import commands
 from hqc_tf.data import catalog
@@ -49,7 +49,7 @@ def _encode(values, index):
         fingerprint = index.manifest["encoder"]["fingerprint"]
         served = client.connect(values.server, values.model, values.deadline)
         return queries.encode_at(served, fingerprint)
-    encoder = load_encoder(values.saved_model or index.manifest["encoder"]["path"])
+    encoder = load_encoder_of(index.manifest, values.saved_model)
     index.check_encoder(encoder.manifest["fingerprint"])
     encode = queries.encode_with(encoder)
     if encode:

@@ -30,6 +30,7 @@ from export.browse.page import Pages
 from export.browse.pictures import Folder, Missing, Thumbnails
 from export.browse.queries import Away, Batches, Encode, NotFound, Overloaded, Query, Searcher
 from export.index import Index
+from hqc_tf.data import decoding
 from hqc_tf.data.folder import LARGE_BYTES
 from hqc_tf.errors import UserError, printable
 
@@ -96,7 +97,7 @@ class _Api:
     @contextlib.asynccontextmanager
     async def working(self, _) -> AsyncIterator[None]:
         """Runs the batches while the server does."""
-        self._batches = Batches(self._searcher.answer, LARGE_BYTES)
+        self._batches = Batches(self._searcher.answer)
         task = asyncio.create_task(self._batches.run())
         yield
         task.cancel()
@@ -116,7 +117,8 @@ class _Api:
             asked = _parse(body) if is_json else _parse_address(request)
             query = self._query(asked, b"" if is_json else body, is_json)
             async with self._in_time(503, "no answer"):
-                answer = await self._batches.ask(query)
+                is_large = await asyncio.to_thread(_is_large, query.contents)
+                answer = await self._batches.ask(query, is_large)
         content = {"ids": answer.ids, "distances": answer.distances}
         content["embedding"] = _to_text(answer.embedding)
         return _json(content | ({"books": answer.books} if asked.explain else {}))
@@ -321,6 +323,10 @@ def _normal(name):
         return os.fsdecode(os.fsencode(name))
     except UnicodeEncodeError as error:
         raise HTTPException(400, "a name that no file can have") from error
+
+
+def _is_large(contents):
+    return len(contents) > LARGE_BYTES or decoding.grows(contents)
 
 
 def _to_text(embedding):

@@ -25,10 +25,6 @@ from hqc_tf.errors import UserError
 
 # Of the longer side of a small picture, in pixels, and JPEG's quality of it.
 SIDE, QUALITY = 256, 82
-TYPES = {
-    "JPEG": "image/jpeg", "PNG": "image/png", "BMP": "image/bmp", "GIF": "image/gif",
-    "WebP": "image/webp", "TIFF": "image/tiff", "AVIF": "image/avif", "HEIC": "image/heic",
-}  # fmt: skip
 
 
 class Missing(UserError):
@@ -63,7 +59,7 @@ class Folder:
             kind = decoding.format_of(os.pread(file.fileno(), HEAD_BYTES, 0))
             if not kind:
                 raise Missing(f"{name}: no {decoding.NAMES} image")
-            return file, TYPES[kind]
+            return file, f"image/{kind.lower()}"
         except BaseException:
             file.close()
             raise
@@ -135,13 +131,11 @@ def _decode(contents):
 
 def _small(name, contents):
     try:
-        contents = decoding.readable(contents)
-    except ValueError as error:
-        raise Missing(f"{name}: {error}") from error
-    try:
-        picture = PIL.Image.fromarray(_decode(contents).numpy())
+        picture = PIL.Image.fromarray(_decode(decoding.readable(contents)).numpy())
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
         raise Missing(f"{name}: {decoding.why_refused(contents)}") from error
+    except ValueError as error:
+        raise Missing(f"{name}: {error}") from error
     picture.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     picture.save(file, "jpeg", quality=QUALITY)

@@ -5,6 +5,7 @@ meanwhile. A full queue refuses at once, so that an overload costs no memory.
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from export import kept
 from export.arrays import pack_ids
 from export.encoder import Encoder
 from export.index import Index
@@ -84,22 +86,22 @@ class Searcher:
     def answer(self, queries: Sequence[Query]) -> list[Answer | UserError]:
         """The answer to each query, or why there is none."""
         embeddings = self._embed(queries)
-        found = [None if isinstance(e, UserError) else [e] for e in embeddings]
-        for within in {query.within for query in queries}:
-            rows = [r for r, q in enumerate(queries) if q.within == within and found[r]]
-            if rows:
-                chosen = np.stack([embeddings[row] for row in rows])
-                k = max(queries[row].k for row in rows)
-                for row, answer in zip(rows, self._search(chosen, k, within), strict=True):
-                    most = queries[row].k
-                    cut = (values[:most] for values in answer[:3])
-                    found[row] = Answer(*cut, answer.embedding)
-        return [of or error for of, error in zip(found, embeddings, strict=True)]
+        found = [*embeddings]
+        alike = collections.defaultdict(list)
+        for row, query in enumerate(queries):
+            if not isinstance(embeddings[row], UserError):
+                alike[query.k, query.within].append(row)
+        for (k, within), rows in alike.items():
+            chosen = np.stack([embeddings[row] for row in rows])
+            for row, answer in zip(rows, self._search(chosen, k, within), strict=True):
+                found[row] = answer
+        return found
 
     def _search(self, embeddings, k, within):
         chosen = self._subset(within) if within else None
         k = k if chosen else min(k, self._index.num_images)
-        found = self._index.rows(embeddings, k, within=chosen)
+        rescore = self._index.default_rescore
+        found = self._index.rows(embeddings, k, within=chosen, rescore=rescore)
         books = self._index.book_distances(embeddings, found)
         columns = self._index.ids_of(found.rows), found.distances.tolist(), books.tolist()
         return [Answer(*row) for row in zip(*columns, embeddings, strict=True)]
@@ -115,34 +117,39 @@ class Searcher:
         for row, query in enumerate(queries):
             if query.id:
                 try:
-                    made[row] = self._index.decode(self._codes[[self.row(query.id)]])[0]
+                    made[row] = self._vector(self.row(query.id))
                 except UserError as error:
                     made[row] = error
         return made
+
+    def _vector(self, row):
+        """What the index knows of the embedding of an image, float32 [M*D]."""
+        if self._index.kept is not None:
+            return kept.unpack(self._index.kept[[row]], self._index.keep)[0]
+        return self._index.decode(self._codes[[row]])[0]
 
     def _encoded(self, contents):
         if not self._encode:
             error = UserError("the encoder of this index takes features, not images; choose an id")
             return [error] * len(contents)
-        files, reasons = zip(*map(_readable, contents), strict=True)
+        made = [*map(_readable, contents)]
+        files = [row for row, file in enumerate(made) if isinstance(file, bytes)]
         try:
-            embeddings, valid = self._encode(files)
+            encoded = self._encode([made[row] for row in files]) if files else ((), ())
         except UserError as error:
             return [Away(str(error))] * len(contents)
-        return [
-            embedding
-            if fits
-            else UserError(f"not searched: {reason or decoding.why_refused(file)}")
-            for file, reason, embedding, fits in zip(files, reasons, embeddings, valid, strict=True)
-        ]
+        for row, embedding, fits in zip(files, *encoded, strict=True):
+            why = None if fits else decoding.why_refused(made[row])
+            made[row] = UserError(f"not searched: {why}") if why else embedding
+        return made
 
 
 def _readable(contents):
-    """The contents of a file in a format that an encoder reads, or why there are none."""
+    """The contents of a file as TensorFlow decodes them, or the `UserError` of why it cannot."""
     try:
-        return decoding.readable(contents), ""
+        return decoding.readable(contents)
     except ValueError as error:
-        return b"", str(error)
+        return UserError(f"not searched: {error}")
 
 
 def encode_with(encoder: Encoder) -> Encode | None:
@@ -184,22 +191,24 @@ class Batches:
 
     Args:
         work: a list of at most `BATCH` things -> a list of results, `Exception`s among them.
-        large: things of over so many bytes of contents are a batch of their own.
     """
 
-    def __init__(self, work: Callable[[list], list], large: int):
-        self._work, self._large = work, large
+    def __init__(self, work: Callable[[list], list]):
+        self._work = work
         self._waiting, self._wake = [], asyncio.Event()
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
 
-    async def ask(self, thing: Query) -> Answer:
-        """The result for one thing, once it is there; `Overloaded` where too many wait."""
+    async def ask(self, thing: Query, is_large: bool = False) -> Answer:
+        """The result for one thing, once it is there; `Overloaded` where too many wait.
+
+        A large one is a batch of its own.
+        """
         if len(self._waiting) >= MOST_WAITING:
-            self._waiting = [pair for pair in self._waiting if not pair[1].done()]
+            self._waiting = [one for one in self._waiting if not one[1].done()]
         if len(self._waiting) >= MOST_WAITING:
             raise Overloaded
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((thing, future))
+        self._waiting.append((thing, future, is_large))
         self._wake.set()
         found = await future
         if isinstance(found, Exception):
@@ -228,12 +237,12 @@ class Batches:
         """The next batch, without those whose request has ended."""
         batch = []
         while self._waiting and len(batch) < BATCH:
-            large = len(self._waiting[0][0].contents) > self._large
-            if large and batch:
+            thing, future, is_large = self._waiting[0]
+            if is_large and batch:
                 break
-            thing, future = self._waiting.pop(0)
+            self._waiting.pop(0)
             if not future.done():
                 batch.append((thing, future))
-            if large:
+            if is_large:
                 break
         return batch

@@ -4,6 +4,7 @@ Images of equal codes are candidates, and those whose codes are near. Without th
 candidates are a group; with them, those whose pixels agree. A group is all that pairs lead to.
 """
 
+import collections
 import dataclasses
 import pathlib
 import sys
@@ -67,14 +68,22 @@ class Files:
         rows = index.grouped_rows[places]
         order = np.argsort(rows)
         names = (unpack_id(index.ids[int(row)].as_py()) for row in rows[order])
-        found = pixels.read_small(read_items(root, names))
+        lengths = collections.deque()
+
+        def noted():
+            for item in read_items(root, names):
+                lengths.append(len(item.contents))
+                yield item
+
+        found = pixels.read_small(noted())
         for place, (item, small) in zip(order, found, strict=True):
+            length = lengths.popleft()
             if isinstance(small, str):
                 print(f"left out: {printable(item.id)}: {small}", file=sys.stderr)
                 continue
             self.squares[place], self.sides[place] = small.square, small.sides[::-1]
             self.rough[place] = pixels.rough(small.square[None])
-            self.sizes[place] = len(item.contents)
+            self.sizes[place] = length
         if len(places) and not self.sizes.any():
             raise UserError(f"--images=folder:{root}: has none of the images; name their folder")
 

@@ -16,6 +16,7 @@ import pytest
 
 from export.browse import app, queries
 from export.encoder import encode_images
+from hqc_tf.data import decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 from tests.export.browse.conftest import NAMES
@@ -160,7 +161,12 @@ def test_queries_that_are_none(client, check, query, status, message):
     ("headers", "content", "status", "message"),
     [
         (BYTES, b"", 400, "no image: the body is empty; send an image file"),
-        (BYTES, b"text", 400, "not searched: no JPEG, PNG, BMP or GIF image"),
+        (
+            BYTES,
+            b"text",
+            400,
+            f"not searched: no {decoding.NAMES} image",
+        ),
         (BYTES, b"\x89PNG\r\n\x1a\n", 400, "not searched: broken or cut short"),
         (JSON, b"{", 400, "not a query"),
         (JSON, b"[" * 10**5, 400, "not a query"),

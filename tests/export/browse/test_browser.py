@@ -5,6 +5,7 @@ import urllib.parse
 
 import pytest
 
+from hqc_tf.data import decoding
 from tests.export.browse.conftest import NAMES
 from tests.support import devtools
 from tests.support.browser import LOOK
@@ -170,7 +171,7 @@ def test_errors_are_in_words(tab, server):
     tab.run("document.getElementById('form').requestSubmit()")
     assert error(tab) == "No image yet: choose one, or type the id of one."
     give(tab, "drop", b"this is no image")
-    assert error(tab) == "No result: not searched: no JPEG, PNG, BMP or GIF image"
+    assert error(tab) == f"No result: not searched: no {decoding.NAMES} image"
     give(tab, "drop", b"\x89PNG\r\n\x1a\n")
     tab.wait("document.getElementById('error').textContent.includes('broken')")
     give(tab, "paste", bytes(2**20 + 1))

@@ -1,17 +1,22 @@
 """Batches give each request its own result; a served encoder answers as one here does."""
 
 import asyncio
+import io
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from export.browse import queries
 from export.browse.queries import Away, Batches, Query, Searcher
 from export.client import GrpcModel
+from export.encoder import encode_images
+from export.index import load_index, write_index
+from hqc_tf.data import catalog
 from hqc_tf.errors import UserError
 
 
-def in_batches(things, work, large=10**9):
+def in_batches(things, work, large=()):
     """The results for things that are asked for at once, and the batches they were in."""
     seen = []
 
@@ -20,9 +25,10 @@ def in_batches(things, work, large=10**9):
         return work(batch)
 
     async def ask():
-        batches = Batches(noted, large)
+        batches = Batches(noted)
         task = asyncio.create_task(batches.run())
-        found = await asyncio.gather(*map(batches.ask, things), return_exceptions=True)
+        asked = [batches.ask(thing, number in large) for number, thing in enumerate(things)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
         task.cancel()
         return found
 
@@ -37,8 +43,7 @@ def test_each_gets_its_own_and_they_share_batches():
 
 
 def test_large_files_are_alone():
-    things = [Query(1, contents=b"x" * size) for size in (1, 1, 99, 1, 99, 99, 1)]
-    _, seen = in_batches(things, lambda batch: [0] * len(batch), large=50)
+    _, seen = in_batches([Query(1)] * 7, lambda batch: [0] * len(batch), large=(2, 4, 5))
     assert seen == [2, 1, 1, 1, 1, 1]
 
 
@@ -90,3 +95,27 @@ def test_a_served_encoder_answers_as_one_here(browsed, encoder, encode, served, 
     assert str(here[1]) == str(there[1])
     served.away = True
     assert isinstance(Searcher(browsed, at).answer(asked[:1])[0], Away)
+
+
+def test_files_that_only_pillow_reads(browsed, encode, photo):
+    with PIL.Image.open(io.BytesIO(photo)) as picture:
+        webp = io.BytesIO()
+        picture.save(webp, "webp", lossless=True)
+    asked = [Query(5, contents=c) for c in (photo, webp.getvalue(), webp.getvalue()[:60])]
+    found = Searcher(browsed, encode).answer(asked)
+    assert found[0].ids == found[1].ids
+    assert str(found[2]) == "not searched: broken or cut short"
+
+
+def test_kept_embeddings_are_the_query_and_the_order(browsed, encoder, collection, tmp_path):
+    images = catalog.load_images(f"folder:{collection}")
+    encoded = encode_images(encoder, images)
+    write_index(
+        tmp_path / "i", encoder.codebooks, encoded.codes, images.ids, encoder.identity,
+        keep="float16", embeddings=encoded.embeddings,
+    )  # fmt: skip
+    index = load_index(tmp_path / "i")
+    (found,) = Searcher(index, None).answer([Query(61, id=images.ids[7])])
+    expected = np.square(encoded.embeddings - encoded.embeddings[7]).sum(axis=1)
+    np.testing.assert_allclose(found.distances, np.sort(expected), rtol=0.05, atol=0.01)
+    assert found.distances[0] < 1e-6
