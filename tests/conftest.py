@@ -9,7 +9,9 @@ import json
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from tests.support import ROOT
 from tests.support import spread
 import tensorflow as tf
@@ -83,6 +85,25 @@ def quick_config(tiny_config):
     return lambda **changes: tiny_config(**(fewer | changes))
 
 
+@pytest.fixture(scope="session")
+def features(tmp_path_factory):
+    """The data set of 60 labeled rows of features about 6 centers."""
+    random = np.random.default_rng(1)
+    labels = np.arange(60) % 6
+    rows = random.normal(size=[6, 12])[labels] + 0.2 * random.normal(size=[60, 12])
+    ids = [f"row{number}" for number in range(60)]
+    path = tmp_path_factory.mktemp("features") / "x.parquet"
+    vectors = pa.array(list(rows.astype(np.float32)), pa.list_(pa.float32()))
+    parquet.write_table(pa.table({"id": ids, "label": labels, "vector": vectors}), path)
+    return f"features:{path}"
+
+
+@pytest.fixture(scope="session")
+def feature_config(quick_config, features):
+    """`quick_config` of features: no convolution and no decoder is traced, and 2 s are enough."""
+    return functools.partial(quick_config, dataset=features, feature_width=12, top_k=10)
+
+
 @pytest.fixture
 def load_reference():
     """Reads one of the authors' results: its arrays, and its settings from `meta`."""
@@ -115,19 +136,28 @@ def photos(fashion_mnist_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def workdir(small_config, photos, tmp_path_factory):
-    """What a training leaves, without the training: weights as drawn, said to be of step 7.
+def make_workdir(tmp_path_factory):
+    """Makes what a training leaves, without the training: weights as drawn, said to be of step 7.
 
     Embeddings are spread over the codewords, as learned ones are.
     """
-    folder = tmp_path_factory.mktemp("workdir")
-    settings = small_config(dataset=f"folder:{photos}", top_k=10)
-    (folder / "flags.txt").write_text(to_flagfile(settings))
-    model = build_model(settings)
-    spread.spread(model, catalog.load_images(settings.dataset))
-    for weights in ("best", "last"):
-        save_weights(model, folder, 7, weights)
-    return folder
+
+    def make(settings):
+        folder = tmp_path_factory.mktemp("workdir")
+        (folder / "flags.txt").write_text(to_flagfile(settings))
+        model = build_model(settings)
+        spread.spread(model, catalog.load_images(settings.dataset))
+        for weights in ("best", "last"):
+            save_weights(model, folder, 7, weights)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def workdir(make_workdir, tiny_config, photos):
+    """A workdir of `photos`."""
+    return make_workdir(tiny_config(dataset=f"folder:{photos}", top_k=10))
 
 
 @pytest.fixture(scope="session")

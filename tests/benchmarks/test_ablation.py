@@ -50,8 +50,8 @@ def plain(tmp_path):
 
 
 @pytest.fixture
-def budget(photos):
-    return f"{TINY} --dataset={shlex.quote(f'folder:{photos}')}"
+def budget(features):
+    return f"{TINY} --dataset={shlex.quote(features)}"
 
 
 def test_a_row_has_mean_and_range_over_the_seeds():

@@ -42,10 +42,10 @@ def test_the_page_has_mean_and_command(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def ran(quick_config, photos, tmp_path_factory):
+def ran(feature_config, tmp_path_factory):
     """(arguments, folder, `commands.Done`) of a training of two epochs."""
     folder = tmp_path_factory.mktemp("choice")
-    settings = quick_config(dataset=f"folder:{photos}", batch_size=24, held_out=5, top_k=10)
+    settings = feature_config(batch_size=24, held_out=5)
     (folder / "tiny.flags").write_text(config.to_flagfile(settings))
     arguments = [
         f"--preset={folder}/tiny.flags", f"--runs={folder}/runs", f"--output={folder}/table",

@@ -9,7 +9,7 @@ from export.encoder import encode_images, load_encoder
 from hqc_tf.data import catalog, features
 from hqc_tf.model import build_model
 from hqc_tf.train import train_and_evaluate
-from hqc_tf.workdir import load, read_epochs
+from hqc_tf.workdir import load
 from tests.support import commands, serving
 
 
@@ -47,23 +47,6 @@ def test_the_run_has_its_width_and_the_same_command_does_nothing(run):
     again = train_and_evaluate(settings, folder)
     assert [line.weights for line in again] == ["last", "best"]
     assert (folder / "metrics.jsonl").read_text() == before
-
-
-def test_a_run_stopped_in_an_epoch_ends_with_the_same_weights(run, tmp_path):
-    import tensorflow as tf
-
-    class Stop(tf.keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.iterations == 5:
-                raise KeyboardInterrupt
-
-    settings, folder = run
-    with pytest.raises(KeyboardInterrupt):
-        train_and_evaluate(settings, tmp_path, [Stop()])
-    train_and_evaluate(settings, tmp_path)
-    for one, other in zip(load(folder).get_weights(), load(tmp_path).get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert read_epochs(folder) == read_epochs(tmp_path)
 
 
 def test_features_are_normalized_inside_the_encoder(run, matrix):

@@ -15,18 +15,18 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_loss_that_is_no_number_stops_the_first_step(tiny_config, photos, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_first_step(feature_config, tmp_path):
     """Cosines divided by next to nothing are infinite, and their softmax is no number."""
-    settings = tiny_config(dataset=f"folder:{photos}", consistency_temperature=1e-44)
+    settings = feature_config(consistency_weight=1.0, consistency_temperature=1e-44)
     with pytest.raises(UserError, match="^step 1: not finite: consistency; what was saved before"):
         train.train_and_evaluate(settings, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*/*"))
     assert not (tmp_path / "epochs.jsonl").exists()
 
 
-def test_the_states_before_stay_and_are_good(tiny_config, photos, tmp_path, monkeypatch):
+def test_the_states_before_stay_and_are_good(feature_config, tmp_path, monkeypatch):
     """The rate is that of a slip in the schedule after step 20 of 24."""
-    settings = tiny_config(dataset=f"folder:{photos}", checkpoint_steps=10)
+    settings = feature_config(checkpoint_steps=10)
     save = RunState.save
 
     def then_leap(state):

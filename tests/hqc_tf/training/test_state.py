@@ -23,11 +23,10 @@ from tests.support import commands
 PER_EPOCH, EPOCHS = 12, 2
 
 
+# The views of a step are the same whenever it is trained, which test_batches.py has of images.
 @pytest.fixture(scope="module")
-def settings(tiny_config, photos):
-    return tiny_config(
-        dataset=f"folder:{photos}", top_k=10, epochs=EPOCHS, checkpoint_steps=5, held_out=5
-    )
+def settings(feature_config):
+    return feature_config(epochs=EPOCHS, checkpoint_steps=5, held_out=5, projection_norm=True)
 
 
 @pytest.fixture(scope="module")
