@@ -32,7 +32,7 @@ def write_odd(folder, photos):
     _save(folder / "palette.png", colors, "P")
     _save(folder / "alpha.png", colors, "RGBA")
     _save(folder / "one pixel.png", colors[:1, :1])
-    _save(folder / "wide.png", np.resize(colors, [300, 30_000, 3]), compress_level=1)
+    _save(folder / "wide.png", np.resize(colors, [30, 3_000, 3]))
     _save(folder / "new\nline.jpeg", colors)
     _save(os.fsdecode(bytes(folder) + b"/no \xff utf-8.png"), colors)
     (folder / "deep.png").write_bytes(tf.io.encode_png(colors.astype(np.uint16) * 257).numpy())
@@ -50,7 +50,7 @@ def write_odd(folder, photos):
     # A regular file that opens and cannot be read, by root either.
     (folder / "unreadable.jpg").symlink_to("/proc/self/mem")
     os.mkfifo(folder / "pipe.png")
-    _save(folder / "too wide.png", np.resize(colors, [299, 30_000, 3]), compress_level=1)
+    _save(folder / "too wide.png", np.resize(colors, [29, 3_000, 3]))
     bad = {
         "truncated.jpg": "broken or cut short",
         "headless.jpg": "broken or cut short before its size",
@@ -61,7 +61,7 @@ def write_odd(folder, photos):
         "dangling.jpg": "No such file or directory",
         "unreadable.jpg": "Input/output error",
         "pipe.png": "no regular file",
-        "too wide.png": "too large: sides of 30000 and 299 pixels, over 100 million or 100:1",
+        "too wide.png": "too large: sides of 3000 and 29 pixels, over 100 million or 100:1",
     }
     return sorted(good), bad
 
