@@ -1,6 +1,7 @@
 """The documentation: its links lead somewhere, its flags exist, and its commands run as printed."""
 
 import contextlib
+import functools
 import pathlib
 import re
 import shlex
@@ -15,7 +16,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from hqc_tf import backbones, config
+from hqc_tf import backbones, config, label_free
 from hqc_tf import commands as command_runner
 from tests.support import ROOT, commands
 from tests.support.networks import TWO_CONVOLUTIONS
@@ -238,16 +239,19 @@ def runs_here(line):
 
 
 @pytest.fixture(scope="module")
-def two_convolutions():
-    """Makes the default network one that is traced in a second."""
+def quickly():
+    """Makes the default network one that is traced in a second, and does once what is repeated."""
     with pytest.MonkeyPatch.context() as patch:
         quick = backbones.BACKBONES[TWO_CONVOLUTIONS]
         patch.setitem(backbones.BACKBONES, config.Config().backbone, quick)
+        # Of an epoch, of which the documents' trainings have up to 20.
+        patch.setattr(label_free, "evaluate", functools.cache(label_free.evaluate))
+        patch.setattr(tf.saved_model, "load", functools.cache(tf.saved_model.load))
         yield
 
 
 @pytest.fixture(scope="module")
-def readme(folder, two_convolutions):
+def readme(folder, quickly):
     """The folder after the commands of README.md."""
     with contextlib.chdir(folder):
         for line in MODULE_LINES:

@@ -18,8 +18,19 @@ from tests.support import serving
 
 
 @pytest.fixture(scope="module")
+def workdir(make_workdir, small_config, photos):
+    """A workdir of a ResNet, which is exported nowhere else."""
+    return make_workdir(small_config(dataset=f"folder:{photos}", top_k=10))
+
+
+@pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory):
     return saved_model.export_encoder(workdir, tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return load_encoder(exported)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +50,10 @@ def as_model(trained, views):
     return embedding.numpy(), codes.numpy()
 
 
-def test_codes_and_embeddings_equal_those_of_the_model(trained, exported, photos):
+def test_codes_and_embeddings_equal_those_of_the_model(trained, loaded, photos):
     images = catalog.load_images(f"folder:{photos}")
     ours = trained.encode_images(images)
-    served = encode_images(load_encoder(exported), images)
+    served = encode_images(loaded, images)
     np.testing.assert_array_equal(served.codes, ours.codes)
     np.testing.assert_allclose(served.embeddings, ours.embeddings, rtol=1e-5, atol=1e-6)
     assert len(np.unique(ours.codes, axis=0)) > 1
@@ -78,10 +89,10 @@ def test_without_python_a_server_gives_the_codes_of_the_model(trained, exported,
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_both_signatures_agree_on_one_image(exported, photos, kind):
+def test_both_signatures_agree_on_one_image(loaded, photos, kind):
     file = io.BytesIO()
     PIL.Image.open(sorted(photos.rglob("*.png"))[0]).save(file, kind)
-    signatures = load_encoder(exported).signatures
+    signatures = loaded.signatures
     pixels = np.asarray(PIL.Image.open(file).convert("RGB"))[None]
     by_pixels = signatures["serving_default"](images=tf.constant(pixels))
     by_bytes = signatures["encode_bytes"](image_bytes=tf.constant([file.getvalue()]))
@@ -92,10 +103,10 @@ def test_both_signatures_agree_on_one_image(exported, photos, kind):
 
 
 def test_random_and_mutated_files_crash_nothing(trained, exported, files, tmp_path):
-    """2,000 byte strings among real images: each is refused, or has the code of its pixels."""
+    """1,000 byte strings among real images: each is refused, or has the code of its pixels."""
     rng = np.random.default_rng(0)
     seeds = [*attack.encode_everyhow(files[0]), *attack.encode_everyhow(files[1])]
-    strings = [attack.mutate(rng, seeds) for _ in range(2_000)]
+    strings = [attack.mutate(rng, seeds) for _ in range(1_000)]
     batches = [strings[start : start + 250] for start in range(0, len(strings), 250)]
     requests = [
         ("encode_bytes", {"image_bytes": np.array([*batch, *files[:6]], object)})
@@ -109,23 +120,19 @@ def test_random_and_mutated_files_crash_nothing(trained, exported, files, tmp_pa
         codes = as_model(trained, views)[1] * valid[:, None]
         np.testing.assert_array_equal(answer["codes"], codes)
         decodable += valid[:250].sum()
-    assert 200 < decodable < 1800
+    assert 100 < decodable < 900
 
 
 @pytest.mark.parametrize("size", [(20, 31), (97, 33), (1, 1), (1, 100)])
-def test_images_of_any_size_are_served(exported, size):
-    answer = load_encoder(exported).signatures["serving_default"](
-        images=tf.zeros([3, *size, 3], tf.uint8)
-    )
+def test_images_of_any_size_are_served(loaded, size):
+    answer = loaded.signatures["serving_default"](images=tf.zeros([3, *size, 3], tf.uint8))
     assert answer["codes"].dtype == tf.uint8 and answer["codes"].shape == [3, 2]
     assert np.isfinite(answer["embedding"]).all()
 
 
-def test_pixels_of_an_extreme_ratio_are_refused(exported):
+def test_pixels_of_an_extreme_ratio_are_refused(loaded):
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"ratio of at most 100\] \[1 101\]"):
-        load_encoder(exported).signatures["serving_default"](
-            images=tf.zeros([1, 1, 101, 3], "uint8")
-        )
+        loaded.signatures["serving_default"](images=tf.zeros([1, 1, 101, 3], "uint8"))
 
 
 def test_the_graph_holds_no_python_function_and_no_foreign_op(exported):
@@ -134,7 +141,7 @@ def test_the_graph_holds_no_python_function_and_no_foreign_op(exported):
     assert not [op for op in ops if "PyFunc" in op or "Addons" in op or "Scann" in op]
 
 
-def test_saved_model_cli_shows_and_runs_it(exported, tmp_path):
+def test_saved_model_cli_shows_and_runs_it(exported, loaded, tmp_path):
     folder = ["--dir", exported, "--tag_set", "serve"]
     shown = serving.run_cli("show", *folder, "--signature_def", "encode_bytes")
     assert re.search(r"inputs\['image_bytes'\].*\n.*DT_STRING\n.*shape: \(-1\)", shown)
@@ -146,7 +153,7 @@ def test_saved_model_cli_shows_and_runs_it(exported, tmp_path):
         "run", *folder, "--signature_def", "serving_default",
         "--inputs", f"images={tmp_path}/images.npy", "--outdir", tmp_path,
     )  # fmt: skip
-    answer = load_encoder(exported).signatures["serving_default"](images=tf.constant(pixels))
+    answer = loaded.signatures["serving_default"](images=tf.constant(pixels))
     np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), answer["codes"])
 
 
@@ -203,13 +210,13 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
         saved_model.export_encoder(tmp_path, tmp_path / "s")
 
 
-def test_a_file_that_is_no_image_is_named(exported, photos, tmp_path):
+def test_a_file_that_is_no_image_is_named(loaded, photos, tmp_path):
     (tmp_path / "note.png").write_text("no image")
     names = [str(path) for path in [*photos.rglob("*.png")][:3]] + [str(tmp_path / "note.png")]
     with pytest.raises(
         UserError, match="^[^ ]*note.png: not a JPEG, PNG, BMP, GIF, WebP, TIFF, AVIF or HEIC image"
     ):
-        encode_images(load_encoder(exported), Images.of_files(names))
+        encode_images(loaded, Images.of_files(names))
     images = Images.of_files([tmp_path / "none.png"], ["none"])
     with pytest.raises(UserError, match="none.png: No such file"):
-        encode_images(load_encoder(exported), images)
+        encode_images(loaded, images)

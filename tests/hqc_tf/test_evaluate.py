@@ -18,12 +18,18 @@ from hqc_tf.workdir import (
     write_settings,
 )
 
+PIXELS = Baseline(0.5, {"1": 0.75})
 
-def test_a_result_is_that_of_its_parts(workdir, photos):
+
+@pytest.fixture(scope="module")
+def result(workdir):
+    return evaluate.evaluate(load(workdir), 7, raw_pixels=PIXELS)
+
+
+def test_a_result_is_that_of_its_parts(result, workdir, photos):
     from hqc_tf.data import catalog
 
     trained = load(workdir)
-    result = evaluate.evaluate(trained, 7)
     database = catalog.load_split(f"folder:{photos}", "database")
     query = catalog.load_split(f"folder:{photos}", "query")
     codes = trained.encode_images(database).codes
@@ -41,12 +47,12 @@ def test_a_result_is_that_of_its_parts(workdir, photos):
         database.labels,
         query.labels,
     )
-    # FAISS needs more images than a folder of 54.
     assert result.baselines == {
+        "pixels": PIXELS,
         "embedding": Baseline(
             pytest.approx(found.mean_average_precision),
             {k: pytest.approx(found.precision_at_k[int(k) - 1]) for k in ("1", "10")},
-        )
+        ),
     }
 
 
@@ -69,8 +75,7 @@ def test_raw_pixels_are_scored_under_the_protocol(small_config, fashion_mnist_di
     }  # fmt: skip
 
 
-def test_the_last_line_says_where_raw_pixels_are_better(workdir, capsys):
-    result = evaluate.evaluate(load(workdir), 7)
+def test_the_last_line_says_where_raw_pixels_are_better(result, capsys):
     found = result.mean_average_precision
     evaluate.show([dataclasses.replace(result, baselines={"pixels": Baseline(found / 2, {})})])
     assert "worse" not in capsys.readouterr().out
@@ -93,8 +98,7 @@ def test_files_that_changed_since_training_are_reported(workdir, photos, tmp_pat
     assert said in capsys.readouterr().err
 
 
-def test_results_are_appended_one_line_each(workdir, tmp_path):
-    result = evaluate.evaluate(load(workdir), 7)
+def test_results_are_appended_one_line_each(result, tmp_path):
     append_metrics(tmp_path, result)
     append_metrics(tmp_path, dataclasses.replace(result, distance="squared"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
@@ -103,9 +107,7 @@ def test_results_are_appended_one_line_each(workdir, tmp_path):
     assert read_metrics(tmp_path)[0] == result
 
 
-def test_the_line_for_a_person_names_protocol_distance_and_budget(workdir):
-    pixels = Baseline(0.5, {"1": 0.75})
-    result = evaluate.evaluate(load(workdir), 7, raw_pixels=pixels)
+def test_the_line_for_a_person_names_protocol_distance_and_budget(result):
     line = evaluate.describe(result)
     assert "step 7" in line and "mAP@10 " in line and "(l2, 4 bits; unquantized 0." in line
     assert f"; raw pixels with PCA and OPQ 0.5000; chance {result.chance:.4f}), P@1 0." in line

@@ -16,9 +16,14 @@ from hqc_tf.training import refit
 from hqc_tf.workdir import load, read_settings, save_weights, saved_step
 
 
+@pytest.fixture(scope="module")
+def workdir(make_workdir, feature_config):
+    return make_workdir(feature_config())
+
+
 @pytest.fixture
 def run(workdir, tmp_path):
-    """(a workdir to change, the images it was trained on, those held out)."""
+    """(a workdir to change, the rows it was trained on, those held out)."""
     folder = tmp_path / "run"
     shutil.copytree(workdir, folder)
     images = catalog.load_images(read_settings(folder).dataset)
@@ -31,10 +36,10 @@ def error(trained, images):
 
 
 @pytest.mark.parametrize("length", [0.0, 4.0])
-def test_embeddings_are_turned_and_the_error_falls(tiny_config, photos, length):
+def test_embeddings_are_turned_and_the_error_falls(feature_config, length):
     from hqc_tf.model import build_model
 
-    settings = tiny_config(dataset=f"folder:{photos}", embedding_length=length)
+    settings = feature_config(embedding_length=length)
     trained, images = build_model(settings), catalog.load_images(settings.dataset)
     before, error_before = trained.encode_images(images).embeddings, error(trained, images)
     fit = opq.fit(before, settings.num_books, settings.num_words)
