@@ -37,6 +37,12 @@ SETTINGS = {
     "held_out": 0,
     "checkpoint_steps": 10,
     "top_k": 10,
+    # One pass for both views and fewer terms are traced sooner.
+    "joint_views": True,
+    "instance_embedding_weight": 0.0,
+    "consistency_weight": 0.0,
+    "part_neighbor_weight": 0.0,
+    "codeword_diversity_weight": 0.0,
 }
 NEAREST = 5
 
