@@ -131,7 +131,7 @@ def parse_only(monkeypatch):
 
     def parse(_, takes_arguments=False):
         flags.FLAGS(sys.argv)
-        if "backbone" in flags.FLAGS:
+        if "num_books" in flags.FLAGS:
             config.from_flags()
 
     monkeypatch.setattr(command_runner, "run", parse)
