@@ -32,24 +32,24 @@ def _contents(values, folder):
     `folder` is empty and takes the codes of --dataset.
     """
     old = load_index(values.output) if values.append or values.remove else None
-    keep = values.keep or (old.keep if old else "")
-    images = old and collection.of_index(old).keeping(keep, f"--output={values.output}")
+    images = old and collection.of_index(old)
     if values.remove:
         images = images.without(collection.read_ids(values.remove))
     if values.codes or values.dataset:
         if values.dataset:
-            _encode(values, old, folder, keep or "int8")
+            _encode(values, old, folder)
         shards = read_shards(values.codes or folder)
         codebooks, encoder = shards.codebooks, shards.encoder
         if values.codes:
             _check_added(values, old, encoder["fingerprint"], shards.job)
         added = collection.of_shards(shards.shards, shards.job, shards.keep)
-        many = values.dataset and added.num_images > MOST_KEPT
-        keep = keep or ("none" if many else shards.keep)
+        keep = values.keep or _agreed(values, old, added)
         added = added.keeping(keep, f"--codes={values.codes}")
-        images = (images + added if old else added).once(values.on_duplicate_id)
+        kept = images and images.keeping(keep, f"--output={values.output}")
+        images = (kept + added if old else added).once(values.on_duplicate_id)
     else:
         codebooks, encoder = old.codebooks, old.manifest["encoder"]
+        images = images.keeping(values.keep or old.keep, f"--output={values.output}")
     leaves, to_search = values.num_leaves, values.leaves_to_search
     before = old.manifest if old else {}
     if leaves is None:
@@ -59,8 +59,24 @@ def _contents(values, folder):
     return codebooks, images, encoder, leaves, to_search, kind
 
 
-def _encode(values, old, folder, keep):
+def _agreed(values, old, added):
+    """How embeddings are kept where no flag says: as all images have them, else not at all."""
+    if not old:
+        many = values.dataset and added.num_images > MOST_KEPT
+        return "none" if many else added.keep
+    if old.keep in ("none", added.keep):
+        return old.keep
+    print(
+        f"--codes={values.codes}: keeps no embeddings as {old.keep}, so the index keeps none any "
+        f"more; export.encode --keep={old.keep} keeps them",
+        file=sys.stderr,
+    )
+    return "none"
+
+
+def _encode(values, old, folder):
     """Encodes --dataset into shards in `folder`; names what is left out."""
+    keep = values.keep or (old.keep if old else "int8")
     encoder = load_encoder(values.saved_model)
     own = {"data_dir": values.data_dir, "id_prefix": values.id_prefix}
     plan = inputs.make_plan(values.dataset, folder, **own)._replace(keep=keep)

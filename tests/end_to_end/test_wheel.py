@@ -80,7 +80,7 @@ def test_commands_run_from_the_wheel(site, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", RUN_ALL, json.dumps([str(site), *runs])],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}/tests/support"},
+        env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}/tests/support:{ROOT}"},
         capture_output=True,
         text=True,
     )

@@ -124,12 +124,14 @@ def test_append_and_remove_keep_them(tmp_path):
     np.testing.assert_array_equal(index.kept, kept.pack(embeddings[10:], "int8"))
     assert [names[0] for names in index.search(embeddings[10:], 1, rescore=120)[0]] == ids[10:]
 
-    said = command(f"--codes={tmp_path}/bare", output, "--append", status=2).stderr
+    asked = f"--codes={tmp_path}/bare", output, "--append", "--keep=int8"
+    said = command(*asked, status=2).stderr
     assert "bare: keeps no embeddings, not as int8; encode it anew with --keep=int8, or" in said
     other = f"--output={tmp_path}/other"
     said = command(f"--codes={tmp_path}/first", other, "--keep=float16", status=2).stderr
     assert "keeps embeddings as int8, not as float16; encode it anew with --keep=float16" in said
-    done = command(f"--codes={tmp_path}/bare", output, "--append", "--keep=none")
+    done = command(f"--codes={tmp_path}/bare", output, "--append")
+    assert "bare: keeps no embeddings as int8, so the index keeps none any more" in done.stderr
     assert "embeddings kept" not in done.stdout and "; --keep=int8 tells images" in done.stderr
     index = load_index(tmp_path / "index")
     assert index.num_images == 119 and index.kept is None
