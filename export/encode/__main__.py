@@ -47,8 +47,9 @@ def _update(values, encoder):
     if values.runner != "local":
         raise UserError("--update: needs --runner=local; give that, or encode anew")
     folder, began = pathlib.Path(values.output).absolute(), time.monotonic()
-    own = values.num_shards, values.batch_size, values.on_bad_image, values.id_prefix
-    read = update_codes(encoder, values.input, folder, *own)
+    names = "num_shards", "batch_size", "on_bad_image", "id_prefix"
+    own = {name: values[name].value for name in names}
+    read = update_codes(encoder, values.input, folder, **own)
     print(f"{_describe(folder, [], time.monotonic() - began)}; {read} images read")
 
 

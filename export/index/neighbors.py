@@ -146,7 +146,8 @@ class Index:
             )
         count = max(k, min(rescore, most if within is None else rescore))
         if rerank is not None and rerank < count:
-            raise UserError(f"rerank is {rerank}, but must be at least {count}: raise it.")
+            least = "k" if count == k else "rescore"
+            raise UserError(f"rerank is {rerank}, but must be at least {least}, {count}: raise it.")
         num_candidates = rerank or max(MIN_CANDIDATES, 2 * count)
         if within is None:
             found = self._nearest(embeddings, count, num_candidates, leaves)
