@@ -159,8 +159,9 @@ def test_large_images_are_decoded_one_at_a_time_beside_small_ones(photo, monkeyp
         small_is_done.set() if len(pixels) == 8 else None
         return pixels
 
-    def watched(opened):
-        pixels = decode(tf.ensure_shape(tf.numpy_function(begin, [opened], tf.string), []))
+    def watched(opened, orientation):
+        opened = tf.ensure_shape(tf.numpy_function(begin, [opened], tf.string), [])
+        pixels = decode(opened, orientation)
         return tf.ensure_shape(tf.numpy_function(end, [pixels], tf.uint8), [None, None, 3])
 
     monkeypatch.setattr(decoding, "_decode", watched)
