@@ -20,7 +20,7 @@ from tests.support.networks import TWO_CONVOLUTIONS
 IMAGES = 120
 TRAIN = [
     f"--backbone={TWO_CONVOLUTIONS}", "--backbone_width=2", "--image_size=16", "--batch_size=16",
-    "--epochs=3", "--warmup_epochs=1", "--top_k=100", "--checkpoint_steps=3",
+    "--epochs=2", "--warmup_epochs=1", "--top_k=100", "--checkpoint_steps=3",
     # One pass for both views and fewer terms are traced sooner.
     "--joint_views", "--instance_embedding_weight=0", "--consistency_weight=0",
     "--part_neighbor_weight=0", "--codeword_diversity_weight=0",
@@ -96,12 +96,12 @@ def index(folder, served):
 
 def test_a_killed_training_goes_on_and_finishes(folder, killed_and_resumed):
     _, done = killed_and_resumed
-    steps = int(re.search(r"resuming after step (\d+) of 18", done.stderr)[1])
-    assert 0 < steps < 18
+    steps = int(re.search(r"resuming after step (\d+) of 12", done.stderr)[1])
+    assert 0 < steps < 12
     assert "mAP@100" in done.stdout
     results = [json.loads(line) for line in (folder / "run/metrics.jsonl").open()]
     assert [(r["weights"], r["distance"]) for r in results] == [("last", "l2"), ("best", "l2")]
-    assert results[0]["step"] == 18 >= results[1]["step"]
+    assert results[0]["step"] == 12 >= results[1]["step"]
     assert results[0]["protocol"] == "folder, 1 in 10 is a query"
     assert (folder / "run/flags.txt").exists() and any((folder / "run/tensorboard").iterdir())
 
@@ -125,7 +125,7 @@ def test_evaluate_repeats_the_result_of_training(folder, killed_and_resumed):
     assert len(set(trained)) == 1
     *results, worse = printed.splitlines()
     assert len(results) == 3 and "untrained, step 0" in printed
-    # 18 steps are not enough, and the command says so.
+    # 12 steps are not enough, and the command says so.
     assert worse.startswith("worse than no training: these codes have mAP@100 0.")
 
 

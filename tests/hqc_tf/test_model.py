@@ -41,8 +41,8 @@ def learned_together(network, views):
     return network.loss_terms(a, b)
 
 
-def test_call_names_embedding_quantized_and_similarity(small_config):
-    network = model.HQC(small_config())
+def test_call_names_embedding_quantized_and_similarity(tiny_config):
+    network = model.HQC(tiny_config())
     images, _ = random_views(network.settings)
     encoding = network(images)
     quantized, similarity = network.quantizer(network.encoder(images, training=False))
@@ -51,8 +51,8 @@ def test_call_names_embedding_quantized_and_similarity(small_config):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_encode_is_the_quantizers_code_of_the_encoders_output(small_config):
-    network = model.HQC(small_config())
+def test_encode_is_the_quantizers_code_of_the_encoders_output(tiny_config):
+    network = model.HQC(tiny_config())
     images, _ = random_views(network.settings)
     embedding, codes = network.encode(images)
     expected = network.encoder(images, training=False)
@@ -62,8 +62,8 @@ def test_encode_is_the_quantizers_code_of_the_encoders_output(small_config):
     assert codes.shape == [4, 2]
 
 
-def test_encode_leaves_the_moving_averages_alone(small_config):
-    network = model.HQC(small_config())
+def test_encode_leaves_the_moving_averages_alone(tiny_config):
+    network = model.HQC(tiny_config())
     before = [w.numpy() for w in network.non_trainable_weights]
     network.encode(random_views(network.settings)[0])
     for old, new in zip(before, network.non_trainable_weights, strict=True):
@@ -141,16 +141,16 @@ def test_views_pass_one_after_the_other(small_config):
     np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-5)
 
 
-def test_a_view_does_not_depend_on_the_other(small_config):
-    network = model.HQC(small_config())
+def test_a_view_does_not_depend_on_the_other(tiny_config):
+    network = model.HQC(tiny_config())
     first, second = random_views(network.settings)
     apart = network(second, training=True).embedding
     network(first, training=True)
     np.testing.assert_allclose(network(second, training=True).embedding, apart, rtol=1e-6)
 
 
-def test_joint_views_are_normalised_by_the_statistics_of_both(small_config):
-    network = compiled(small_config(joint_views=True))
+def test_joint_views_are_normalised_by_the_statistics_of_both(tiny_config):
+    network = compiled(tiny_config(joint_views=True))
     views = random_views(network.settings)
     together = network(tf.concat(views, 0), training=True)
     (a, b), _ = network._encode_views(views)
@@ -162,19 +162,19 @@ def test_joint_views_are_normalised_by_the_statistics_of_both(small_config):
     assert np.isfinite(losses_before["loss"])
 
 
-def test_a_step_that_makes_its_views_equals_one_that_is_given_them(small_config):
+def test_a_step_that_makes_its_views_equals_one_that_is_given_them(tiny_config):
     drawn = tuple(augment.draw([1, view], 4) for view in range(2))
-    crops = random_views(small_config())
-    given = compiled(small_config())
-    making = compiled(small_config(augment_on="device"))
+    crops = random_views(tiny_config())
+    given = compiled(tiny_config())
+    making = compiled(tiny_config(augment_on="device"))
     making.set_weights(given.get_weights())
     expected = given.train_step(recolor_views(crops, drawn))
     made = making.train_step((crops, drawn))
     assert float(made["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
 
 
-def test_loss_is_the_weighted_sum_of_its_terms(small_config):
-    network = compiled(small_config(**ALL_TERMS))
+def test_loss_is_the_weighted_sum_of_its_terms(tiny_config):
+    network = compiled(tiny_config(**ALL_TERMS))
     views = random_views(network.settings)
     terms = learned_together(network, views)
     metrics = network.train_step(views)
@@ -185,8 +185,8 @@ def test_loss_is_the_weighted_sum_of_its_terms(small_config):
     assert float(metrics["loss"]) == pytest.approx(float(total), rel=1e-5)
 
 
-def test_terms_get_their_settings(small_config):
-    config = small_config(
+def test_terms_get_their_settings(tiny_config):
+    config = tiny_config(
         **ALL_TERMS,
         instance_temperature=0.3,
         consistency_temperature=0.4,
@@ -250,13 +250,13 @@ def test_reconstruction_of_images_compares_with_the_frozen_backbone(tiny_config)
         np.testing.assert_array_equal(one, other)
 
 
-def test_terms_of_weight_zero_are_not_computed(small_config, monkeypatch):
+def test_terms_of_weight_zero_are_not_computed(tiny_config, monkeypatch):
     def refuse(*arguments, **settings):
         raise AssertionError("computed all the same")
 
     for name in ("consistency_loss", "part_neighbor_loss", "book_classification_loss"):
         monkeypatch.setattr(losses, name, refuse)
-    network = compiled(small_config(consistency_weight=0.0, part_neighbor_weight=0.0))
+    network = compiled(tiny_config(consistency_weight=0.0, part_neighbor_weight=0.0))
     metrics = network.train_step(random_views(network.settings))
     assert set(metrics) == {
         "loss",
@@ -267,8 +267,8 @@ def test_terms_of_weight_zero_are_not_computed(small_config, monkeypatch):
     assert network.book_classifier is None
 
 
-def test_metrics_are_means_over_steps_until_they_are_reset(small_config):
-    network = compiled(small_config())
+def test_metrics_are_means_over_steps_until_they_are_reset(tiny_config):
+    network = compiled(tiny_config())
     views = random_views(network.settings)
     first = float(network.train_step(views)["loss"])
     mean = float(network.train_step(views)["loss"])
@@ -280,8 +280,8 @@ def test_metrics_are_means_over_steps_until_they_are_reset(small_config):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_every_fusion_and_every_term_trains_all_weights(small_config, fusion):
-    network = compiled(small_config(consistency_fusion=fusion, learning_rate=0.01, **ALL_TERMS))
+def test_every_fusion_and_every_term_trains_all_weights(tiny_config, fusion):
+    network = compiled(tiny_config(consistency_fusion=fusion, learning_rate=0.01, **ALL_TERMS))
     before = [variable.numpy() for variable in network.trainable_variables]
     metrics = network.train_step(random_views(network.settings))
     assert all(np.isfinite(value) for value in metrics.values())
@@ -290,9 +290,9 @@ def test_every_fusion_and_every_term_trains_all_weights(small_config, fusion):
         assert (new.numpy() != old).any(), new.name
 
 
-def test_a_loss_without_the_codebooks_trains_the_rest(small_config):
+def test_a_loss_without_the_codebooks_trains_the_rest(tiny_config):
     only_embeddings = dict.fromkeys(ALL_TERMS, 0.0) | {"instance_embedding_weight": 1.0}
-    network = compiled(small_config(**only_embeddings))
+    network = compiled(tiny_config(**only_embeddings))
     codebooks = network.quantizer.codebooks.numpy()
     kernel = network.encoder.layers[-1].kernel.numpy()
     metrics = network.train_step(random_views(network.settings))
@@ -313,8 +313,8 @@ def test_training_on_real_images_lowers_the_loss(small_config, fashion_mnist_dir
     assert sum(learned_together(network, views).values()) < before - 0.1
 
 
-def test_restored_checkpoint_gives_the_same_codes_and_goes_on_alike(small_config, tmp_path):
-    config = small_config(**ALL_TERMS)
+def test_restored_checkpoint_gives_the_same_codes_and_goes_on_alike(tiny_config, tmp_path):
+    config = tiny_config(**ALL_TERMS)
     network = compiled(config)
     images, other = random_views(config)
     network.train_step((images, other))
@@ -335,16 +335,16 @@ def test_restored_checkpoint_gives_the_same_codes_and_goes_on_alike(small_config
     np.testing.assert_allclose(again.encode(images)[0], embedding, rtol=0, atol=tolerance)
 
 
-def test_config_makes_the_same_model(small_config):
-    network = model.HQC(small_config(**ALL_TERMS), name="second_try")
+def test_config_makes_the_same_model(tiny_config):
+    network = model.HQC(tiny_config(**ALL_TERMS), name="second_try")
     again = model.HQC.from_config(network.get_config())
     assert again.settings == network.settings
     assert again.name == "second_try"
     assert [w.shape for w in again.weights] == [w.shape for w in network.weights]
 
 
-def test_book_classifier_has_the_authors_widths_and_start(small_config):
-    network = model.HQC(small_config(**ALL_TERMS))
+def test_book_classifier_has_the_authors_widths_and_start(tiny_config):
+    network = model.HQC(tiny_config(**ALL_TERMS))
     shapes = [tuple(w.shape) for w in network.book_classifier.weights]
     assert shapes == [(3, 12), (12,), (12, 2), (2,)]
     inner, inner_bias, outer, outer_bias = (w.numpy() for w in network.book_classifier.weights)
@@ -353,9 +353,9 @@ def test_book_classifier_has_the_authors_widths_and_start(small_config):
     assert not np.any(inner_bias) and not np.any(outer_bias)
 
 
-def test_bfloat16_network_keeps_losses_in_single_precision(small_config, set_policy):
+def test_bfloat16_network_keeps_losses_in_single_precision(tiny_config, set_policy):
     set_policy("mixed_bfloat16")
-    network = compiled(small_config(**ALL_TERMS))
+    network = compiled(tiny_config(**ALL_TERMS))
     views = random_views(network.settings)
     assert network.encoder.compute_dtype == "bfloat16"
     assert network.encoder(views[0]).dtype == tf.bfloat16
@@ -365,9 +365,9 @@ def test_bfloat16_network_keeps_losses_in_single_precision(small_config, set_pol
     assert all(np.isfinite(value) for value in network.train_step(views).values())
 
 
-def test_double_precision_reaches_every_weight_and_loss(small_config, set_policy):
+def test_double_precision_reaches_every_weight_and_loss(tiny_config, set_policy):
     set_policy("float64")
-    network = compiled(small_config(**ALL_TERMS))
+    network = compiled(tiny_config(**ALL_TERMS))
     views = random_views(network.settings, dtype=tf.float64)
     assert {tensor.dtype for tensor in network(views[0])} == {tf.float64}
     assert {term.dtype for term in learned_together(network, views).values()} == {tf.float64}
