@@ -24,11 +24,11 @@ from hqc_tf.workdir import save_weights
 from tests.support.networks import TWO_CONVOLUTIONS
 
 
-# Minutes each. They start first, so that no process of pytest-xdist is left with one at the end.
+# The longest start first, so that no process of pytest-xdist is left with one at the end.
 LONG = (
-    "test_train", "test_distribute", "test_pipeline", "test_docs", "test_state", "test_model",
-    "test_stacks", "test_saved_model", "test_screening", "test_encode", "test_fuzz", "test_wheel",
-    "test_ablation",
+    "test_distribute", "test_docs", "test_train", "test_stacks", "test_report", "test_pipeline",
+    "test_saved_model", "test_encode", "test_fuzz", "test_state", "test_screening", "test_model",
+    "test_wheel", "test_ablation",
 )  # fmt: skip
 
 
