@@ -87,13 +87,13 @@ def test_the_last_line_says_where_raw_pixels_are_better(result, capsys):
 
 def test_files_that_changed_since_training_are_reported(workdir, photos, tmp_path, capsys):
     write_settings(tmp_path, read_settings(workdir))
-    evaluate._report_other_files(tmp_path)  # a run of an older version has no list
+    evaluate._report_other_files(tmp_path, None)  # a run of an older version has no list
     now = inputs.list_files(f"folder:{photos}")
     write_files(tmp_path, now)
-    evaluate._report_other_files(tmp_path)
+    evaluate._report_other_files(tmp_path, None)
     assert capsys.readouterr().err == ""
     write_files(tmp_path, now[1:])
-    evaluate._report_other_files(tmp_path)
+    evaluate._report_other_files(tmp_path, None)
     said = f"changed since training: 1 added ({now[0].name}); the figures are of the files as they"
     assert said in capsys.readouterr().err
 
