@@ -30,10 +30,11 @@ def attacks(values) -> dict:
         "costly": (images.costly, 0),
         "large": (images.large_request, 0),
     }
-    for name in faults.COMMANDS:
+    for name, command in faults.COMMANDS.items():
         short = name.replace(", ", "_")
-        found[f"kill_{short}"] = (functools.partial(faults.kills, name=name), values.points)
-        found[f"disk_{short}"] = (functools.partial(faults.full_disks, name=name), values.points)
+        points = values.slow_points if command.is_slow else values.points
+        found[f"kill_{short}"] = (functools.partial(faults.kills, name=name), points)
+        found[f"disk_{short}"] = (functools.partial(faults.full_disks, name=name), points)
     for protocol in ("REST", "gRPC"):
         attack = functools.partial(servers.attack, protocol=protocol)
         found[f"server_{protocol}"] = (attack, values.answers)
@@ -85,7 +86,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("attacks", [], "which ones, by name; empty: all")
     flags.DEFINE_float("minutes", 60, "for all of them; what is not begun by then is left out", 1)
     flags.DEFINE_integer("images", 20_000, "mutated images", lower_bound=1)
-    flags.DEFINE_integer("points", 12, "kills, and full disks, of each command; 0: all", 0)
+    flags.DEFINE_integer("points", 0, "kills, and full disks, of index and encode; 0: all", 0)
+    flags.DEFINE_integer("slow_points", 12, "the same of saved_model and training", 0)
     flags.DEFINE_integer("answers", 100, "of a bad server, by each protocol", lower_bound=1)
     flags.DEFINE_integer("races", 10, "appends of each writer", lower_bound=1)
     flags.DEFINE_integer("seed", 1, "of the images and answers", lower_bound=0)

@@ -40,6 +40,7 @@ class Command:
         needs: folders of the stage that it reads or changes.
         read: of the folder, each complete part of its results by name; raises where one is damaged.
         again: exit statuses of the same command where it has ended before.
+        is_slow: whether it takes many seconds.
         loads_once: whether the encoder that it reads, always the same, is loaded but once.
     """
 
@@ -48,6 +49,7 @@ class Command:
     needs: tuple[str, ...]
     read: Callable[[pathlib.Path], dict[str, object]]
     again: tuple[int, ...] = (0,)
+    is_slow: bool = False
     loads_once: bool = False
 
     def run(self, here: pathlib.Path) -> Done:
@@ -109,12 +111,14 @@ COMMANDS = {
         ("serving", "run"),
         _read_serving,
         (0, 2),
+        is_slow=True,
     ),
     "training": Command(
         "hqc_tf.train",
         (f"--dataset=folder:{_HERE}/photos", f"--workdir={_HERE}/run", *stage.TRAINING),
         ("photos",),
         _read_run,
+        is_slow=True,
     ),
 }
 
