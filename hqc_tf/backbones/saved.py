@@ -209,7 +209,8 @@ def _by_name(signature):
 
 def _describe(name, signature):
     def listed(specs):
-        return ", ".join(f"{one.dtype.name} {one.shape}" for one in specs.values())
+        # By name: TensorFlow's versions have orders of their own.
+        return ", ".join(f"{one.dtype.name} {one.shape}" for _, one in sorted(specs.items()))
 
     given, result = signature.structured_input_signature[1], signature.structured_outputs
     return f"{name} from {listed(given)} to {listed(result)}"
