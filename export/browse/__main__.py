@@ -107,6 +107,8 @@ def main(_: list[str]) -> None:
         )
         print("ready; Ctrl-C ends it", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
+        # It ends by a signal alone, and asyncio may lose Ctrl-C at the very end.
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
