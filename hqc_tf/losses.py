@@ -206,10 +206,7 @@ def reconstruction_loss(
 
     Of each of the 2B items f_i, the correlation of cos(f_i, z_j) and cos(x_i, x_j) over all 2B
     items j, itself among them; the loss is 1 less their mean. The features x stay. Not the paper's:
-    contrast draws classes together and leaves the order of the nearest open. Tried besides on
-    features of EfficientNet-Lite0: squared differences of the cosines, the divergence of softmax
-    neighborhoods (SEED, Fang and others, ICLR 2021), and the error |f - z|^2, all with fewer of the
-    floats' ten nearest.
+    contrast draws classes together and leaves the order of the nearest open.
 
     Args:
         embedding_a, embedding_b, quantized_a, quantized_b: float [b, M*D].
