@@ -27,6 +27,7 @@ def attacks(values) -> dict:
     """Name -> (function of folder, seed, count and end, its count), in the order of running."""
     found = {
         "images": (images.mutated, values.images),
+        "converted": (images.converted_files, values.images // 10),
         "costly": (images.costly, 0),
         "large": (images.large_request, 0),
     }
@@ -85,7 +86,9 @@ def main(_):
 if __name__ == "__main__":
     flags.DEFINE_list("attacks", [], "which ones, by name; empty: all")
     flags.DEFINE_float("minutes", 60, "for all of them; what is not begun by then is left out", 1)
-    flags.DEFINE_integer("images", 20_000, "mutated images", lower_bound=1)
+    flags.DEFINE_integer(
+        "images", 20_000, "mutated images; a tenth as many for Pillow", lower_bound=1
+    )
     flags.DEFINE_integer("points", 0, "kills, and full disks, of index and encode; 0: all", 0)
     flags.DEFINE_integer("slow_points", 12, "the same of saved_model and training", 0)
     flags.DEFINE_integer("answers", 100, "of a bad server, by each protocol", lower_bound=1)

@@ -55,6 +55,11 @@ class Row:
         self.worst_seconds = max(self.worst_seconds, other.worst_seconds)
         self.failures = [*self.failures, *other.failures][:5]
 
+    def bound(self, most_mib: float, most_seconds: float) -> None:
+        """Fails where a case took more."""
+        if self.worst_mib > most_mib or self.worst_seconds > most_seconds:
+            self.fail(f"a case took over {most_mib:.0f} MiB or {most_seconds:g} s")
+
     def fail(self, why: str) -> None:
         """Counts a failure."""
         self.failed += 1

@@ -137,8 +137,7 @@ def attack(folder: pathlib.Path, seed: int, count: int, ends: float, protocol: s
                     done = run("export.search", *flags, f"--deadline={DEADLINE_SECONDS}", photo)
                     lines = done.stderr.splitlines()
                     must(done.status == 2 and len(lines) == 1, f"{done.status}: {done.stderr}")
-    if row.worst_mib > MOST_MIB or row.worst_seconds > MOST_SECONDS:
-        row.fail(f"over {MOST_MIB:.0f} MiB or {MOST_SECONDS:g} s")
+    row.bound(MOST_MIB, MOST_SECONDS)
     return row
 
 

@@ -60,6 +60,10 @@ def test_cases_are_counted_and_any_error_fails_one():
     assert row.worst_mib == 2000.0
     assert table([row]).splitlines()[2].startswith("| an attack | 5 | 3 | 2000 | ")
     assert list(in_time([1, 2], 0)) == []
+    row.bound(2000, 600)
+    assert row.failed == 3
+    row.bound(1999, 600)
+    assert row.failed == 4 and row.failures[-1] == "a case took over 1999 MiB or 600 s"
 
 
 def test_answers_follow_from_the_seed_and_are_of_many_forms():
