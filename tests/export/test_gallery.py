@@ -84,3 +84,18 @@ def test_an_image_that_broke_since_is_named(index, photos, tmp_path):
     done = commands.run("export.gallery", *asked, f"--output={tmp_path}/g.png")
     assert done.status == 2 and str(broken.relative_to(folder)) in done.stderr.splitlines()[-1]
     assert not (tmp_path / "g.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed=-1"], "flag --seed=-1: -1 is not a non-negative integer"),
+        (["--output="], "'.': a folder, not a file to write; name a file"),
+    ],
+)
+def test_flags_that_name_no_seed_and_no_file_are_one_line(index, photos, tmp_path, words, said):
+    shutil.copytree(photos, tmp_path / "é")
+    asked = f"--index={index.path}", f"--dataset=folder:{tmp_path}"
+    done = commands.run("export.gallery", *asked, *words)
+    assert done.status == 2 and done.stderr.startswith(f"error: {said}"), done.stderr
+    assert done.stderr.count("\n") == 1
