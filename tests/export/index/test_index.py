@@ -432,6 +432,8 @@ def test_an_index_of_other_images_is_replaced_only_when_asked(tmp_path):
     assert load_index(tmp_path / "index").num_images == 9
     said = command(f"--codes={tmp_path}/all", "append", output, status=2)
     assert said.startswith("error: append: not a flag; give --append (")
+    said = command(f"--codes={tmp_path}/other", "--output=/", status=2)
+    assert said.startswith("error: / is not an index") and "\n" not in said
 
 
 def test_bad_images_are_left_out_and_named(encoder, photos, tmp_path):
