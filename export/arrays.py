@@ -99,11 +99,20 @@ def write_array(
     file: pathlib.Path, shape: list[int], dtype: DTypeLike, chunks: Iterable[ArrayLike]
 ) -> None:
     """Writes a .npy file of the given shape, of which only a chunk is in memory."""
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
     with file.open("wb") as opened:
-        np.lib.format.write_array_header_1_0(opened, header)
-        for chunk in chunks:
-            opened.write(np.ascontiguousarray(chunk, dtype).data)
+        _write_chunks(opened, shape, dtype, chunks)
+
+
+def save_array(file: BinaryIO, array: np.ndarray) -> None:
+    """`np.save`, which on a full disk may end without an error and cut the file short."""
+    _write_chunks(file, array.shape, array.dtype, [array])
+
+
+def _write_chunks(file, shape, dtype, chunks):
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for chunk in chunks:
+        file.write(np.ascontiguousarray(chunk, dtype).data)
 
 
 def map_array(file: str | PathLike, name: str = "", fix: str = "write it again") -> np.ndarray:

@@ -22,7 +22,14 @@ import numpy as np
 import pyarrow as pa
 
 from export import kept
-from export.arrays import ID_SCHEMA, map_array, read_batches, write_batches, write_ids
+from export.arrays import (
+    ID_SCHEMA,
+    map_array,
+    read_batches,
+    save_array,
+    write_batches,
+    write_ids,
+)
 from export.folders import MANIFEST, read_manifest, write_manifest, write_shared
 from hqc_tf import files
 from hqc_tf.data.screening import Reject
@@ -98,7 +105,7 @@ def start(
     else:
         _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_shared(folder / "codebooks.npy", lambda file: np.save(file, codebooks))
+        write_shared(folder / "codebooks.npy", lambda file: save_array(file, codebooks))
         if names is not None:
             write_shared(folder / "inputs.arrow", lambda file: write_ids(file, [names]))
         contents = {"format_version": FORMAT_VERSION, "num_shards": num_shards, "keep": keep}

@@ -53,7 +53,7 @@ def write_files(
         leaves_to_search: by a query that does not say.
     """
     num_books, num_words, word_dim = codebooks.shape
-    np.save(folder / "codebooks.npy", codebooks, allow_pickle=False)
+    write_array(folder / "codebooks.npy", codebooks.shape, codebooks.dtype, [codebooks])
     codes = _write_codes(folder, codebooks, collection)
     with (folder / "ids.arrow").open("wb") as file:
         write_ids(file, (shard.ids for shard in collection))

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.campaign.instants import files_of_at_most
 from export import arrays
-from export.arrays import pack_ids, read_ids, text_of, unpack_id, write_ids
+from export.arrays import pack_ids, read_ids, save_array, text_of, unpack_id, write_ids
 from hqc_tf.errors import UserError
 
 NAMES = ["a.jpg", "", "new\nline", "é\U0001f600", "no \udcff utf-8\0"]
@@ -81,3 +82,19 @@ def test_other_files_are_refused(tmp_path):
         arrays.write_batches(file, batch.schema, [batch])
     with pytest.raises(UserError, match=r"columns are \['name string'\], but must be"):
         read_ids(tmp_path / "other", "fix")
+
+
+def test_an_array_is_whole_or_its_full_disk_an_error(tmp_path):
+    array = np.random.default_rng(1).random([4, 16, 8], np.float32)
+    with (tmp_path / "a.npy").open("wb") as file:
+        save_array(file, array)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
+    # np.save has no error where only its last block does not fit.
+    size = (tmp_path / "a.npy").stat().st_size
+    for limit in (size - 1, size // 2, 130):
+        with (
+            files_of_at_most(limit),
+            pytest.raises(OSError, match="File too large"),
+            (tmp_path / "b.npy").open("wb") as file,
+        ):
+            save_array(file, array)
