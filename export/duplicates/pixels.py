@@ -18,8 +18,11 @@ from hqc_tf.data.folder import Item, in_batches, readable
 SIDE = 32
 # Sides of the squares that rule out most pairs, and the least squared distance of those ruled out.
 ROUGH_SIDE, ROUGH_DISTANCE = 8, 0.5
-# A copy differs by so much of the contrast, the root of the mean square, and so much in any part.
-MOST_DIFFERENT, MOST_DIFFERENT_PART = 0.2, 0.35
+# What a copy may differ by: levels of 255 anywhere, and pixels of a square by which it is misplaced,
+# which shows most at edges. In units of both, the root of the mean square of the worst part is at
+# most so much; more where one had to be scaled or shifted by over SHIFTED.
+LEVELS, PIXELS = 3.0, 0.3
+MOST_DIFFERENT, MOST_DIFFERENT_SHIFTED, SHIFTED = 0.8, 1.8, 0.02
 # What counts as contrast at least, in levels of 255: flat images are compared by their colors.
 LEAST_CONTRAST = 8.0
 # A copy that is cut at its edges has at least so much of each side, and shows nothing beyond the
@@ -27,7 +30,7 @@ LEAST_CONTRAST = 8.0
 LEAST_SHARED, BEYOND = 0.8, 0.06
 _BATCH = 64
 _STEPS, _BLURS = 6, (2.0, 1.0)
-_PARTS = 4
+_PARTS = 8
 
 
 class Small(NamedTuple):
@@ -68,17 +71,15 @@ def may_be_copies(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def are_copies(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Whether pairs of squares, uint8 [P, SIDE, SIDE, 3] each, are of copies: bool [P]."""
     one, other = (squares.astype(np.float32) for squares in (one, other))
-    found = _is_small(_left_over(one, other, np.zeros([len(one), 4], np.float32)))
+    found = _left_over(one, other, np.zeros([len(one), 4], np.float32)) <= MOST_DIFFERENT
     rest = np.flatnonzero(~found)
     if len(rest):
         one, other = one[rest], other[rest]
-        found[rest] = _is_small(_left_over(one, other, _align(one, other)))
+        warp = _align(one, other)
+        is_shifted = np.abs(warp).max(axis=1) > SHIFTED
+        most = np.where(is_shifted, MOST_DIFFERENT_SHIFTED, MOST_DIFFERENT)
+        found[rest] = _left_over(one, other, warp) <= most
     return found
-
-
-def _is_small(left):
-    overall, part = left
-    return (overall <= MOST_DIFFERENT) & (part <= MOST_DIFFERENT_PART)
 
 
 def _align(one, other):
@@ -125,24 +126,21 @@ def _warped(layers, warp):
 
 
 def _left_over(one, other, warp):
-    """What is left of a pair's difference: of the whole and in the worst part, each [P].
+    """What is left of a pair's difference in its worst part, [P], in what a copy may differ by.
 
     Infinite where neither image shows a part of the other.
     """
     one, other = _blurred(one, 0.6), _blurred(other, 0.6)
     layers, inside = _warped(other, warp)
-    count = np.maximum(inside.sum(axis=(1, 2)), 1)
-    mean = (one * inside[..., None]).sum(axis=(1, 2)) / count[:, None]
-    spread = np.square(one - mean[:, None, None]).mean(axis=3) * inside
-    contrast = np.maximum(spread.sum(axis=(1, 2)) / count, LEAST_CONTRAST**2)
-    squared = np.square(one - layers).mean(axis=3) * inside
+    slopes = sum(np.square(slope).mean(axis=3) for slope in np.gradient(one, axis=(1, 2)))
+    allowed = LEVELS**2 + PIXELS**2 * ndimage.uniform_filter(slopes * inside, (0, 3, 3))
+    squared = np.square(one - layers).mean(axis=3) / allowed * inside
     of_parts, in_parts = (
         values.reshape(len(one), _PARTS, SIDE // _PARTS, _PARTS, -1).sum(axis=(2, 4))
         for values in (squared, inside)
     )
     worst = (of_parts / np.maximum(in_parts, (SIDE // _PARTS) ** 2 / 4)).max(axis=(1, 2))
-    left = np.stack([squared.sum(axis=(1, 2)) / count, worst]) / contrast
-    return np.where(_is_part(warp), np.sqrt(left), np.inf)
+    return np.where(_is_part(warp), np.sqrt(worst), np.inf)
 
 
 def _is_part(warp):
