@@ -18,7 +18,7 @@ from hqc_tf.data.folder import Item, in_batches, readable
 SIDE = 32
 # Sides of the squares that rule out most pairs, and the least squared distance of those ruled out.
 ROUGH_SIDE, ROUGH_DISTANCE = 8, 0.5
-# What a copy may differ by: levels of 255 anywhere, and pixels of a square by which it is misplaced,
+# What a copy may differ by: levels of 255 anywhere, and pixels of a square by which it is shifted,
 # which shows most at edges. In units of both, the root of the mean square of the worst part is at
 # most so much; more where one had to be scaled or shifted by over SHIFTED.
 LEVELS, PIXELS = 3.0, 0.3
