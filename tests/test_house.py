@@ -11,7 +11,7 @@ from tests.support import ROOT
 ROWS = [
     {"hqc_tf", "hqc_tf.errors", "hqc_tf._keras2"},
     {"hqc_tf.config", "hqc_tf.files", "hqc_tf.numerics"},
-    {"hqc_tf.commands", "hqc_tf.data"},
+    {"hqc_tf.commands", "hqc_tf.runners", "hqc_tf.data"},
     {
         "hqc_tf.backbones",
         "hqc_tf.quantizer",

@@ -132,6 +132,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("id_feature", "", "with tfrecord: the id's feature; empty: FILE:NUMBER")
     flags.DEFINE_string("id_prefix", "", "put before every id, such as phone/: ids stay unique")
     flags.DEFINE_string(
-        "runner", "local", "local, or Apache Beam's direct, flink, ...; its flags follow after --"
+        "runner",
+        "local",
+        "local, or Apache Beam's direct, dask, flink, ...; its flags follow after --",
     )
     commands.run(main, takes_arguments=True)

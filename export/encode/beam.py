@@ -1,8 +1,4 @@
-"""`export.encode` on a cluster: a shard of the plan at a time, on any runner of Apache Beam.
-
-Workers need this project with its requirements, and the images, the SavedModel and the folder of
-codes under the same paths.
-"""
+"""`export.encode` on a cluster: a shard of the plan at a time, on any runner of Apache Beam."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,16 +8,7 @@ from export.encode.inputs import Plan
 from export.encode.streaming import encode_shard
 from export.encoder import Encoder, load_encoder
 from hqc_tf.errors import UserError
-
-try:
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.runners import create_runner
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-except ModuleNotFoundError as error:
-    raise UserError(
-        f"--runner: Apache Beam is missing ({error}); pip install 'hqc-tf[beam]', or give local"
-    ) from error
+from hqc_tf.runners import beam, run_parts
 
 
 class EncodeShard(beam.DoFn):
@@ -80,23 +67,9 @@ def encode_on_beam(
     Args:
         encoder: loaded by all workers from its path.
         folder: absolute path, prepared for the plan by `codes.start`.
-        runner: such as direct, flink, spark or dataflow; UserError where Beam has none of the name.
+        runner: such as direct, dask, flink or dataflow; UserError where Beam has none of the name.
         arguments: Beam's own flags.
     """
     identity, own = encoder.identity, (len(plan.shards), batch_size, plan.keep)
     encode = EncodeShard(identity["path"], identity["fingerprint"], folder, *own)
-    elements = [(number, plan.shards[number]) for number in numbers]
-    with beam.Pipeline(**_runner(runner, arguments)) as pipeline:
-        # Without the shuffle a runner may run all shards one after the other.
-        _ = pipeline | beam.Create(elements) | beam.Reshuffle() | beam.ParDo(encode)
-
-
-def _runner(name, arguments):
-    # Beam's own DirectRunner downloads a program first.
-    if name == "direct":
-        return {"runner": FnApiRunner(), "options": PipelineOptions(arguments)}
-    try:
-        create_runner(name)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"--runner={name}: {error}; give another, or install it") from error
-    return {"options": PipelineOptions([f"--runner={name}", *arguments])}
+    run_parts(encode, [(number, plan.shards[number]) for number in numbers], runner, arguments)

@@ -6,7 +6,7 @@ Training on the folder that it writes needs no network: `--dataset=features:DIR`
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +28,11 @@ SHARD_BYTES = 64 * 2**20
 
 
 def embed_dataset(
-    settings: config.Config, output: str, views: int = 8, dtype: str = "float16"
+    settings: config.Config,
+    output: str,
+    views: int = 8,
+    dtype: str = "float16",
+    run: Callable[..., None] | None = None,
 ) -> shards.Manifest:
     """Writes the vectors of every image of a data set; stopped, the same call resumes.
 
@@ -38,6 +42,7 @@ def embed_dataset(
         output: folder of shards; missing, empty, or begun by this function with the same settings.
         views: random views of each image beside its plain one; 0, or at least 2.
         dtype: "float16" or "float32", of the numbers on the disk.
+        run: writes the missing shards; default `embed_here`.
 
     Raises:
         UserError: the data or the backbone cannot be read, the backbone gives no usable vectors,
@@ -59,7 +64,11 @@ def embed_dataset(
             print(warning, file=sys.stderr)
         manifest = _describe(settings, plan, network, views, dtype)
         _begin(folder, manifest)
-        _embed_missing(network, plan, settings, manifest, folder)
+        missing = [
+            n for n in range(manifest.shards) if not shards.is_done(folder, n, manifest.shards)
+        ]
+        if missing:
+            (run or embed_here)(network, plan, settings, manifest, folder, missing)
     return manifest
 
 
@@ -77,6 +86,25 @@ def bounds(manifest: shards.Manifest) -> list[tuple[int, int]]:
     size = _images_per_shard(manifest.views, manifest.width, manifest.dtype)
     starts = range(0, manifest.images, size)
     return [(start, min(start + size, manifest.images)) for start in starts]
+
+
+def embed_here(
+    network: tf.keras.Model,
+    plan: Plan,
+    settings: config.Config,
+    manifest: shards.Manifest,
+    folder: pathlib.Path,
+    numbers: Sequence[int],
+) -> None:
+    """Writes the shards `numbers` of `folder` in this process, with a bar of progress."""
+    limits = bounds(manifest)
+    total = sum(limits[number][1] - limits[number][0] for number in numbers)
+    apply = tf.function(lambda views: network(views, training=False))
+    with tqdm.tqdm(total=total, unit=" images", disable=None) as progress:
+        for number in numbers:
+            shard = embed_shard(apply, plan, settings, manifest, number)
+            shards.write_shard(folder, number, manifest.shards, shard)
+            progress.update(len(shard.ids))
 
 
 def embed_shard(
@@ -159,15 +187,3 @@ def _begin(folder, manifest):
                 f"--output={folder}: was begun with {name} {old[name]}, not {new[name]}; name "
                 "another folder"
             )
-
-
-def _embed_missing(network, plan, settings, manifest, folder):
-    limits, count = bounds(manifest), manifest.shards
-    missing = [number for number in range(count) if not shards.is_done(folder, number, count)]
-    total = sum(limits[number][1] - limits[number][0] for number in missing)
-    apply = tf.function(lambda views: network(views, training=False))
-    with tqdm.tqdm(total=total, unit=" images", disable=None) as progress:
-        for number in missing:
-            shard = embed_shard(apply, plan, settings, manifest, number)
-            shards.write_shard(folder, number, count, shard)
-            progress.update(len(shard.ids))
