@@ -26,7 +26,7 @@ import tensorflow as tf
 from hqc_tf import config, distribute, files, model, numerics
 from hqc_tf.data import catalog
 from hqc_tf.data.screening import Reject
-from hqc_tf.errors import UserError, naming_damage
+from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
 
 FLAGFILE = "flags.txt"
 WEIGHTS = {"best": "checkpoints/best", "last": "checkpoints/last"}
@@ -161,7 +161,9 @@ def write_checkpoint(
     folder = pathlib.Path(folder)
     aside = folder / f"ckpt-{step}_temp"
     shutil.rmtree(aside, ignore_errors=True)
-    saved.write(checkpoint(aside, step))
+    # Of a file that is too large TensorFlow says OutOfRange, which Keras takes for an epoch's end.
+    with naming_a_full_disk(folder):
+        saved.write(checkpoint(aside, step))
     # No index of an older checkpoint may meet the new data.
     (folder / f"ckpt-{step}.index").unlink(missing_ok=True)
     # A checkpoint is there once its index is, which comes last in the order of names.

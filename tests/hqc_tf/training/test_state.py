@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import kill_test
+from benchmarks.campaign.instants import files_of_at_most
 from hqc_tf import config, distribute, model, optimizers, train
 from hqc_tf.errors import UserError
 from hqc_tf.training.state import KeepState, RunState, newest_step
@@ -237,6 +238,14 @@ def test_a_full_disk_loses_nothing(
     train.train_and_evaluate(settings, small_disk)
     assert kill_test.differences(never_stopped, small_disk) == []
     assert not list(small_disk.rglob("*_temp"))
+
+
+def test_a_state_larger_than_a_file_may_be_ends_no_epoch(settings, tmp_path):
+    # Keras takes the error that TensorFlow raises for the end of the data.
+    within_an_epoch = dataclasses.replace(settings, checkpoint_steps=2)
+    with files_of_at_most(20_000), pytest.raises(UserError, match="ckpt-2_temp.*File too large"):
+        train.train_and_evaluate(within_an_epoch, tmp_path)
+    assert read_epochs(tmp_path) == []
 
 
 @pytest.fixture
