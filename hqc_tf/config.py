@@ -177,7 +177,16 @@ class Config:
     )
 
     epochs: int = _setting(
-        800, "passes over the training images", least=1, most=10**6, opens="training"
+        800,
+        "passes over the training images; more of them train a run further, even a finished one",
+        least=1,
+        most=10**6,
+        opens="training",
+    )
+    init_from: str = _setting(
+        "",
+        "workdir of another run, whose weights this one starts from; empty: random ones, or "
+        "backbone_weights",
     )
     batch_size: int = _setting(
         256, "images per step, over all replicas together", least=2, most=2**20
@@ -321,7 +330,7 @@ def _check_together(config):
             f"--num_words={c.num_words}: a word's number must be whole bits of one byte; "
             "take a power of two from 2 to 256"
         )
-    for name in (c.dataset, c.data_dir):
+    for name in (c.dataset, c.data_dir, c.init_from):
         if "\n" in name or name != name.strip():
             # A flagfile has one flag a line, and absl strips the lines.
             raise UserError(

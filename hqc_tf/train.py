@@ -1,6 +1,7 @@
 """Trains on unlabeled images: `python -m hqc_tf.train --flagfile=... --workdir=...`.
 
-The same command again resumes from the last saved state, or does nothing once training is done.
+The same command again resumes from the last saved state, or does nothing once training is done;
+with more --epochs it trains on.
 """
 
 import collections
@@ -22,7 +23,7 @@ from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import hold_out
 from hqc_tf.errors import UserError, naming_a_full_disk
-from hqc_tf.training import inputs, refit, tensorboard
+from hqc_tf.training import inputs, refit, start, tensorboard
 from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
 from hqc_tf.workdir import (
@@ -40,6 +41,7 @@ from hqc_tf.workdir import (
     read_metrics,
     read_rejects,
     read_settings,
+    saved_step,
     write_files,
     write_rejects,
     write_settings,
@@ -81,6 +83,7 @@ def train_and_evaluate(
     # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
         return results
+    start.check_longer(workdir, settings)
     strategy = distribute.make_strategy(settings.strategy, settings.tpu)
     distribute.check_batch(strategy, settings.batch_size)
     with claim(workdir) if distribute.is_chief(strategy) else contextlib.nullcontext():
@@ -90,8 +93,11 @@ def train_and_evaluate(
 def _from_anywhere(settings):
     """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
     data_dir = settings.data_dir and str(pathlib.Path(settings.data_dir).absolute())
+    init_from = settings.init_from and str(pathlib.Path(settings.init_from).absolute())
     own = catalog.absolute(settings.dataset), backbones.absolute(settings.backbone)
-    return dataclasses.replace(settings, dataset=own[0], data_dir=data_dir, backbone=own[1])
+    return dataclasses.replace(
+        settings, dataset=own[0], data_dir=data_dir, backbone=own[1], init_from=init_from
+    )
 
 
 def _check_moved(settings, workdir):
@@ -104,24 +110,22 @@ def _check_moved(settings, workdir):
 
 
 def _train(settings, workdir, strategy, callbacks):
+    weights = start.read_weights(settings, workdir)
     with concurrent.futures.ThreadPoolExecutor(1) as reader, strategy.scope():
         # Images are read while the network is built.
         reading = reader.submit(_read, settings, workdir)
         trained = model.build_model(settings)
         read, rejects = reading.result()
         images, held = hold_out(read, settings.held_out)
-        if settings.backbone_digest and not settings.feature_width:
-            warning = inputs.check_backbone(trained.build_backbone(), images, settings)
-            if warning:
-                _report(warning)
-        if settings.feature_norm == "standard" and settings.feature_width:
-            trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
+        _fit_network(trained, images, weights)
         per_epoch = steps_per_epoch(images, settings)
         refit.check(settings, len(images))
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
     chief = distribute.is_chief(strategy)
     with naming_a_full_disk(workdir):
         if chief:
+            if longer := start.describe_longer(workdir, settings, per_epoch):
+                _report(longer)
             write_settings(workdir, settings)
             _keep_inputs(rejects, settings, workdir)
         with screening.naming_a_bad_file(images):
@@ -133,6 +137,19 @@ def _train(settings, workdir, strategy, callbacks):
     # A chief that has to restart needs the others, so none ends before it.
     distribute.wait_for_all(strategy)
     return results
+
+
+def _fit_network(trained, images, weights):
+    """Checks a network by a few images, and gives it what it has before the first step."""
+    settings = trained.settings
+    if settings.backbone_digest and not settings.feature_width:
+        warning = inputs.check_backbone(trained.build_backbone(), images, settings)
+        if warning:
+            _report(warning)
+    if weights:
+        start.assign(trained, weights)
+    elif settings.feature_norm == "standard" and settings.feature_width:
+        trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
 
 
 def _read(settings, workdir):
@@ -261,7 +278,11 @@ def _results_of_finished(settings, workdir):
     if last_step is None or newest_step(workdir) not in (None, last_step):
         return []
     found = {one.weights: one for one in results if one.distance == settings.distance}
-    ended = "best" in found and "last" in found and found["last"].step == last_step
+    # Results may be of fewer epochs.
+    steps = {name: saved_step(workdir, name) for name in ("best", "last")}
+    ended = last_step == steps["last"] and all(
+        name in found and found[name].step == step for name, step in steps.items()
+    )
     return [found["last"], found["best"]] if ended else []
 
 

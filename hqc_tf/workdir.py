@@ -221,10 +221,10 @@ def read_settings(workdir: Folder) -> config.Config:
 
 
 def check_settings(workdir: Folder, settings: config.Config) -> None:
-    """Raises `UserError` where `workdir` has other settings; only data and network may have moved.
+    """Raises `UserError` where `workdir` has other settings.
 
-    A network is the same by its digest. Of a folder that has moved the run's list of files
-    decides, which the caller compares.
+    Data and network may have moved, and epochs may be more. A network is the same by its digest. Of
+    a folder that has moved the run's list of files decides, which the caller compares.
     """
     if not pathlib.Path(workdir, FLAGFILE).exists():
         return
@@ -234,10 +234,11 @@ def check_settings(workdir: Folder, settings: config.Config) -> None:
     )
     folders = all(each["dataset"].startswith("folder:") for each in (before, now))
     may_move = {"data_dir"} | ({"dataset"} if folders and read_files(workdir) else set())
-    if before["backbone_digest"]:
-        may_move.add("backbone")
+    may_change = {"backbone"} if before["backbone_digest"] else set()
+    if now["epochs"] > before["epochs"]:
+        may_change.add("epochs")
     for name in before:
-        if before[name] != now[name] and name not in may_move:
+        if before[name] != now[name] and name not in may_move | may_change:
             raise UserError(
                 f"--workdir={workdir}: made with --{name}={before[name]}, not {now[name]}; "
                 f"take another --workdir, or --flagfile={pathlib.Path(workdir, FLAGFILE)}"
