@@ -281,7 +281,18 @@ class Config:
         30.0, "minutes after which a state is saved before that many steps", above=0
     )
 
-    top_k: int = _setting(1000, "R of mAP@R: results per query", least=1, opens="evaluation")
+    queries: str = _setting(
+        "",
+        "queries of the evaluation, as dataset; all images of dataset are then trained on and "
+        "searched; empty: of dataset itself",
+        opens="evaluation",
+    )
+    labels: str = _setting(
+        "",
+        "CSV file with the columns id (or path) and label, of all images and queries; empty: "
+        "sub-folders, or the data set's own",
+    )
+    top_k: int = _setting(1000, "R of mAP@R: results per query", least=1)
     distance: str = _setting(
         "l2",
         "asymmetric distance in evaluation: l2 (sum of norms, the authors') or squared",
@@ -330,7 +341,7 @@ def _check_together(config):
             f"--num_words={c.num_words}: a word's number must be whole bits of one byte; "
             "take a power of two from 2 to 256"
         )
-    for name in (c.dataset, c.data_dir, c.init_from):
+    for name in (c.dataset, c.data_dir, c.init_from, c.queries, c.labels):
         if "\n" in name or name != name.strip():
             # A flagfile has one flag a line, and absl strips the lines.
             raise UserError(

@@ -18,7 +18,7 @@ import tqdm
 from absl import flags
 
 from hqc_tf import backbones, commands, config, distribute, evaluate, files, model, optimizers
-from hqc_tf.data import catalog, features, screening
+from hqc_tf.data import catalog, features, roles, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import hold_out
@@ -92,12 +92,12 @@ def train_and_evaluate(
 
 def _from_anywhere(settings):
     """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
-    data_dir = settings.data_dir and str(pathlib.Path(settings.data_dir).absolute())
-    init_from = settings.init_from and str(pathlib.Path(settings.init_from).absolute())
-    own = catalog.absolute(settings.dataset), backbones.absolute(settings.backbone)
-    return dataclasses.replace(
-        settings, dataset=own[0], data_dir=data_dir, backbone=own[1], init_from=init_from
-    )
+    paths = {name: getattr(settings, name) for name in ("data_dir", "init_from", "labels")}
+    found = {name: str(pathlib.Path(path).absolute()) for name, path in paths.items() if path}
+    if settings.queries:
+        found["queries"] = catalog.absolute(settings.queries)
+    found["dataset"] = catalog.absolute(settings.dataset)
+    return dataclasses.replace(settings, **found, backbone=backbones.absolute(settings.backbone))
 
 
 def _check_moved(settings, workdir):
@@ -161,7 +161,9 @@ def _read(settings, workdir):
         rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
     ids = frozenset(reject.id for reject in rejects)
     inputs.check_files(settings.dataset, read_files(workdir), ids)
-    return catalog.load_split(settings.dataset, "train", settings.data_dir, ids), rejects
+    if settings.queries or settings.labels:
+        roles.load_role(settings, "query", ids)  # what is wrong with them is said before training
+    return roles.load_role(settings, "train", ids), rejects
 
 
 def _keep_inputs(rejects, settings, workdir):
@@ -263,7 +265,9 @@ def _evaluate(settings, workdir, images, held):
     if settings.refit != "none":
         for line in refit.refit_workdir(workdir, images, held, settings.refit):
             _report(line)
-    results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
+    names = "data_dir", "queries", "labels"
+    changed = {name: getattr(settings, name) for name in names}
+    results = evaluate.evaluate_workdir(workdir, **changed)
     for result in results:
         append_metrics(workdir, result)
     return results

@@ -223,8 +223,9 @@ def read_settings(workdir: Folder) -> config.Config:
 def check_settings(workdir: Folder, settings: config.Config) -> None:
     """Raises `UserError` where `workdir` has other settings.
 
-    Data and network may have moved, and epochs may be more. A network is the same by its digest. Of
-    a folder that has moved the run's list of files decides, which the caller compares.
+    Data and network may have moved, epochs may be more, queries and labels others. A network is the
+    same by its digest. Of a folder that has moved the run's list of files decides, which the caller
+    compares.
     """
     if not pathlib.Path(workdir, FLAGFILE).exists():
         return
@@ -237,6 +238,8 @@ def check_settings(workdir: Folder, settings: config.Config) -> None:
     may_change = {"backbone"} if before["backbone_digest"] else set()
     if now["epochs"] > before["epochs"]:
         may_change.add("epochs")
+    # Whether there are any decides what is trained on, and not which.
+    may_change |= {name for name in ("queries", "labels") if before[name] and now[name]}
     for name in before:
         if before[name] != now[name] and name not in may_move | may_change:
             raise UserError(

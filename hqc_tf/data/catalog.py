@@ -144,18 +144,18 @@ def load_split(
     return DATA_SETS[source.name].read(role, data_dir)
 
 
-def load_images(dataset: str, data_dir: str = "") -> Images:
+def load_images(dataset: str, data_dir: str = "", rejected: frozenset[str] = frozenset()) -> Images:
     """One set of images: all of a folder, pattern or TFRecord files, or a split of a data set.
 
     A split of a TFDS data set may be a slice in TFDS's form, such as `cifar10/test[:500]`, and is
     `train` where none is given. The splits of CIFAR-10's protocols, FLICKR25K, NUS-WIDE and folders
     of features are the roles of `load_split`, `database` where none is given; such a folder of a
-    user's own files then gives all.
+    user's own files then gives all. `rejected` are ids of images in files that are left out.
 
     Raises:
         UserError: the data set or split is unknown, not prepared, missing or empty.
     """
-    return _read(parse(dataset), data_dir)
+    return _read(parse(dataset), data_dir, rejected)
 
 
 def protocol(dataset: str) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 
 from hqc_tf import config, files
-from hqc_tf.data import catalog
+from hqc_tf.data import roles
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import figures, gather, numbers
 
@@ -21,7 +21,7 @@ def render(report: gather.Report) -> str:
     text = _template().render(
         report=report,
         style=(_FOLDER / "style.css").read_text(),
-        protocol=catalog.protocol(report.settings.dataset),
+        protocol=roles.protocol(report.settings),
         others=[run.workdir for run in report.runs if run.workdir != report.workdir],
         key=_key(report),
         colors=len(figures.COLORS),

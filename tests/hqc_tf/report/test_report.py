@@ -311,9 +311,14 @@ def test_the_search_counts_what_it_keeps(report):
 
 def test_without_labels_the_page_says_what_it_can(unlabelled, unlabelled_report, monkeypatch):
     queried = []
-    monkeypatch.setattr(gather, "gather", lambda *told: queried.append(told) or unlabelled_report)
+    monkeypatch.setattr(
+        gather, "gather", lambda *told, **data: queried.append((*told, data)) or unlabelled_report
+    )
     path = command.write_report([str(unlabelled)], data_dir="d", untrained=False)
-    assert queried == [([str(unlabelled)], "d", False)] and path == unlabelled / "report.html"
+    assert (
+        queried == [([str(unlabelled)], False, {"data_dir": "d"})]
+        and path == unlabelled / "report.html"
+    )
     text = path.read_text()
     assert "The images have no labels" in text and "mAP@10" not in text
     judged = evaluate.label_free_scores(load(unlabelled))
