@@ -24,7 +24,9 @@ _MAX_WIDTH_CHARACTERS = 100
 # Where the texts of flags begin at the latest; a longer name has a line of its own.
 _COLUMN = 26
 # What a command reads; of two absl would take the last.
-_GIVEN_ONCE = "dataset", "input", "codes", "index", "embeddings", "remove"
+_GIVEN_ONCE = (
+    "dataset", "input", "codes", "index", "embeddings", "remove", "images", "queries", "labels",
+)  # fmt: skip
 _FILE_KINDS = "folder:", "tfrecord:", "features:"
 # How lines begin that libraries write on stderr past Python: remarks on a file's bytes, by libjpeg,
 # and logs of TensorFlow and XLA but for fatal ones.

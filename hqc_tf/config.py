@@ -53,6 +53,13 @@ class Config:
         "image files that cannot be decoded: skip and list them in rejects.jsonl, or stop",
         choices=("skip", "stop"),
     )
+    max_pixels: int = _setting(
+        100_000_000,
+        "pixels of the largest image file that is read; those of over 100 million are made smaller "
+        "while they are read, and take 4 bytes a pixel and more",
+        least=100_000_000,
+        most=1_000_000_000,
+    )
     image_size: int = _setting(
         32, "side of the network's square input, in pixels", least=8, most=4096
     )

@@ -18,11 +18,11 @@ import tqdm
 from absl import flags
 
 from hqc_tf import backbones, commands, config, distribute, evaluate, files, model, optimizers
-from hqc_tf.data import catalog, features, roles, screening
+from hqc_tf.data import catalog, decoding, features, roles, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import hold_out
-from hqc_tf.errors import UserError, naming_a_full_disk
+from hqc_tf.errors import UserError, counted, naming_a_full_disk
 from hqc_tf.training import inputs, refit, start, tensorboard
 from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
@@ -76,6 +76,7 @@ def train_and_evaluate(
     """
     files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
+    decoding.raise_max_pixels(settings.max_pixels)
     settings = _from_anywhere(_with_worthwhile_precision(settings))
     settings = _with_network(_with_features(settings))
     check_settings(workdir, settings)
@@ -174,7 +175,8 @@ def _keep_inputs(rejects, settings, workdir):
     if rejects:
         kinds = collections.Counter(re.split(r": sides|: over", each.reason)[0] for each in rejects)
         counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(_REASONS))
-        said = f"{len(rejects)} files cannot be decoded and are left out ({counts})"
+        are = "is" if len(rejects) == 1 else "are"
+        said = f"{counted(len(rejects), 'file')} cannot be decoded and {are} left out ({counts})"
         _report(f"{said}: {workdir / REJECTS}")
 
 
@@ -224,8 +226,8 @@ def _describe_start(trained, images, held, left_out, per_epoch):
     kind = next((k for k in ("TPU", "GPU") if tf.config.list_logical_devices(k)), "CPU")
     count, epochs = trained.distribute_strategy.num_replicas_in_sync, trained.settings.epochs
     _report(
-        f"training on {len(images)} images ({len(held)} held out, {left_out} left out): "
-        f"{per_epoch} steps an epoch, {epochs * per_epoch} in all, on {count} {kind}"
+        f"training on {counted(len(images), 'image')} ({len(held)} held out, {left_out} left out): "
+        f"{counted(per_epoch, 'step')} an epoch, {epochs * per_epoch} in all, on {count} {kind}"
     )
 
 

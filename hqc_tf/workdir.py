@@ -24,7 +24,7 @@ import msgspec
 import tensorflow as tf
 
 from hqc_tf import config, distribute, files, model, numerics
-from hqc_tf.data import catalog
+from hqc_tf.data import catalog, decoding
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError, naming_damage
 
@@ -283,6 +283,7 @@ def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model
     it did, unless `refitted` is false; UserError where `workdir` has none, or damaged ones.
     """
     settings, step = read_settings(workdir), saved_step(workdir, weights)
+    decoding.raise_max_pixels(settings.max_pixels)
     if step is None:
         raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
     # Weights that were trained again since are of another step.

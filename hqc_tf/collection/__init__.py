@@ -31,10 +31,10 @@ from export.encoder import load_encoder
 from export.gallery import draw_queries, make_gallery
 from export.index import collection, load_index, write_collection
 from export.saved_model import export_encoder
-from hqc_tf import config, embed, files, workdir
-from hqc_tf.collection.choice import VIEWS, Choice, choose, find_weights
+from hqc_tf import backbones, config, embed, files, workdir
+from hqc_tf.collection.choice import VIEWS, Choice, check_count, choose, find_weights
 from hqc_tf.data import catalog
-from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
+from hqc_tf.errors import UserError, counted, naming_a_full_disk, naming_damage
 from hqc_tf.report import write_report
 from hqc_tf.train import train_and_evaluate
 
@@ -78,12 +78,15 @@ def make_collection(source: str, output: str | os.PathLike, **given: Any) -> Mad
             photos or settings, a package is missing, or the disk is full.
     """
     files.check_folder_name(output, "--output=")
+    source, given = catalog.absolute(source), _absolute(given)
     parsed = catalog.parse(source)
     if parsed.kind not in ("folder", "pattern"):
         raise UserError(f"{source}: not photos in files; give folder:PATH or a pattern in quotes")
     _check_packages()
     photos = _list_photos(parsed)
     folder = pathlib.Path(output)
+    if not (folder / CHOICE).exists():
+        check_count(source, len(photos))
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"--output={folder}: another process is making it; wait until it has ended"
     with files.sole_holder(folder / ".lock", refusal), naming_a_full_disk(folder):
@@ -94,6 +97,16 @@ def make_collection(source: str, output: str | os.PathLike, **given: Any) -> Mad
         count = _index(folder)
         _draw(serving, source, folder)
     return Made(folder, count, results, read)
+
+
+def _absolute(given):
+    """Settings whose paths are the same from anywhere, as the collection keeps them."""
+    found = dict(given)
+    if "backbone" in found:
+        found["backbone"] = backbones.absolute(found["backbone"])
+    if pathlib.Path(found.get("backbone_weights", "none")).is_file():
+        found["backbone_weights"] = str(pathlib.Path(found["backbone_weights"]).absolute())
+    return found
 
 
 def _check_packages():
@@ -122,11 +135,12 @@ def _choice(source, count, folder, given):
         return _kept_choice(file, source, given)
     if others := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
         raise UserError(f"--output={folder}: holds {others[0]}, no collection; name a new folder")
-    choice = choose(source, count, given, str(folder / "features"), find_weights())
+    features = str((folder / "features").absolute())
+    choice = choose(source, count, given, features, find_weights())
     settings = [part and dataclasses.asdict(part) for part in (choice.embedding, choice.training)]
     kept = {"source": source, "embedding": settings[0], "training": settings[1], "given": given}
     files.replace_text(file, json.dumps(kept))
-    _say(f"photos: {count} files of {source}")
+    _say(f"photos: {counted(count, 'file')} of {source}")
     for line in choice.reasons:
         _say(line)
     _say(f"search: exact over codes, then by embeddings kept as int8 ({_describe_kept(count)})")

@@ -1,12 +1,14 @@
 """What is marked right is right, whatever labels images have, and the picture is drawn."""
 
 import shutil
+import types
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from export import gallery
+from export.arrays import pack_ids
 from hqc_tf.data import catalog, pictures
 from hqc_tf.data.images import Images
 from tests.support import commands
@@ -84,3 +86,12 @@ def test_an_image_that_broke_since_is_named(index, photos, tmp_path):
     done = commands.run("export.gallery", *asked, f"--output={tmp_path}/g.png")
     assert done.status == 2 and str(broken.relative_to(folder)) in done.stderr.splitlines()[-1]
     assert not (tmp_path / "g.png").exists()
+
+
+def test_images_of_an_index_with_a_prefix_are_found(photos):
+    inputs = [{"folder": str(photos), "id_prefix": "phone/"}]
+    names = [f"phone/{name}" for name in catalog.load_images(f"folder:{photos}").ids]
+    index = types.SimpleNamespace(manifest={"inputs": inputs}, ids=pack_ids(names[:30]))
+    assert gallery.load_indexed(index, f"folder:{photos}").ids == names
+    drawn = gallery.draw_queries(index, f"folder:{photos}", count=60)
+    assert drawn.ids and set(drawn.ids) <= set(names[:30])

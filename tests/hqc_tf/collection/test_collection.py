@@ -1,6 +1,8 @@
 """A folder of photos becomes a collection, and stays one as the folder changes."""
 
 import json
+import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -92,7 +94,9 @@ def test_each_photo_is_its_own_first_result_and_the_next_commands_are_told(made)
 
 def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(copied, monkeypatch):
     folder, album = copied
-    source = f"folder:{folder}"
+    # The same folder from another one.
+    monkeypatch.chdir(folder.parent)
+    source, album = f"folder:./{folder.name}/", pathlib.Path(os.path.relpath(album))
     assert collection.make_collection(source, album).num_read == 0
     names = sorted(path.name for path in folder.iterdir())
     before = {path: path.read_bytes() for path in (album / "run").rglob("*") if path.is_file()}
@@ -151,5 +155,8 @@ def test_what_does_not_fit_is_told_before_the_work(copied, photos, tmp_path):
     (tmp_path / "few").mkdir()
     with pytest.raises(UserError, match="0 images, too few"):
         collection.make_collection(f"folder:{tmp_path}/few", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    done = commands.run("hqc_tf.collection", f"--output={tmp_path}/new", "--dataset=folder:x")
+    assert done.status == 2 and "--dataset=folder:x: write folder:x alone" in done.stderr
     done = commands.run("hqc_tf.collection", f"--output={tmp_path}/new")
     assert done.status == 2 and "name one folder:PATH or pattern of photos" in done.stderr
