@@ -186,7 +186,20 @@ def _not_a_flag(word):
     name = word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}")
     if name.partition("=")[0] in flags.FLAGS:
         return f"{word}: not a flag; give --{name}"
+    if flag := _flag_of_path(word):
+        return f"{word}: not a flag; give {flag}"
     return f"{word}: not a flag; leave it out, and put quotes around a value with blanks"
+
+
+def _flag_of_path(word):
+    """The flag that a folder or file without one was probably meant for; "" of any other word."""
+    if not os.path.lexists(word):
+        return ""
+    if "workdir" in flags.FLAGS and pathlib.Path(word, "flags.txt").exists():
+        return f"--workdir={word}"
+    name = next((name for name in ("dataset", "input", "images") if name in flags.FLAGS), "")
+    kind = "folder:" if pathlib.Path(word).is_dir() else ""
+    return name and f"--{name}={kind}{word}"
 
 
 def _discard_stdout():

@@ -451,8 +451,7 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
         if not missing:
             raise UserError(f"{error}; fix the flag or its file") from error
-        # A folder's help says so.
-        kinds = {name: "DIR" if "folder" in values[name].help else "VALUE" for name in missing}
+        kinds = {name: _form(values[name].help) for name in missing}
         give = " and ".join(f"--{name}={kind}" for name, kind in kinds.items())
         raise UserError(f"missing: give {give}") from error
     except (flags.Error, UnicodeDecodeError, RecursionError) as error:
@@ -464,6 +463,13 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     for name, value in [*given, *(("", argument) for argument in rest)]:
         _check_value(name, value)
     return rest
+
+
+def _form(text):
+    """What a flag takes, by its help."""
+    if "folder:" in text:
+        return "folder:PATH"
+    return "DIR" if "folder" in text else "VALUE"
 
 
 def _expanded(values, words):

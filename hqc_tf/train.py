@@ -94,7 +94,7 @@ def train_and_evaluate(
 def _from_anywhere(settings):
     """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
     paths = {name: getattr(settings, name) for name in ("data_dir", "init_from", "labels")}
-    found = {name: str(pathlib.Path(path).absolute()) for name, path in paths.items() if path}
+    found = {name: str(files.absolute(path)) for name, path in paths.items() if path}
     if settings.queries:
         found["queries"] = catalog.absolute(settings.queries)
     found["dataset"] = catalog.absolute(settings.dataset)

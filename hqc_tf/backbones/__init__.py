@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+from hqc_tf import files
 from hqc_tf.backbones import saved
 from hqc_tf.errors import UserError
 
@@ -68,7 +69,7 @@ def build_backbone(
 def absolute(name: str) -> str:
     """`--backbone` so that it names the same saved network from anywhere."""
     path = name.removeprefix(saved.PREFIX)
-    return saved.PREFIX + str(pathlib.Path(path).absolute()) if path != name else name
+    return saved.PREFIX + str(files.absolute(path)) if path != name else name
 
 
 def digest(name: str, pixels: str) -> str:

@@ -158,7 +158,9 @@ def _kept_choice(file, source, given):
         before, own = kept["source"], kept["given"]
         parts = [kept[name] and config.Config(**kept[name]) for name in ("embedding", "training")]
     if before != source:
-        raise UserError(f"{source}: the collection at {file.parent} is of {before}; name that")
+        if not _has_moved(before, source):
+            raise UserError(f"{source}: the collection at {file.parent} is of {before}; name that")
+        files.replace_text(file, json.dumps(kept | {"source": source}))
     for name, value in given.items():
         if own.get(name) != value:
             raise UserError(
@@ -166,6 +168,12 @@ def _kept_choice(file, source, given):
                 f"{own.get(name, 'the default')}; leave it out, or name another --output"
             )
     return Choice(*parts, [])
+
+
+def _has_moved(before, source):
+    """Whether a folder is gone from where it was, and another one is named."""
+    kinds = {catalog.parse(each).kind for each in (before, source)}
+    return kinds == {"folder"} and not catalog.parse(before).root.is_dir()
 
 
 def _train(choice, folder):
@@ -201,7 +209,9 @@ def _encode(encoder, source, photos, folder):
         read = len(files.read_lines(begun, Photo))
         begun.replace(done)
     before = {photo.name: photo for photo in files.read_lines(done, Photo)}
-    if photos != [*before.values()]:
+    root = str(catalog.parse(source).root)
+    is_elsewhere = read_shards(codes).job.get("folder", root) != root
+    if photos != [*before.values()] or is_elsewhere:
         _say("encoding what has changed")
         if files.read_lines(begun, Photo) != photos:
             # What a stopped update has encoded may have changed since.

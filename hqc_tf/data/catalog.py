@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+from hqc_tf import files
 from hqc_tf.data import cifar10, features, photo_sets, records, tfds
 from hqc_tf.data.folder import QUERY_EVERY, Item, divide, match, read_files, read_items, walk
 from hqc_tf.data.images import Images
@@ -106,7 +107,7 @@ def absolute(dataset: str) -> str:
     source = parse(dataset)
     if source.kind not in ("folder", "features"):
         return dataset
-    return f"{source.kind}:{pathlib.Path(source.name, source.split).absolute()}"
+    return f"{source.kind}:{files.absolute(pathlib.Path(source.name, source.split))}"
 
 
 def load_split(

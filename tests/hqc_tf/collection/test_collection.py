@@ -92,7 +92,9 @@ def test_each_photo_is_its_own_first_result_and_the_next_commands_are_told(made)
     assert json.loads(done.stdout)["ids"][0] == min(folder.iterdir()).name
 
 
-def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(copied, monkeypatch):
+def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(
+    copied, tmp_path, monkeypatch
+):
     folder, album = copied
     # The same folder from another one.
     monkeypatch.chdir(folder.parent)
@@ -120,6 +122,16 @@ def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(copie
     }
     assert len({code_of[name] for name in (*names[1:4], "new.png")}) == 1
     assert itself_first(folder, album) > 0.8  # but for the copies
+    # A folder that is gone may be at another place, with other photos.
+    with pytest.raises(UserError, match=r"/aside: the collection at .*album is of folder:/"):
+        collection.make_collection(f"folder:{tmp_path}/aside", album)
+    (folder / "new.png").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    again = collection.make_collection(f"folder:{moved}", album)
+    assert (again.num_images, again.num_read) == (29, 0)
+    assert load_index(album / "index").manifest["inputs"] == [{"folder": str(moved)}]
+    assert collection.make_collection(f"folder:{moved}", album).num_read == 0
+    moved.rename(folder)
 
 
 def test_a_frozen_network_goes_before_the_encoder(photos, tmp_path):
