@@ -56,7 +56,7 @@ class Config:
     max_pixels: int = _setting(
         100_000_000,
         "pixels of the largest image file that is read; those of over 100 million are made smaller "
-        "while they are read, and take 4 bytes a pixel and more",
+        "as they are read, for which they take up to 12 bytes a pixel",
         least=100_000_000,
         most=1_000_000_000,
     )

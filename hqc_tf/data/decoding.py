@@ -29,7 +29,7 @@ VERSION = 2
 # Enough for today's cameras and their panoramas: 300 MB decoded. TensorFlow lets a PNG of 60 KB
 # unpack to five times it.
 MAX_PIXELS = 100_000_000
-# Those of the largest phone have 200 million; Pillow decodes them whole, at 4 bytes a pixel.
+# Those of the largest phone have 200 million. Pillow needs up to 12 bytes for each.
 MOST_PIXELS = 1_000_000_000
 # Resizing the shorter side enlarges the longer one with it, before the crop.
 MAX_RATIO = 100
