@@ -64,6 +64,7 @@ def load_encoder(path: str | PathLike) -> Encoder:
     with naming_damage(path, "restore a copy, or write it with export.saved_model"):
         loaded = tf.saved_model.load(str(path))
         codebooks = tf.cast(loaded.codebooks, tf.float32).numpy()
+    decoding.raise_max_pixels(manifest.get("settings", {}).get("max_pixels", MAX_PIXELS))
     return Encoder(path, manifest, codebooks, loaded)
 
 

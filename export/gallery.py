@@ -4,6 +4,7 @@
 of the images themselves as queries, or the image files that are named after the flags.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -15,6 +16,7 @@ from absl import flags
 from export.arrays import unpack_id
 from export.encoder import Encoder, encode_images, load_encoder_of
 from export.index import Index, load_index
+from export.results import id_prefix
 from hqc_tf import commands, files, metrics
 from hqc_tf.data import catalog, pictures, screening
 from hqc_tf.data.batches import read_pixels
@@ -132,6 +134,17 @@ def _frame(axis, color, title, width=2.0):
     axis.spines[:].set(edgecolor=color, linewidth=width)
 
 
+def load_indexed(index: Index, dataset: str, data_dir: str = "") -> Images:
+    """The images of a data set, with the ids that they have in an index of them."""
+    return _prefixed(index, dataset, catalog.load_images(dataset, data_dir))
+
+
+def _prefixed(index, dataset, images):
+    source = catalog.parse(dataset)
+    prefix = id_prefix(index.manifest.get("inputs", []), source.root) if source.is_files else ""
+    return dataclasses.replace(images, ids=[prefix + name for name in images.ids])
+
+
 def draw_queries(
     index: Index, dataset: str, data_dir: str = "", count: int = 8, seed: int = 1
 ) -> Images:
@@ -139,8 +152,9 @@ def draw_queries(
 
     UserError where the index has no image of it.
     """
-    images = catalog.load_images(dataset, data_dir)
-    candidates = catalog.load_split(dataset, "query", data_dir) or images
+    images = load_indexed(index, dataset, data_dir)
+    candidates = catalog.load_split(dataset, "query", data_dir)
+    candidates = _prefixed(index, dataset, candidates) if candidates else images
     if catalog.parse(dataset).is_files:
         # The others may be those that could not be decoded, or were removed.
         indexed = set(map(unpack_id, index.ids.to_pylist()))
@@ -166,7 +180,7 @@ def main(paths: list[str]) -> None:
     else:
         own = values.data_dir, values.queries, values.seed
         queries = draw_queries(index, values.dataset, *own)
-    images = catalog.load_images(values.dataset, values.data_dir)
+    images = load_indexed(index, values.dataset, values.data_dir)
     make_gallery(index, encoder, images, queries, values.output, values.k)
     print(values.output)
 

@@ -76,6 +76,16 @@ def path_finder(inputs: Sequence[Mapping[str, Any]]) -> Callable[[str], str]:
     return path_of
 
 
+def id_prefix(inputs: Sequence[Mapping[str, Any]], folder: str | os.PathLike) -> str:
+    """What the ids of a folder's images begin with, by the "inputs" of an index's manifest.
+
+    Of a folder that is none of them, since it has moved, what all have.
+    """
+    own = {each.get("folder"): each.get("id_prefix", "") for each in inputs}
+    shared = set(own.values())
+    return own.get(os.path.abspath(folder), shared.pop() if len(shared) == 1 else "")  # noqa: PTH100
+
+
 def _as_json(found, _):
     return (json.dumps(answer) + "\n" for answer in found)
 

@@ -107,6 +107,7 @@ def export_encoder(
     version: int | None = None,
     weights: str = "best",
     backbone: str = "",
+    max_pixels: int | None = None,
 ) -> pathlib.Path:
     """Writes the encoder of `workdir` atomically as a version under `output`; returns its path.
 
@@ -117,6 +118,7 @@ def export_encoder(
         weights: "best", chosen without labels, or "last".
         backbone: with a run on a folder of features, the network that made them, as `--backbone`
             has it: images are served then too.
+        max_pixels: of the files that commands read for this encoder, if not the run's.
 
     Raises:
         UserError: the version exists, there is no trained model, or `backbone` is another network
@@ -125,6 +127,8 @@ def export_encoder(
     version = versions.free_version(output, version)
     trained = load(workdir, weights)
     settings, network = trained.settings, None
+    if max_pixels is not None:
+        settings = dataclasses.replace(settings, max_pixels=max_pixels)
     if backbone:
         network = _network_of_features(settings, backbone)
         settings = dataclasses.replace(settings, feature_width=0, train_backbone="none")
@@ -190,7 +194,7 @@ def fingerprint(trained: HQC) -> str:
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    own = values.version, values.weights, values.backbone
+    own = values.version, values.weights, values.backbone, values.max_pixels
     version = export_encoder(values.workdir, values.output, *own)
     found = read_manifest(version)
     print(f"{version}: {found['bits']} bits, fingerprint {found['fingerprint'][:16]}")
@@ -207,4 +211,6 @@ if __name__ == "__main__":
         "with a run on features of hqc_tf.embed: the network that made them, as there, to serve "
         "images too",
     )
+    text = "pixels of the largest file that commands read for this encoder, if not the run's"
+    flags.DEFINE_integer("max_pixels", None, text)
     commands.run(main)

@@ -26,9 +26,9 @@ from export.index.neighbors import RESCORED
 from export.index.subset import Subset, Within, make_mask
 from export.results import FORMATS, Answers, path_finder, write_answers
 from hqc_tf import commands
-from hqc_tf.data import catalog
+from hqc_tf.data import catalog, decoding
 from hqc_tf.data.images import Images
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 # Queries that are searched, and answers that are written, together.
 BATCH = 1024
@@ -201,6 +201,7 @@ def _found(index, values, paths):
     if values.server:
         from export import client
 
+        decoding.raise_max_pixels(values.max_pixels)
         served = client.connect(values.server, values.model, values.deadline)
         return search_with_server(index, served, paths, k, **options)
     encoder = load()
@@ -228,7 +229,9 @@ def _most_results(index: Index, within: Subset | None, k: int) -> int:
     """How many images a query can find, `k` at most; a line on stderr where there are fewer."""
     count = within.num_images if within else index.num_images
     if k > count:
-        print(f"--k={k}: there are {count} images to find, and all are given", file=sys.stderr)
+        are = "is" if count == 1 else "are"
+        told = f"--k={k}: there {are} {counted(count, 'image')} to find, and all are given"
+        print(told, file=sys.stderr)
     return min(k, count)
 
 
@@ -283,5 +286,7 @@ if __name__ == "__main__":
         "empty: the encoder runs here",
     )
     flags.DEFINE_string("model", "hqc", "the encoder's name on --server")
+    text = "with --server: pixels of the largest file, which is made smaller before it is sent"
+    flags.DEFINE_integer("max_pixels", decoding.MAX_PIXELS, text, upper_bound=decoding.MOST_PIXELS)
     flags.DEFINE_float("deadline", 30, "seconds for --server's answer to a batch of files", 0)
     commands.run(main, takes_arguments=True)

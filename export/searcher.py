@@ -16,6 +16,7 @@ from export import folders, versions
 from export.encoder import load_encoder
 from export.index import load_index
 from hqc_tf import _keras2, commands, retrieval
+from hqc_tf.errors import counted
 
 FORMAT = "hqc-searcher"
 FORMAT_VERSION = 1
@@ -148,7 +149,8 @@ def main(_: list[str]) -> None:
     version = export_searcher(values.saved_model, values.index, values.output, values.version)
     found = folders.read_manifest(version, FORMAT)
     identity = found["encoder"]["fingerprint"][:16]
-    print(f"{version}: {found['num_images']} images at {found['bits']} bits, encoder {identity}")
+    images = counted(found["num_images"], "image")
+    print(f"{version}: {images} at {found['bits']} bits, encoder {identity}")
 
 
 if __name__ == "__main__":

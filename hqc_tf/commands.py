@@ -24,7 +24,9 @@ _MAX_WIDTH_CHARACTERS = 100
 # Where the texts of flags begin at the latest; a longer name has a line of its own.
 _COLUMN = 26
 # What a command reads; of two absl would take the last.
-_GIVEN_ONCE = "dataset", "input", "codes", "index", "embeddings", "remove"
+_GIVEN_ONCE = (
+    "dataset", "input", "codes", "index", "embeddings", "remove", "images", "queries", "labels",
+)  # fmt: skip
 _FILE_KINDS = "folder:", "tfrecord:", "features:"
 # How lines begin that libraries write on stderr past Python: remarks on a file's bytes, by libjpeg,
 # and logs of TensorFlow and XLA but for fatal ones.
@@ -184,7 +186,20 @@ def _not_a_flag(word):
     name = word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}")
     if name.partition("=")[0] in flags.FLAGS:
         return f"{word}: not a flag; give --{name}"
+    if flag := _flag_of_path(word):
+        return f"{word}: not a flag; give {flag}"
     return f"{word}: not a flag; leave it out, and put quotes around a value with blanks"
+
+
+def _flag_of_path(word):
+    """The flag that a folder or file without one was probably meant for; "" of any other word."""
+    if not os.path.lexists(word):
+        return ""
+    if "workdir" in flags.FLAGS and pathlib.Path(word, "flags.txt").exists():
+        return f"--workdir={word}"
+    name = next((name for name in ("dataset", "input", "images") if name in flags.FLAGS), "")
+    kind = "folder:" if pathlib.Path(word).is_dir() else ""
+    return name and f"--{name}={kind}{word}"
 
 
 def _discard_stdout():

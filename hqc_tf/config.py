@@ -53,6 +53,13 @@ class Config:
         "image files that cannot be decoded: skip and list them in rejects.jsonl, or stop",
         choices=("skip", "stop"),
     )
+    max_pixels: int = _setting(
+        100_000_000,
+        "pixels of the largest image file that is read; those of over 100 million are made smaller "
+        "as they are read, for which they take up to 12 bytes a pixel",
+        least=100_000_000,
+        most=1_000_000_000,
+    )
     image_size: int = _setting(
         32, "side of the network's square input, in pixels", least=8, most=4096
     )
@@ -177,7 +184,16 @@ class Config:
     )
 
     epochs: int = _setting(
-        800, "passes over the training images", least=1, most=10**6, opens="training"
+        800,
+        "passes over the training images; more of them train a run further, even a finished one",
+        least=1,
+        most=10**6,
+        opens="training",
+    )
+    init_from: str = _setting(
+        "",
+        "workdir of another run, whose weights this one starts from; empty: random ones, or "
+        "backbone_weights",
     )
     batch_size: int = _setting(
         256, "images per step, over all replicas together", least=2, most=2**20
@@ -272,7 +288,18 @@ class Config:
         30.0, "minutes after which a state is saved before that many steps", above=0
     )
 
-    top_k: int = _setting(1000, "R of mAP@R: results per query", least=1, opens="evaluation")
+    queries: str = _setting(
+        "",
+        "queries of the evaluation, as dataset; all images of dataset are then trained on and "
+        "searched; empty: of dataset itself",
+        opens="evaluation",
+    )
+    labels: str = _setting(
+        "",
+        "CSV file with the columns id (or path) and label, of all images and queries; empty: "
+        "sub-folders, or the data set's own",
+    )
+    top_k: int = _setting(1000, "R of mAP@R: results per query", least=1)
     distance: str = _setting(
         "l2",
         "asymmetric distance in evaluation: l2 (sum of norms, the authors') or squared",
@@ -321,7 +348,7 @@ def _check_together(config):
             f"--num_words={c.num_words}: a word's number must be whole bits of one byte; "
             "take a power of two from 2 to 256"
         )
-    for name in (c.dataset, c.data_dir):
+    for name in (c.dataset, c.data_dir, c.init_from, c.queries, c.labels):
         if "\n" in name or name != name.strip():
             # A flagfile has one flag a line, and absl strips the lines.
             raise UserError(
@@ -424,8 +451,7 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
         if not missing:
             raise UserError(f"{error}; fix the flag or its file") from error
-        # A folder's help says so.
-        kinds = {name: "DIR" if "folder" in values[name].help else "VALUE" for name in missing}
+        kinds = {name: _form(values[name].help) for name in missing}
         give = " and ".join(f"--{name}={kind}" for name, kind in kinds.items())
         raise UserError(f"missing: give {give}") from error
     except (flags.Error, UnicodeDecodeError, RecursionError) as error:
@@ -437,6 +463,13 @@ def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     for name, value in [*given, *(("", argument) for argument in rest)]:
         _check_value(name, value)
     return rest
+
+
+def _form(text):
+    """What a flag takes, by its help."""
+    if "folder:" in text:
+        return "folder:PATH"
+    return "DIR" if "folder" in text else "VALUE"
 
 
 def _expanded(values, words):

@@ -54,6 +54,13 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and what there are so many of: 1 image, 2 images, 3 queries."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun[:-1]}ies" if noun.endswith("ry") else f"{count} {noun}s"
+
+
 def _tensorflow_errors():
     # Importing TensorFlow takes seconds; where it is not loaded it cannot have raised.
     tensorflow = sys.modules.get("tensorflow")

@@ -3,13 +3,14 @@
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
 from hqc_tf import commands, config, label_free, metrics, model, retrieval
 from hqc_tf.baselines import opq, pixels
-from hqc_tf.data import catalog
+from hqc_tf.data import roles
 from hqc_tf.data.images import held_out
 from hqc_tf.training import inputs
 from hqc_tf.workdir import (
@@ -25,6 +26,8 @@ from hqc_tf.workdir import (
 )
 
 _PLACES = 1, 10, 100, 1000
+# Settings that an evaluation may have and its training had not.
+_LATER = "queries", "labels"
 
 
 def evaluate(
@@ -33,6 +36,7 @@ def evaluate(
     weights: str = "last",
     rejected: frozenset[str] = frozenset(),
     raw_pixels: Baseline | None = None,
+    settings: config.Config | None = None,
 ) -> Result:
     """mAP@R and P@k of a model's codes under its data set's protocol, and the label-free scores.
 
@@ -42,19 +46,21 @@ def evaluate(
         weights: "best", "last" or "untrained", for the result.
         rejected: ids of images of a folder that are left out.
         raw_pixels: what `evaluate_pixels` gave, for the result.
+        settings: of the evaluation with labels, if not the model's. Those tell which images were
+            held out from training.
 
     Raises:
         UserError: the data cannot be read.
     """
-    c = trained.settings
+    c = settings or trained.settings
     result = Result(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         weights=weights,
         step=step,
-        protocol=catalog.protocol(c.dataset),
+        protocol=roles.protocol(c),
         bits=c.bits,
         distance=c.distance,
-        **_label_scores(trained, rejected, raw_pixels),
+        **_label_scores(trained, c, rejected, raw_pixels),
     )
     scores = label_free_scores(trained, rejected)
     return dataclasses.replace(result, **scores.as_fields()) if scores else result
@@ -65,7 +71,7 @@ def label_free_scores(
 ) -> label_free.Scores | None:
     """The scores of a model on the images held out from its training; None without any."""
     c = trained.settings
-    images = catalog.load_split(c.dataset, "train", c.data_dir, rejected)
+    images = roles.load_role(c, "train", rejected)
     held = held_out(images, c.held_out)
     return label_free.evaluate(trained, held) if len(held) else None
 
@@ -76,28 +82,25 @@ def evaluate_pixels(
     """PCA and OPQ of raw pixels under a data set's protocol; None without labels or FAISS.
 
     Args:
-        settings: dataset, data_dir, image_size, the code's length and top_k are read.
+        settings: the data's, image_size, the code's length and top_k are read.
         rejected: as in `evaluate`.
     """
     c = settings
-    query = catalog.load_split(c.dataset, "query", c.data_dir, rejected)
-    if query is None or not opq.is_installed():
+    query = roles.load_role(c, "query", rejected)
+    if query is None or query.labels is None or not opq.is_installed():
         return None
-    train, database = (
-        catalog.load_split(c.dataset, role, c.data_dir, rejected) for role in ("train", "database")
-    )
+    train, database = (roles.load_role(c, role, rejected) for role in ("train", "database"))
     top_k = min(c.top_k, len(database))
     sizes = c.image_size, c.num_books, c.num_words
     found = pixels.evaluate(train, database, query, *sizes, top_k)
     return found and _baseline(found)
 
 
-def _label_scores(trained, rejected, raw_pixels):
-    c = trained.settings
-    query = catalog.load_split(c.dataset, "query", c.data_dir, rejected)
-    if query is None:
+def _label_scores(trained, c, rejected, raw_pixels):
+    query = roles.load_role(c, "query", rejected)
+    if query is None or query.labels is None:
         return {}
-    database = catalog.load_split(c.dataset, "database", c.data_dir, rejected)
+    database = roles.load_role(c, "database", rejected)
     top_k = min(c.top_k, len(database))
     searched = trained.encode_images(database, "database")
     embeddings = trained.encode_images(query, "queries").embeddings
@@ -143,7 +146,7 @@ def evaluate_workdir(workdir: Folder, **changed: Any) -> list[Result]:
         UserError: `workdir` has no trained model, or the data cannot be read.
     """
     results, rejected = [], rejected_ids(workdir)
-    settings = dataclasses.replace(read_settings(workdir), **changed)
+    run, settings = changed_settings(workdir, changed)
     raw_pixels = evaluate_pixels(settings, rejected)
     for weights in ("last", "best"):
         step = saved_step(workdir, weights)
@@ -151,9 +154,22 @@ def evaluate_workdir(workdir: Folder, **changed: Any) -> list[Result]:
             results.append(dataclasses.replace(results[0], weights=weights))
             continue
         trained = load(workdir, weights)
-        trained.settings = settings
-        results.append(evaluate(trained, step, weights, rejected, raw_pixels))
+        trained.settings = run
+        results.append(evaluate(trained, step, weights, rejected, raw_pixels, settings))
     return results
+
+
+def changed_settings(
+    workdir: Folder, changed: Mapping[str, Any]
+) -> tuple[config.Config, config.Config]:
+    """The settings of a run where its data is now, and those of an evaluation.
+
+    What was trained on follows from the first: queries and labels that come later change no roles.
+    """
+    before = read_settings(workdir)
+    settings = dataclasses.replace(before, **changed)
+    given = {name: getattr(before, name) and getattr(settings, name) for name in _LATER}
+    return dataclasses.replace(settings, **given), settings
 
 
 def describe(result: Result) -> str:
@@ -211,11 +227,25 @@ def show(results: list[Result]) -> None:
 def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("workdir", None, "folder that a training left", required=True)
-    flags.DEFINE_string("dataset", None, "folder:PATH where the photos are now, if they moved")
-    flags.DEFINE_string("data_dir", None, "where the data is now, if it moved since training")
+    define_data_flags()
     flags.DEFINE_enum("distance", None, config.DISTANCES, "asymmetric distance, if not the run's")
     flags.DEFINE_integer("top_k", None, "R of mAP@R, results per query, if not the run's")
     flags.DEFINE_bool("untrained", False, "evaluate the network before its training too")
+
+
+def define_data_flags() -> None:
+    """Defines the flags of what is searched and of the queries, if they are not the run's."""
+    text = "folder:PATH where the photos are now, if they moved, or other images to evaluate on"
+    flags.DEFINE_string("dataset", None, text)
+    flags.DEFINE_string("data_dir", None, "where the data is now, if it moved since training")
+    flags.DEFINE_string("queries", None, "queries, in the forms of --dataset, if not the run's")
+    flags.DEFINE_string("labels", None, "CSV file with the columns id (or path) and label")
+
+
+def given_settings(*names: str) -> dict[str, Any]:
+    """The settings that are given as flags."""
+    found = {name: flags.FLAGS[name].value for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _report_other_files(workdir, dataset):
@@ -229,14 +259,14 @@ def _report_other_files(workdir, dataset):
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    names = ("dataset", "data_dir", "distance", "top_k")
-    changed = {name: values[name].value for name in names if values[name].value is not None}
+    changed = given_settings("dataset", "data_dir", "queries", "labels", "distance", "top_k")
     _report_other_files(values.workdir, values.dataset)
     results = evaluate_workdir(values.workdir, **changed)
     if values.untrained:
-        settings = dataclasses.replace(read_settings(values.workdir), **changed)
-        untrained = model.build_model(settings)
-        results.append(evaluate(untrained, 0, "untrained", rejected_ids(values.workdir)))
+        run, settings = changed_settings(values.workdir, changed)
+        rejected = rejected_ids(values.workdir)
+        found = evaluate(model.build_model(run), 0, "untrained", rejected, settings=settings)
+        results.append(found)
     for result in results:
         append_metrics(values.workdir, result)
     show(results)

@@ -44,6 +44,13 @@ def is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def absolute(path: str | os.PathLike) -> pathlib.Path:
+    """A path from the root, without `..` unless that is another place: a link leads elsewhere."""
+    whole, short = pathlib.Path(path).absolute(), pathlib.Path(os.path.abspath(path))  # noqa: PTH100
+    is_other = whole.exists() and not (short.exists() and whole.samefile(short))
+    return whole if is_other else short
+
+
 @contextlib.contextmanager
 def sole_holder(lock: pathlib.Path, refusal: str) -> Iterator[None]:
     """Holds the file `lock`, which a kill frees; UserError(refusal) where another process does.

@@ -127,13 +127,9 @@ class CoupledAdam(RateFactors, tf.keras.optimizers.Adam):
         return super().get_config() | {"l2": self.l2}
 
 
-def make_optimizer(config: Config, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
-    """The optimizer of `--optimizer` with the schedule of `config`, a `Config`.
-
-    Raises:
-        UserError: LAMB is wanted, and TensorFlow Addons cannot be imported.
-    """
-    rate = warmup_cosine(
+def make_schedule(config: Config, steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate of each step of a run with the settings `config`."""
+    return WarmupCosine(
         config.learning_rate,
         config.epochs,
         config.warmup_epochs,
@@ -142,6 +138,15 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> tf.keras.optimizers.
         config.warmup_from,
         config.decay,
     )
+
+
+def make_optimizer(config: Config, steps_per_epoch: int) -> tf.keras.optimizers.Optimizer:
+    """The optimizer of `--optimizer` with the schedule of `config`, a `Config`.
+
+    Raises:
+        UserError: LAMB is wanted, and TensorFlow Addons cannot be imported.
+    """
+    rate = make_schedule(config, steps_per_epoch)
     if config.optimizer == "adam":
         return CoupledAdam(rate, l2=config.weight_decay)
     # TensorFlow Addons takes seconds to import, and only LAMB needs it.

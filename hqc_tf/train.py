@@ -1,6 +1,7 @@
 """Trains on unlabeled images: `python -m hqc_tf.train --flagfile=... --workdir=...`.
 
-The same command again resumes from the last saved state, or does nothing once training is done.
+The same command again resumes from the last saved state, or does nothing once training is done;
+with more --epochs it trains on.
 """
 
 import collections
@@ -17,12 +18,12 @@ import tqdm
 from absl import flags
 
 from hqc_tf import backbones, commands, config, distribute, evaluate, files, model, optimizers
-from hqc_tf.data import catalog, features, screening
+from hqc_tf.data import catalog, decoding, features, roles, screening
 from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import hold_out
-from hqc_tf.errors import UserError, naming_a_full_disk
-from hqc_tf.training import inputs, refit, tensorboard
+from hqc_tf.errors import UserError, counted, naming_a_full_disk
+from hqc_tf.training import inputs, refit, start, tensorboard
 from hqc_tf.training.callbacks import make_callbacks
 from hqc_tf.training.state import RunState, newest_step
 from hqc_tf.workdir import (
@@ -40,6 +41,7 @@ from hqc_tf.workdir import (
     read_metrics,
     read_rejects,
     read_settings,
+    saved_step,
     write_files,
     write_rejects,
     write_settings,
@@ -74,6 +76,7 @@ def train_and_evaluate(
     """
     files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
+    decoding.raise_max_pixels(settings.max_pixels)
     settings = _from_anywhere(_with_worthwhile_precision(settings))
     settings = _with_network(_with_features(settings))
     check_settings(workdir, settings)
@@ -81,6 +84,7 @@ def train_and_evaluate(
     # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
         return results
+    start.check_longer(workdir, settings)
     strategy = distribute.make_strategy(settings.strategy, settings.tpu)
     distribute.check_batch(strategy, settings.batch_size)
     with claim(workdir) if distribute.is_chief(strategy) else contextlib.nullcontext():
@@ -89,9 +93,12 @@ def train_and_evaluate(
 
 def _from_anywhere(settings):
     """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
-    data_dir = settings.data_dir and str(pathlib.Path(settings.data_dir).absolute())
-    own = catalog.absolute(settings.dataset), backbones.absolute(settings.backbone)
-    return dataclasses.replace(settings, dataset=own[0], data_dir=data_dir, backbone=own[1])
+    paths = {name: getattr(settings, name) for name in ("data_dir", "init_from", "labels")}
+    found = {name: str(files.absolute(path)) for name, path in paths.items() if path}
+    if settings.queries:
+        found["queries"] = catalog.absolute(settings.queries)
+    found["dataset"] = catalog.absolute(settings.dataset)
+    return dataclasses.replace(settings, **found, backbone=backbones.absolute(settings.backbone))
 
 
 def _check_moved(settings, workdir):
@@ -104,24 +111,22 @@ def _check_moved(settings, workdir):
 
 
 def _train(settings, workdir, strategy, callbacks):
+    weights = start.read_weights(settings, workdir)
     with concurrent.futures.ThreadPoolExecutor(1) as reader, strategy.scope():
         # Images are read while the network is built.
         reading = reader.submit(_read, settings, workdir)
         trained = model.build_model(settings)
         read, rejects = reading.result()
         images, held = hold_out(read, settings.held_out)
-        if settings.backbone_digest and not settings.feature_width:
-            warning = inputs.check_backbone(trained.build_backbone(), images, settings)
-            if warning:
-                _report(warning)
-        if settings.feature_norm == "standard" and settings.feature_width:
-            trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
+        _fit_network(trained, images, weights)
         per_epoch = steps_per_epoch(images, settings)
         refit.check(settings, len(images))
         trained.compile(optimizer=optimizers.make_optimizer(settings, per_epoch))
     chief = distribute.is_chief(strategy)
     with naming_a_full_disk(workdir):
         if chief:
+            if longer := start.describe_longer(workdir, settings, per_epoch):
+                _report(longer)
             write_settings(workdir, settings)
             _keep_inputs(rejects, settings, workdir)
         with screening.naming_a_bad_file(images):
@@ -135,6 +140,19 @@ def _train(settings, workdir, strategy, callbacks):
     return results
 
 
+def _fit_network(trained, images, weights):
+    """Checks a network by a few images, and gives it what it has before the first step."""
+    settings = trained.settings
+    if settings.backbone_digest and not settings.feature_width:
+        warning = inputs.check_backbone(trained.build_backbone(), images, settings)
+        if warning:
+            _report(warning)
+    if weights:
+        start.assign(trained, weights)
+    elif settings.feature_norm == "standard" and settings.feature_width:
+        trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
+
+
 def _read(settings, workdir):
     """The training images, and the files of a folder that are left out."""
     # A resumed run has to leave out the same files.
@@ -144,7 +162,9 @@ def _read(settings, workdir):
         rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
     ids = frozenset(reject.id for reject in rejects)
     inputs.check_files(settings.dataset, read_files(workdir), ids)
-    return catalog.load_split(settings.dataset, "train", settings.data_dir, ids), rejects
+    if settings.queries or settings.labels:
+        roles.load_role(settings, "query", ids)  # what is wrong with them is said before training
+    return roles.load_role(settings, "train", ids), rejects
 
 
 def _keep_inputs(rejects, settings, workdir):
@@ -155,7 +175,8 @@ def _keep_inputs(rejects, settings, workdir):
     if rejects:
         kinds = collections.Counter(re.split(r": sides|: over", each.reason)[0] for each in rejects)
         counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(_REASONS))
-        said = f"{len(rejects)} files cannot be decoded and are left out ({counts})"
+        are = "is" if len(rejects) == 1 else "are"
+        said = f"{counted(len(rejects), 'file')} cannot be decoded and {are} left out ({counts})"
         _report(f"{said}: {workdir / REJECTS}")
 
 
@@ -205,8 +226,8 @@ def _describe_start(trained, images, held, left_out, per_epoch):
     kind = next((k for k in ("TPU", "GPU") if tf.config.list_logical_devices(k)), "CPU")
     count, epochs = trained.distribute_strategy.num_replicas_in_sync, trained.settings.epochs
     _report(
-        f"training on {len(images)} images ({len(held)} held out, {left_out} left out): "
-        f"{per_epoch} steps an epoch, {epochs * per_epoch} in all, on {count} {kind}"
+        f"training on {counted(len(images), 'image')} ({len(held)} held out, {left_out} left out): "
+        f"{counted(per_epoch, 'step')} an epoch, {epochs * per_epoch} in all, on {count} {kind}"
     )
 
 
@@ -246,7 +267,9 @@ def _evaluate(settings, workdir, images, held):
     if settings.refit != "none":
         for line in refit.refit_workdir(workdir, images, held, settings.refit):
             _report(line)
-    results = evaluate.evaluate_workdir(workdir, data_dir=settings.data_dir)
+    names = "data_dir", "queries", "labels"
+    changed = {name: getattr(settings, name) for name in names}
+    results = evaluate.evaluate_workdir(workdir, **changed)
     for result in results:
         append_metrics(workdir, result)
     return results
@@ -261,7 +284,11 @@ def _results_of_finished(settings, workdir):
     if last_step is None or newest_step(workdir) not in (None, last_step):
         return []
     found = {one.weights: one for one in results if one.distance == settings.distance}
-    ended = "best" in found and "last" in found and found["last"].step == last_step
+    # Results may be of fewer epochs.
+    steps = {name: saved_step(workdir, name) for name in ("best", "last")}
+    ended = last_step == steps["last"] and all(
+        name in found and found[name].step == step for name, step in steps.items()
+    )
     return [found["last"], found["best"]] if ended else []
 
 

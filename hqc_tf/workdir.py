@@ -24,7 +24,7 @@ import msgspec
 import tensorflow as tf
 
 from hqc_tf import config, distribute, files, model, numerics
-from hqc_tf.data import catalog
+from hqc_tf.data import catalog, decoding
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
 
@@ -223,10 +223,11 @@ def read_settings(workdir: Folder) -> config.Config:
 
 
 def check_settings(workdir: Folder, settings: config.Config) -> None:
-    """Raises `UserError` where `workdir` has other settings; only data and network may have moved.
+    """Raises `UserError` where `workdir` has other settings.
 
-    A network is the same by its digest. Of a folder that has moved the run's list of files
-    decides, which the caller compares.
+    Data and network may have moved, epochs may be more, queries and labels others. A network is the
+    same by its digest. Of a folder that has moved the run's list of files decides, which the caller
+    compares.
     """
     if not pathlib.Path(workdir, FLAGFILE).exists():
         return
@@ -236,10 +237,13 @@ def check_settings(workdir: Folder, settings: config.Config) -> None:
     )
     folders = all(each["dataset"].startswith("folder:") for each in (before, now))
     may_move = {"data_dir"} | ({"dataset"} if folders and read_files(workdir) else set())
-    if before["backbone_digest"]:
-        may_move.add("backbone")
+    may_change = {"backbone"} if before["backbone_digest"] else set()
+    if now["epochs"] > before["epochs"]:
+        may_change.add("epochs")
+    # Whether there are any decides what is trained on, and not which.
+    may_change |= {name for name in ("queries", "labels") if before[name] and now[name]}
     for name in before:
-        if before[name] != now[name] and name not in may_move:
+        if before[name] != now[name] and name not in may_move | may_change:
             raise UserError(
                 f"--workdir={workdir}: made with --{name}={before[name]}, not {now[name]}; "
                 f"take another --workdir, or --flagfile={pathlib.Path(workdir, FLAGFILE)}"
@@ -281,6 +285,7 @@ def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model
     it did, unless `refitted` is false; UserError where `workdir` has none, or damaged ones.
     """
     settings, step = read_settings(workdir), saved_step(workdir, weights)
+    decoding.raise_max_pixels(settings.max_pixels)
     if step is None:
         raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
     # Weights that were trained again since are of another step.

@@ -17,7 +17,7 @@ from export.encoder import load_encoder_of
 from export.index import load_index
 from hqc_tf import commands
 from hqc_tf.data import catalog
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 LOOPBACK = "127.0.0.1", "localhost", "::1"
 
@@ -87,7 +87,8 @@ def main(_: list[str]) -> None:
         )
         host, port = listening.getsockname()[:2]
         print(
-            f"http://{f'[{host}]' if ':' in host else host}:{port}/ shows {index.num_images} images"
+            f"http://{f'[{host}]' if ':' in host else host}:{port}/ shows "
+            f"{counted(index.num_images, 'image')}"
         )
         if not loopback:
             print(

@@ -30,6 +30,7 @@ from export.browse.page import Pages
 from export.browse.pictures import Folder, Missing, Thumbnails
 from export.browse.queries import Away, Batches, Encode, NotFound, Overloaded, Query, Searcher
 from export.index import Index
+from export.results import id_prefix
 from hqc_tf.data import decoding
 from hqc_tf.data.folder import LARGE_BYTES
 from hqc_tf.errors import UserError, printable
@@ -233,7 +234,7 @@ def make_app(
             lead here, is refused; "*": all.
         duplicates: what `export.duplicates` wrote; UserError where it is something else.
     """
-    folder = Folder(root)
+    folder = Folder(root, id_prefix(index.manifest.get("inputs", []), root))
     api = _Api(index, encode, folder, Thumbnails(folder, cache, cache_bytes), limits)
     pages = Pages(index, limits.body_bytes, encode is not None, duplicates)
     routes = [

@@ -32,10 +32,10 @@ class Missing(UserError):
 
 
 class Folder:
-    """The folder that ids are names in."""
+    """The folder that ids are names in, after a prefix that they may have."""
 
-    def __init__(self, root: str | os.PathLike):
-        self._root = pathlib.Path(root).resolve()
+    def __init__(self, root: str | os.PathLike, prefix: str = ""):
+        self._root, self._prefix = pathlib.Path(root).resolve(), prefix
 
     def open(self, name: str) -> tuple[BinaryIO, str]:
         """An image file and its type, such as image/png; `Missing` where it may not be shown.
@@ -44,9 +44,9 @@ class Folder:
         are too large, and those that do not begin as an image does.
         """
         try:
-            if "\0" in name or pathlib.PurePath(name).is_absolute():
+            if "\0" in name or pathlib.PurePath(name.removeprefix(self._prefix)).is_absolute():
                 raise FileNotFoundError
-            file = files.open_regular(self._root / name)
+            file = files.open_regular(self._root / name.removeprefix(self._prefix))
         except (OSError, ValueError) as error:
             raise Missing(f"{name}: no such file in the folder of images") from error
         try:

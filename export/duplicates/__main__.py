@@ -14,7 +14,7 @@ from export import duplicates
 from export.index import load_index
 from hqc_tf import commands, files
 from hqc_tf.data import catalog
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 
 def _root(images):
@@ -46,7 +46,8 @@ def main(_: list[str]) -> None:
             file.write(files.to_text([group]).encode())
 
     files.write_atomically(output, write)
-    print(f"{output}: {len(sizes)} groups of {sum(sizes)} of {index.num_images} images")
+    groups, images = counted(len(sizes), "group"), counted(index.num_images, "image")
+    print(f"{output}: {groups} of {sum(sizes)} of {images}")
 
 
 if __name__ == "__main__":

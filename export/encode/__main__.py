@@ -19,7 +19,7 @@ from export.encode.update import update_codes
 from export.encoder import load_encoder
 from export.kept import KINDS
 from hqc_tf import commands
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 
 def main(arguments: list[str]) -> None:
@@ -77,8 +77,9 @@ def _describe(folder, numbers, seconds):
     lengths = [len(shard.codes) for shard in read_shards(folder).shards]
     rate = sum(lengths[number] for number in numbers) / seconds
     rejects = sum(1 for _ in read_rejects(folder))
+    images, shards = counted(sum(lengths), "image"), counted(len(lengths), "shard")
     return (
-        f"{folder}: {sum(lengths)} images in {len(lengths)} shards, {rejects} rejected"
+        f"{folder}: {images} in {shards}, {rejects} rejected"
         + (f" ({folder}/rejects-*.jsonl have the reasons)" if rejects else "")
         + (f", {rate:.0f} images/s" if numbers else "")
     )

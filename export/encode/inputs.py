@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from export.arrays import pack_ids, unpack_id
 from export.codes import is_begun, read_names
+from hqc_tf import files
 from hqc_tf.data import catalog, features, pictures, records, tfds
 from hqc_tf.data.folder import SUFFIXES, Item, read_items
 from hqc_tf.data.images import Images
@@ -144,7 +145,7 @@ def _load(dataset, data_dir):
 
 
 def _plan_rows(dataset, data_dir, num_shards, named):
-    data_dir = data_dir and str(pathlib.Path(data_dir).absolute())
+    data_dir = data_dir and str(files.absolute(data_dir))
     images = _load(dataset, data_dir)
     count = len(images)
     parts = [Rows(dataset, data_dir, *bounds) for bounds in _bounds(count, num_shards)]
@@ -156,7 +157,7 @@ def _plan_rows(dataset, data_dir, num_shards, named):
 
 
 def _plan_files(source, parsed, codes, num_shards, named):
-    folder, root = str(pathlib.Path(codes).absolute()), str(parsed.root.absolute())
+    folder, root = str(pathlib.Path(codes).absolute()), str(files.absolute(parsed.root))
     own = {"pattern": parsed.name, "root": root}
     job = ({"folder": root} if parsed.kind == "folder" else own) | named
     names = _keep_names(source, parsed, codes, job)
@@ -178,7 +179,7 @@ def _plan_tfds(name, split, data_dir, num_shards, named):
 
 
 def _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature, named):
-    root = parsed.root.absolute()
+    root = files.absolute(parsed.root)
     features = {"image_feature": image_feature, "id_feature": id_feature}
     job = {"tfrecords": parsed.name, "root": str(root)} | features | named
     names = _keep_names(f"tfrecord:{parsed.name}", parsed, codes, job)

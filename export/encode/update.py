@@ -34,7 +34,7 @@ def update_codes(
     resumes.
 
     Args:
-        source: as the codes were made of.
+        source: as the codes were made of, or where that folder is now, if it is gone there.
         folder: of the codes, an absolute path.
         num_shards, batch_size, on_bad_image, id_prefix: as of a new encoding.
         changed: ids whose files have changed since, which are read again.
@@ -50,9 +50,10 @@ def update_codes(
     plan = inputs.make_plan(source, aside, num_shards, id_prefix=id_prefix)
     if not isinstance(plan.shards[0], inputs.Files):
         raise UserError(f"--update: {source} is neither folder:PATH nor a pattern; encode it anew")
+    job = plan.job if _has_moved(old.job, plan.job) else old.job
     for name, was, now in [
         ("the encoder", old.encoder["fingerprint"], encoder.manifest["fingerprint"]),
-        ("what is encoded", old.job, plan.job),
+        ("what is encoded", job, plan.job),
     ]:
         if was != now:
             raise UserError(f"--update: {name} of {folder} is {was}, not {now}; encode it anew")
@@ -70,6 +71,13 @@ def update_codes(
         encode_plan(encoder, plan, str(aside), functools.partial(_encode_unknown, **options))
         folders.replace(aside, folder)
     return sum(read)
+
+
+def _has_moved(old, new):
+    """Whether a folder that was encoded is gone, and is now said to be at another place."""
+    if "folder" not in old or "folder" not in new:
+        return False
+    return old | {"folder": new["folder"]} == new and not pathlib.Path(old["folder"]).is_dir()
 
 
 def aside_of(folder: pathlib.Path) -> pathlib.Path:

@@ -18,7 +18,7 @@ from export.index import check_replaceable, collection, load_index, store, write
 from export.index.scann import NUM_WORDS
 from export.kept import KINDS, row_bytes
 from hqc_tf import commands
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 # Up to so many images embeddings are kept where nothing is said.
 MOST_KEPT = 1_000_000
@@ -129,10 +129,11 @@ def main(_: list[str]) -> None:
     leaves = f", {manifest['num_leaves']} leaves" if manifest["num_leaves"] else ""
     replaced = before and not values.remove
     fewer = before["num_images"] - manifest["num_images"] if replaced else 0
+    images = counted(manifest["num_images"], "image")
+    codes = counted(manifest["num_distinct_codes"], "distinct code")
     print(
-        f"{values.output}: {manifest['num_images']} images at {manifest['bits']} bits, "
-        f"{manifest['num_distinct_codes']} distinct codes{leaves}{_describe_kept(manifest)}"
-        + (f"; {fewer} fewer than before" if fewer > 0 else "")
+        f"{values.output}: {images} at {manifest['bits']} bits, {codes}{leaves}"
+        f"{_describe_kept(manifest)}" + (f"; {fewer} fewer than before" if fewer > 0 else "")
     )
     _warn_of_few_codes(manifest)
     if manifest["kind"] == "scan" and manifest["num_words"] != NUM_WORDS:
@@ -154,8 +155,8 @@ def _warn_of_few_codes(manifest):
     told_apart = manifest["keep"] != "none"
     fix = "" if told_apart else "; --keep=int8 tells images of equal codes apart"
     print(
-        f"{distinct} distinct codes for {count} images: many images have equal codes{fix}. More "
-        "bits (--num_books), a longer training or more images to train on help",
+        f"{counted(distinct, 'distinct code')} for {count} images: many images have equal codes"
+        f"{fix}. More bits (--num_books), a longer training or more images to train on help",
         file=sys.stderr,
     )
 

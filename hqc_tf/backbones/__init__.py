@@ -8,10 +8,11 @@ norm has eps 1e-5 and keeps 0.9 of its moving averages a step.
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+from hqc_tf import files
 from hqc_tf.backbones import saved
 from hqc_tf.errors import UserError
 
@@ -68,7 +69,7 @@ def build_backbone(
 def absolute(name: str) -> str:
     """`--backbone` so that it names the same saved network from anywhere."""
     path = name.removeprefix(saved.PREFIX)
-    return saved.PREFIX + str(pathlib.Path(path).absolute()) if path != name else name
+    return saved.PREFIX + str(files.absolute(path)) if path != name else name
 
 
 def digest(name: str, pixels: str) -> str:
@@ -104,7 +105,7 @@ def freeze(backbone: tf.keras.Model, trained: str) -> None:
             f"--train_backbone={trained}: a SavedModel stays as it is; give "
             "--train_backbone=none, or save the network as a .keras file"
         )
-    layers_of = [layer for layer in _flat(backbone) if layer.weights]
+    layers_of = [layer for layer in flat_layers(backbone) if layer.weights]
     kind, _, number = trained.partition(":")
     count = {"all": len(layers_of), "none": 0}.get(trained)
     if kind == "last" and number.isdecimal():
@@ -117,15 +118,15 @@ def freeze(backbone: tf.keras.Model, trained: str) -> None:
         layer.trainable = False
 
 
+def flat_layers(network: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    """Yields the layers of a model, those of models in it in their place."""
+    for layer in network.layers:
+        yield from flat_layers(layer) if isinstance(layer, tf.keras.Model) else [layer]
+
+
 def _refuse_another_width(name, width):
     if width != 64:
         raise UserError(f"--backbone_width={width}: {name} has one width; leave it out")
-
-
-def _flat(network):
-    """The layers of a model, those of models in it in their place."""
-    for layer in network.layers:
-        yield from _flat(layer) if isinstance(layer, tf.keras.Model) else [layer]
 
 
 def _application(name, width, size, weights):

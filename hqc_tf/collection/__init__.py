@@ -31,10 +31,10 @@ from export.encoder import load_encoder
 from export.gallery import draw_queries, make_gallery
 from export.index import collection, load_index, write_collection
 from export.saved_model import export_encoder
-from hqc_tf import config, embed, files, workdir
-from hqc_tf.collection.choice import VIEWS, Choice, choose, find_weights
+from hqc_tf import backbones, config, embed, files, workdir
+from hqc_tf.collection.choice import VIEWS, Choice, check_count, choose, find_weights
 from hqc_tf.data import catalog
-from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
+from hqc_tf.errors import UserError, counted, naming_a_full_disk, naming_damage
 from hqc_tf.report import write_report
 from hqc_tf.train import train_and_evaluate
 
@@ -78,12 +78,15 @@ def make_collection(source: str, output: str | os.PathLike, **given: Any) -> Mad
             photos or settings, a package is missing, or the disk is full.
     """
     files.check_folder_name(output, "--output=")
+    source, given = catalog.absolute(source), _absolute(given)
     parsed = catalog.parse(source)
     if parsed.kind not in ("folder", "pattern"):
         raise UserError(f"{source}: not photos in files; give folder:PATH or a pattern in quotes")
     _check_packages()
     photos = _list_photos(parsed)
     folder = pathlib.Path(output)
+    if not (folder / CHOICE).exists():
+        check_count(source, len(photos))
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"--output={folder}: another process is making it; wait until it has ended"
     with files.sole_holder(folder / ".lock", refusal), naming_a_full_disk(folder):
@@ -94,6 +97,16 @@ def make_collection(source: str, output: str | os.PathLike, **given: Any) -> Mad
         count = _index(folder)
         _draw(serving, source, folder)
     return Made(folder, count, results, read)
+
+
+def _absolute(given):
+    """Settings whose paths are the same from anywhere, as the collection keeps them."""
+    found = dict(given)
+    if "backbone" in found:
+        found["backbone"] = backbones.absolute(found["backbone"])
+    if pathlib.Path(found.get("backbone_weights", "none")).is_file():
+        found["backbone_weights"] = str(pathlib.Path(found["backbone_weights"]).absolute())
+    return found
 
 
 def _check_packages():
@@ -122,11 +135,12 @@ def _choice(source, count, folder, given):
         return _kept_choice(file, source, given)
     if others := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
         raise UserError(f"--output={folder}: holds {others[0]}, no collection; name a new folder")
-    choice = choose(source, count, given, str(folder / "features"), find_weights())
+    features = str((folder / "features").absolute())
+    choice = choose(source, count, given, features, find_weights())
     settings = [part and dataclasses.asdict(part) for part in (choice.embedding, choice.training)]
     kept = {"source": source, "embedding": settings[0], "training": settings[1], "given": given}
     files.replace_text(file, json.dumps(kept))
-    _say(f"photos: {count} files of {source}")
+    _say(f"photos: {counted(count, 'file')} of {source}")
     for line in choice.reasons:
         _say(line)
     _say(f"search: exact over codes, then by embeddings kept as int8 ({_describe_kept(count)})")
@@ -144,7 +158,9 @@ def _kept_choice(file, source, given):
         before, own = kept["source"], kept["given"]
         parts = [kept[name] and config.Config(**kept[name]) for name in ("embedding", "training")]
     if before != source:
-        raise UserError(f"{source}: the collection at {file.parent} is of {before}; name that")
+        if not _has_moved(before, source):
+            raise UserError(f"{source}: the collection at {file.parent} is of {before}; name that")
+        files.replace_text(file, json.dumps(kept | {"source": source}))
     for name, value in given.items():
         if own.get(name) != value:
             raise UserError(
@@ -152,6 +168,12 @@ def _kept_choice(file, source, given):
                 f"{own.get(name, 'the default')}; leave it out, or name another --output"
             )
     return Choice(*parts, [])
+
+
+def _has_moved(before, source):
+    """Whether a folder is gone from where it was, and another one is named."""
+    kinds = {catalog.parse(each).kind for each in (before, source)}
+    return kinds == {"folder"} and not catalog.parse(before).root.is_dir()
 
 
 def _train(choice, folder):
@@ -187,7 +209,9 @@ def _encode(encoder, source, photos, folder):
         read = len(files.read_lines(begun, Photo))
         begun.replace(done)
     before = {photo.name: photo for photo in files.read_lines(done, Photo)}
-    if photos != [*before.values()]:
+    root = str(catalog.parse(source).root)
+    is_elsewhere = read_shards(codes).job.get("folder", root) != root
+    if photos != [*before.values()] or is_elsewhere:
         _say("encoding what has changed")
         if files.read_lines(begun, Photo) != photos:
             # What a stopped update has encoded may have changed since.

@@ -11,19 +11,23 @@ from absl import flags
 
 from hqc_tf import commands, config, evaluate
 from hqc_tf.collection import make_collection
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 
 def main(sources: list[str]) -> None:
     values = flags.FLAGS
+    if values["dataset"].present:
+        source = values.dataset
+        raise UserError(f"--dataset={source}: write {source} alone, without the flag's name")
     if len(sources) != 1:
         raise UserError("name one folder:PATH or pattern of photos after the flags")
-    names = [name for name in config.themes() if name != "dataset" and values[name].present]
+    names = [name for name in config.themes() if values[name].present]
     given = {name: values[name].value for name in names}
     made = make_collection(sources[0], values.output, **given)
     evaluate.show(made.results)
     index = made.folder / "index"
-    print(f"{made.folder}: {made.num_images} photos to search, {made.num_read} of them read now")
+    photos = counted(made.num_images, "photo")
+    print(f"{made.folder}: {photos} to search, {made.num_read} of them read now")
     print(f"search   python -m export.search --index={index} PHOTO.jpg")
     print(f"look     python -m export.browse --index={index} --images={sources[0]}")
     print(f"update   python -m hqc_tf.collection {sources[0]} --output={made.folder}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hqc_tf import config
 from hqc_tf.baselines import opq
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 # Fewer give no two views of different images to compare in a batch.
 LEAST = 8
@@ -69,10 +69,7 @@ def choose(
     Raises:
         UserError: there are too few images, or a setting breaks its rule.
     """
-    if num_images < LEAST:
-        raise UserError(
-            f"{source}: {num_images} images, too few to learn from; give {LEAST} or more"
-        )
+    check_count(source, num_images)
     given = {"dataset": source, **given}
     if weights and "backbone" not in given:
         name = next(name for name, file in CACHED.items() if pathlib.Path(weights).name == file)
@@ -80,6 +77,14 @@ def choose(
     if is_pretrained(given):
         return _on_features(num_images, given, features)
     return _from_scratch(num_images, given)
+
+
+def check_count(source: str, num_images: int) -> None:
+    """Raises `UserError` where there are too few images for a training."""
+    if num_images < LEAST:
+        raise UserError(
+            f"{source}: {counted(num_images, 'image')}, too few to learn from; give {LEAST} or more"
+        )
 
 
 def find_weights(folder: pathlib.Path = _CACHE) -> str:

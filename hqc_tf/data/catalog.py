@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+from hqc_tf import files
 from hqc_tf.data import cifar10, features, photo_sets, records, tfds
 from hqc_tf.data.folder import QUERY_EVERY, Item, divide, match, read_files, read_items, walk
 from hqc_tf.data.images import Images
@@ -106,7 +107,7 @@ def absolute(dataset: str) -> str:
     source = parse(dataset)
     if source.kind not in ("folder", "features"):
         return dataset
-    return f"{source.kind}:{pathlib.Path(source.name, source.split).absolute()}"
+    return f"{source.kind}:{files.absolute(pathlib.Path(source.name, source.split))}"
 
 
 def load_split(
@@ -144,18 +145,18 @@ def load_split(
     return DATA_SETS[source.name].read(role, data_dir)
 
 
-def load_images(dataset: str, data_dir: str = "") -> Images:
+def load_images(dataset: str, data_dir: str = "", rejected: frozenset[str] = frozenset()) -> Images:
     """One set of images: all of a folder, pattern or TFRecord files, or a split of a data set.
 
     A split of a TFDS data set may be a slice in TFDS's form, such as `cifar10/test[:500]`, and is
     `train` where none is given. The splits of CIFAR-10's protocols, FLICKR25K, NUS-WIDE and folders
     of features are the roles of `load_split`, `database` where none is given; such a folder of a
-    user's own files then gives all.
+    user's own files then gives all. `rejected` are ids of images in files that are left out.
 
     Raises:
         UserError: the data set or split is unknown, not prepared, missing or empty.
     """
-    return _read(parse(dataset), data_dir)
+    return _read(parse(dataset), data_dir, rejected)
 
 
 def protocol(dataset: str) -> str:

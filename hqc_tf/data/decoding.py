@@ -5,9 +5,11 @@ would fail a server's batch. A tf.data map drops an error together with its elem
 parallel as well. The size of the decoded image is read off the header first.
 
 A format that TensorFlow decodes is a row of `FORMATS`, any other one of `converted.KINDS`, which
-`readable` makes decodable before a graph has it.
+`readable` makes decodable before a graph has it. It makes images of over `MAX_PIXELS` smaller too,
+where `raise_max_pixels` allows them.
 """
 
+import io
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +29,8 @@ VERSION = 2
 # Enough for today's cameras and their panoramas: 300 MB decoded. TensorFlow lets a PNG of 60 KB
 # unpack to five times it.
 MAX_PIXELS = 100_000_000
+# Those of the largest phone have 200 million. Pillow needs up to 12 bytes for each.
+MOST_PIXELS = 1_000_000_000
 # Resizing the shorter side enlarges the longer one with it, before the crop.
 MAX_RATIO = 100
 # Files of a request that are decoded at once, however many cores there are.
@@ -41,6 +45,12 @@ _ALWAYS = 256
 
 def _decode_other(contents):
     return tf.io.decode_image(contents, channels=3, expand_animations=False)
+
+
+class _Raised:
+    """The limit of this process, if it is above `MAX_PIXELS`; Pillow's own is of a process too."""
+
+    pixels = 0
 
 
 class Format(NamedTuple):
@@ -130,6 +140,15 @@ def decode_image(contents: tf.Tensor) -> tf.Tensor:
     return _decode(opened, orientation)
 
 
+def raise_max_pixels(count: int) -> None:
+    """Lets `readable` take images of up to `count` pixels, at most `MOST_PIXELS`, in this process.
+
+    It is never lowered. Graphs keep to `MAX_PIXELS`: larger images are made smaller before them.
+    """
+    if count > _most_pixels():
+        _Raised.pixels = PIL.Image.MAX_IMAGE_PIXELS = count
+
+
 def format_of(begin: bytes) -> str:
     """The name of the format of an image by the first `converted.HEAD_BYTES` of it; else ""."""
     row = _row_of(begin)
@@ -139,24 +158,26 @@ def format_of(begin: bytes) -> str:
 def readable(contents: bytes) -> bytes:
     """Contents that `decode_image` decodes, of a file that it does not or that Pillow reads.
 
+    An image of over `MAX_PIXELS` that `raise_max_pixels` allows is made smaller.
+
     Raises:
         ValueError: Pillow should read it and cannot, or it is over the limits; in words.
     """
     try:
-        image = converted.open_image(contents)
+        image = converted.open_image(contents) or _open_larger(contents)
     except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"too large: over {MAX_PIXELS // 10**6} million pixels") from error
+        raise ValueError(f"too large: over {_most_pixels() // 10**6} million pixels") from error
     if image is None:
         return contents
-    if not fits(np.array(image.size)):
+    if not fits(np.array(image.size), _most_pixels()):
         raise ValueError(_too_large(image.size))
-    return converted.to_bmp(image)
+    return converted.to_bmp(image, MAX_PIXELS)
 
 
 def grows(contents: bytes) -> bool:
     """Whether `readable` takes a while, and makes much of the contents of a file."""
     try:
-        image = converted.open_image(contents)
+        image = converted.open_image(contents) or _open_larger(contents)
     except (ValueError, PIL.Image.DecompressionBombError):
         return False
     return image is not None and image.width * image.height > converted.LARGE_PIXELS
@@ -172,8 +193,11 @@ def made_readable(contents: tf.Tensor) -> tf.Tensor:
             return b""
 
     begins = [tf.strings.substr(contents, 0, len(row.magic)) == row.magic for row in FORMATS]
+    known = tf.reduce_any(begins)
+    if _most_pixels() > MAX_PIXELS:
+        known = tf.cond(known, lambda: fits(_open(contents)[1]), lambda: False)
     made = tf.cond(
-        tf.reduce_any(begins),
+        known,
         lambda: contents,
         lambda: tf.numpy_function(convert, [contents], tf.string),
     )
@@ -210,18 +234,38 @@ def most_images(size: int) -> int:
     return max(_ALWAYS, _VIEW_BYTES // (size * size * 3 * np.dtype(np.float32).itemsize))
 
 
-def fits(sides: tf.Tensor | np.ndarray) -> tf.Tensor:
-    """Whether an image of these two sides, int [2], is within the limits; bool scalar."""
+def fits(sides: tf.Tensor | np.ndarray, most: int | None = None) -> tf.Tensor:
+    """Whether an image of these two sides, int [2], is within the limits; bool scalar.
+
+    `most` pixels are by default `MAX_PIXELS`.
+    """
+    most = most or MAX_PIXELS
     longer, shorter = (tf.cast(pick(sides), tf.int64) for pick in (tf.reduce_max, tf.reduce_min))
-    return (shorter > 0) & (longer * shorter <= MAX_PIXELS) & (longer <= MAX_RATIO * shorter)
+    return (shorter > 0) & (longer * shorter <= most) & (longer <= MAX_RATIO * shorter)
 
 
 def _row_of(contents):
     return next((row for row in FORMATS if contents.startswith(row.magic)), None)
 
 
+def _most_pixels():
+    return max(MAX_PIXELS, _Raised.pixels)
+
+
+def _open_larger(contents):
+    """An image of `FORMATS` that is allowed and over `MAX_PIXELS`, not decoded; else None."""
+    if _most_pixels() == MAX_PIXELS or _row_of(contents) is None:
+        return None
+    try:
+        image = PIL.Image.open(io.BytesIO(contents), formats=[row.name for row in FORMATS])
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return None  # the graph says why
+    sides = np.array(image.size)
+    return image if not fits(sides) and fits(sides, _most_pixels()) else None
+
+
 def _too_large(sides):
-    limits = f"{MAX_PIXELS // 10**6} million or {MAX_RATIO}:1"
+    limits = f"{_most_pixels() // 10**6} million or {MAX_RATIO}:1"
     return f"too large: sides of {sides[0]} and {sides[1]} pixels, over {limits}"
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tqdm
 
 from hqc_tf import backbones, config, files
-from hqc_tf.data import catalog, features
+from hqc_tf.data import catalog, decoding, features
 from hqc_tf.data.batches import BLOCK, numbered_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.screening import naming_a_bad_file
@@ -53,6 +53,7 @@ def embed_dataset(
         raise UserError("--views=1: training compares two random views; give 0, or 2 and more")
     own = catalog.absolute(settings.dataset), backbones.absolute(settings.backbone)
     settings = dataclasses.replace(settings, dataset=own[0], backbone=own[1])
+    decoding.raise_max_pixels(settings.max_pixels)
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"--output={output}: another process is writing it; wait until it has ended"

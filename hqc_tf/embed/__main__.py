@@ -11,7 +11,7 @@ from absl import flags
 
 from hqc_tf import commands, config
 from hqc_tf.embed import embed_dataset
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 from hqc_tf.workdir import read_rejects
 
 
@@ -21,8 +21,8 @@ def main(arguments: list[str]) -> None:
     found = embed_dataset(config.from_flags(), *own)
     rejects = len(read_rejects(values.output))
     print(
-        f"{values.output}: {found.images} images in {found.shards} shards, {1 + found.views} x "
-        f"{found.width} {found.dtype} each, {rejects} rejected"
+        f"{values.output}: {counted(found.images, 'image')} in {counted(found.shards, 'shard')}, "
+        f"{1 + found.views} x {found.width} {found.dtype} each, {rejects} rejected"
         + (f" ({values.output}/rejects.jsonl has the reasons)" if rejects else "")
     )
 

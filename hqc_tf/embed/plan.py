@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hqc_tf import config
-from hqc_tf.data import catalog, screening
+from hqc_tf.data import catalog, roles, screening
 from hqc_tf.data.features.shards import ROLES
 from hqc_tf.data.images import Images, joined
 from hqc_tf.errors import UserError
@@ -34,18 +34,16 @@ def make_plan(settings: config.Config, folder: pathlib.Path) -> Plan:
     """
     if catalog.parse(settings.dataset).kind == "features":
         raise UserError(f"--dataset={settings.dataset}: are features already; name images")
+    if settings.queries:
+        fix = "embed them into another folder, and give training --queries=features:THAT"
+        raise UserError(f"--queries={settings.queries}: are another data set; {fix}")
     if (folder / REJECTS).exists():
         rejects = read_rejects(folder)
     else:
         rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
     rejected = frozenset(reject.id for reject in rejects)
     inputs.check_files(settings.dataset, read_files(folder), rejected)
-    plan = _united(
-        {
-            role: catalog.load_split(settings.dataset, role, settings.data_dir, rejected)
-            for role in ROLES
-        }
-    )
+    plan = _united({role: roles.load_role(settings, role, rejected) for role in ROLES})
     if not (folder / FILES).exists():
         write_rejects(folder, rejects)
         write_files(folder, inputs.list_files(settings.dataset))

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from hqc_tf import files
 from hqc_tf.errors import UserError
@@ -13,8 +14,8 @@ REPORT = "report.html"
 def write_report(
     workdirs: Sequence[str],
     output: str | None = None,
-    data_dir: str | None = None,
     untrained: bool = True,
+    **changed: Any,
 ) -> pathlib.Path:
     """Writes the report of the first of some workdirs atomically; returns its path.
 
@@ -25,6 +26,6 @@ def write_report(
     output = pathlib.Path(output or pathlib.Path(workdirs[0], REPORT))
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output={output}: must be a file in a folder that exists; name another")
-    text = page.render(gather.gather(workdirs, data_dir, untrained))
+    text = page.render(gather.gather(workdirs, untrained, **changed))
     files.replace_text(output, text)
     return output

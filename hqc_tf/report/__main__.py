@@ -2,20 +2,21 @@
 
 from absl import flags
 
-from hqc_tf import commands
+from hqc_tf import commands, evaluate
 from hqc_tf.report import write_report
 
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    print(write_report(values.workdir, values.output, values.data_dir, values.untrained))
+    changed = evaluate.given_settings("dataset", "data_dir", "queries", "labels")
+    print(write_report(values.workdir, values.output, values.untrained, **changed))
 
 
 if __name__ == "__main__":
     text = "folder of a training; repeat it to compare others on the same data"
     flags.DEFINE_multi_string("workdir", None, text, required=True)
     flags.DEFINE_string("output", None, "page to write; default: report.html in the first workdir")
-    flags.DEFINE_string("data_dir", None, "folder of the data, if it has moved since the training")
+    evaluate.define_data_flags()
     text = "compare the network before training, which takes as long again"
     flags.DEFINE_bool("untrained", True, text)
     commands.run(main)

@@ -13,7 +13,7 @@ from hqc_tf.report.numbers import Scene
 QUERIES, FOUND, FOUND_BY_BOOK = 3, 10, 8
 # Longest side of a picture, in pixels.
 SIDE = 72
-KINDS_BY_PRECISION = "Worst", "Median", "Best"
+KINDS_BY_PRECISION = "Best", "Median", "Worst"
 KINDS_BY_DISTANCE = "Nearest", "Median", "Farthest"
 
 
@@ -46,8 +46,8 @@ def choose(order: np.ndarray, count: int) -> list[np.ndarray]:
 
 def by_precision(scene: Scene, average_precision: np.ndarray) -> list[Neighbors]:
     """Best, median and worst queries of a scene with labels, by float [Q] average precision."""
-    chosen = choose(np.argsort(average_precision, kind="stable"), QUERIES)
-    kinds = reversed(list(zip(KINDS_BY_PRECISION, chosen, strict=True)))
+    worst, median, best = choose(np.argsort(average_precision, kind="stable"), QUERIES)
+    kinds = zip(KINDS_BY_PRECISION, (best[::-1], median, worst), strict=True)
     return [one for kind in kinds for one in _neighbors(scene, *kind, average_precision)]
 
 

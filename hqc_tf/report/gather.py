@@ -1,12 +1,12 @@
 """All that a report says, gathered from trained runs."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hqc_tf import config, evaluate, label_free, metrics, model
+from hqc_tf.data import roles
 from hqc_tf.errors import UserError
 from hqc_tf.report import gallery, numbers
 from hqc_tf.workdir import (
@@ -24,7 +24,7 @@ from hqc_tf.workdir import (
 
 
 class Run(NamedTuple):
-    """A finished training; results are the newest of each kind of weights, distance and R."""
+    """A finished training; results are the newest of each weights, distance, R and protocol."""
 
     workdir: str
     settings: config.Config
@@ -72,39 +72,42 @@ def read_runs(workdirs: Sequence[str]) -> list[Run]:
 
 def _newest_results(workdir):
     lines = read_metrics(workdir)
-    return list({(line.weights, line.distance, line.top_k): line for line in lines}.values())
+    newest = {(line.weights, line.distance, line.top_k, line.protocol): line for line in lines}
+    return list(newest.values())
 
 
-def gather(workdirs: Sequence[str], data_dir: str | None = None, untrained: bool = True) -> Report:
+def gather(workdirs: Sequence[str], untrained: bool = True, **changed: Any) -> Report:
     """The report of the first of some workdirs, beside the results of the others.
 
     Args:
         workdirs: folders of trainings on one data set, at least one.
-        data_dir: folder of the data, if it has moved since the training.
         untrained: whether to encode with the network before training too, which takes as long.
+        **changed: settings of the data and the evaluation that differ from the run's.
 
     Raises:
         UserError: a workdir holds no trained run, or one of another data set; or the data cannot
             be read.
     """
     workdir = workdirs[0]
-    runs = read_runs(workdirs)
+    protocol = roles.protocol(evaluate.changed_settings(workdir, changed)[1])
+    runs = [
+        run._replace(results=[line for line in run.results if line.protocol == protocol])
+        for run in read_runs(workdirs)
+    ]
     # A damaged file is reported before minutes are spent on the images.
     lines, speed = read_epochs(workdir), read_speed(workdir)
-    trained = load(workdir, "best")
-    if data_dir is not None:
-        trained.settings = dataclasses.replace(trained.settings, data_dir=data_dir)
-    rejected = rejected_ids(workdir)
-    seen = numbers.make_scene(trained, rejected)
+    trained, rejected = load(workdir, "best"), rejected_ids(workdir)
+    trained.settings, settings = evaluate.changed_settings(workdir, changed)
+    seen = numbers.make_scene(trained, rejected, settings)
     before = None
     if untrained:
-        before = numbers.make_scene(model.build_model(trained.settings), rejected)
+        before = numbers.make_scene(model.build_model(trained.settings), rejected, settings)
     labeled = seen.queries.labels is not None
     codes, words = seen.database.codes, trained.settings.num_words
     models = {"trained": seen, "before training": before}
     return Report(
         workdir=workdir,
-        settings=trained.settings,
+        settings=settings,
         step=saved_step(workdir, "best"),
         runs=runs,
         epochs=lines,

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hqc_tf import metrics, model, retrieval
-from hqc_tf.data import catalog
+from hqc_tf import config, metrics, model, retrieval
+from hqc_tf.data import roles
 from hqc_tf.data.images import Images, hold_out
 from hqc_tf.data.pictures import spread
 
@@ -104,15 +104,18 @@ class Search(NamedTuple):
     by_embeddings: float  # and by embeddings
 
 
-def make_scene(trained: model.HQC, rejected: frozenset[str] = frozenset()) -> Scene:
-    """A model with the database and the queries of its data set, `rejected` ids left out.
+def make_scene(
+    trained: model.HQC,
+    rejected: frozenset[str] = frozenset(),
+    settings: config.Config | None = None,
+) -> Scene:
+    """A model with the database and the queries of `settings`, by default its own.
 
-    Without labels the images held out from training query the others. UserError: unreadable data.
+    `rejected` ids are left out. Without labels and queries of their own the images held out from
+    training query the others. UserError: unreadable data.
     """
-    c = trained.settings
-    images, queries = (
-        catalog.load_split(c.dataset, role, c.data_dir, rejected) for role in ("database", "query")
-    )
+    c = settings or trained.settings
+    images, queries = (roles.load_role(c, role, rejected) for role in ("database", "query"))
     if queries is None:
         rest, queries = hold_out(images, c.held_out or len(images))
         # A handful of images all query, and each finds itself.

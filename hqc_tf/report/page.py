@@ -5,8 +5,8 @@ import dataclasses
 import pathlib
 
 from hqc_tf import config, files
-from hqc_tf.data import catalog
-from hqc_tf.errors import UserError, printable
+from hqc_tf.data import catalog, roles
+from hqc_tf.errors import UserError, counted, printable
 from hqc_tf.report import figures, gather, numbers
 
 _PLACES = 1, 10, 100, 1000
@@ -21,7 +21,8 @@ def render(report: gather.Report) -> str:
     text = _template().render(
         report=report,
         style=(_FOLDER / "style.css").read_text(),
-        protocol=catalog.protocol(report.settings.dataset),
+        name=_name(report.settings.dataset),
+        protocol=roles.protocol(report.settings),
         others=[run.workdir for run in report.runs if run.workdir != report.workdir],
         key=_key(report),
         colors=len(figures.COLORS),
@@ -48,8 +49,16 @@ def _template():
         # Markup, such as the output of a macro, has been through this already.
         finalize=lambda value: value if hasattr(value, "__html__") else printable(value),
     )
+    environment.filters["counted"] = counted
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.get_template("page.html.jinja")
+
+
+def _name(dataset):
+    """The name of a data set as a person has it: of a folder or file its last part."""
+    source = catalog.parse(dataset)
+    is_path = source.kind in ("folder", "features", "tfrecord")
+    return pathlib.Path(source.name).name if is_path else source.name
 
 
 def _key(report):

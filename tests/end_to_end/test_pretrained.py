@@ -36,7 +36,7 @@ def test_photos_are_found_by_codes_of_a_pretrained_network(network, photos, tmp_
     data = f"--dataset=folder:{photos}"
     features = f"--output={tmp_path}/features"
     done = run("hqc_tf.embed", data, *made, "--backbone_pixels=0..255", features)
-    assert "60 images in 1 shards, 3 x 1280 float16 each, 0 rejected" in done.stdout
+    assert "60 images in 1 shard, 3 x 1280 float16 each, 0 rejected" in done.stdout
     assert "almost the same vector" not in done.stderr
     again = run("hqc_tf.embed", data, *made, "--backbone_pixels=0..255", features)
     assert again.stdout == done.stdout

@@ -1,12 +1,14 @@
 """What is marked right is right, whatever labels images have, and the picture is drawn."""
 
 import shutil
+import types
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from export import gallery
+from export.arrays import pack_ids
 from hqc_tf.data import catalog, pictures
 from hqc_tf.data.images import Images
 from tests.support import commands
@@ -99,3 +101,12 @@ def test_flags_that_name_no_seed_and_no_file_are_one_line(index, photos, tmp_pat
     done = commands.run("export.gallery", *asked, *words)
     assert done.status == 2 and done.stderr.startswith(f"error: {said}"), done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_images_of_an_index_with_a_prefix_are_found(photos):
+    inputs = [{"folder": str(photos), "id_prefix": "phone/"}]
+    names = [f"phone/{name}" for name in catalog.load_images(f"folder:{photos}").ids]
+    index = types.SimpleNamespace(manifest={"inputs": inputs}, ids=pack_ids(names[:30]))
+    assert gallery.load_indexed(index, f"folder:{photos}").ids == names
+    drawn = gallery.draw_queries(index, f"folder:{photos}", count=60)
+    assert drawn.ids and set(drawn.ids) <= set(names[:30])

@@ -233,6 +233,18 @@ def test_a_prefix_and_several_folders_give_paths(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_prefix_of_a_folder_is_known(tmp_path):
+    two = [{"folder": f"{tmp_path}/one"}, {"folder": f"{tmp_path}/two", "id_prefix": "b/"}]
+    for inputs, name, prefix in [
+        (two, "one", ""),
+        (two, "two", "b/"),
+        (two, "moved", ""),
+        (two[1:], "moved", "b/"),
+        ([], "one", ""),
+    ]:
+        assert results.id_prefix(inputs, tmp_path / name) == prefix
+
+
 def test_more_results_than_images_are_all_of_them(index, images, encoder):
     own = f"--index={index.path}", f"--saved_model={encoder.path}"
     done = commands.run("export.search", *own, "--k=100", images.paths[0], images.paths[1])

@@ -77,6 +77,23 @@ def test_a_missing_flag_is_named_with_its_form():
     done = here.run("export.gallery")
     assert "error: missing: give --index=DIR and --dataset=VALUE (" in done.stderr
     assert done.status == 2
+    done = here.run("export.encode", "--saved_model=x", "--output=y")
+    assert "error: missing: give --input=folder:PATH (" in done.stderr
+
+
+def test_a_path_without_a_flag_is_told_the_flag(tmp_path):
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    for folder in (photos, run):
+        folder.mkdir()
+    (run / "flags.txt").touch()
+    for words, flag in [
+        (["hqc_tf.train", "--workdir=x", photos], f"--dataset=folder:{photos}"),
+        (["hqc_tf.evaluate", "--workdir=x", run], f"--workdir={run}"),
+        (["hqc_tf.evaluate", "--workdir=x", run / "flags.txt"], f"--dataset={run}/flags.txt"),
+    ]:
+        done = here.run(*words)
+        assert done.status == 2
+        assert f"error: {words[-1]}: not a flag; give {flag} (" in done.stderr
 
 
 def test_help_by_its_short_name():

@@ -7,6 +7,8 @@ import pytest
 
 from hqc_tf import evaluate, metrics, model, retrieval
 from hqc_tf.baselines import pixels
+from hqc_tf.data import catalog
+from hqc_tf.errors import UserError
 from hqc_tf.training import inputs
 from hqc_tf.workdir import (
     Baseline,
@@ -27,8 +29,6 @@ def result(workdir):
 
 
 def test_a_result_is_that_of_its_parts(result, workdir, photos):
-    from hqc_tf.data import catalog
-
     trained = load(workdir)
     database = catalog.load_split(f"folder:{photos}", "database")
     query = catalog.load_split(f"folder:{photos}", "query")
@@ -57,8 +57,6 @@ def test_a_result_is_that_of_its_parts(result, workdir, photos):
 
 
 def test_raw_pixels_are_scored_under_the_protocol(small_config, fashion_mnist_dir, tmp_path):
-    from hqc_tf.data import catalog
-
     folder = tmp_path / "photos"
     images = catalog.load_images("fashion_mnist/test[:150]", fashion_mnist_dir)
     for row, label in enumerate(images.labels):
@@ -115,11 +113,34 @@ def test_the_line_for_a_person_names_protocol_distance_and_budget(result):
 
 
 def test_encoding_does_not_depend_on_the_batch(workdir, photos, monkeypatch):
-    from hqc_tf.data import catalog
-
     trained, images = load(workdir), catalog.load_images(f"folder:{photos}")
     whole = trained.encode_images(images)
     monkeypatch.setattr(model, "ENCODE_BATCH", 7)
     parts = trained.encode_images(images)
     np.testing.assert_allclose(parts.embeddings, whole.embeddings, rtol=1e-4, atol=1e-6)
     assert np.mean(parts.codes == whole.codes) > 0.99
+
+
+def test_labels_that_come_after_training_change_nothing_that_was_trained_on(
+    make_workdir, feature_config, features, tmp_path
+):
+    labeled = catalog.load_images(features)
+    rows = labeled.features[: len(labeled)]
+    np.save(tmp_path / "x.npy", rows)
+    folder = make_workdir(feature_config(dataset=f"features:{tmp_path}/x.npy", held_out=6))
+    before, _ = evaluate.evaluate_workdir(folder)
+    lines = [f"{tmp_path}/x.npy:{row},kind {label}" for row, label in enumerate(labeled.labels)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,label", *lines]))
+    after, best = evaluate.evaluate_workdir(folder, labels=str(tmp_path / "labels.csv"))
+    assert before.mean_average_precision is None and after.top_k == 10
+    assert (after.queries, after.database) == (6, 54)
+    assert after.protocol == "features, 1 in 10 is a query, labels of labels.csv"
+    for name in ("held_out", "recall_at_1", "quantization_error"):
+        assert getattr(after, name) == getattr(before, name)
+    # The same by a file of features that has labels, as queries of all rows.
+    names = {"queries": features, "labels": ""}
+    with pytest.raises(UserError, match="--dataset=features:.*x.npy: no labels there"):
+        evaluate.evaluate_workdir(folder, **names)
+    asked, _ = evaluate.evaluate_workdir(folder, dataset=features, queries=features)
+    assert (asked.queries, asked.database) == (60, 60)
+    assert asked.protocol == f"features, queries of {features}"

@@ -113,3 +113,15 @@ def test_an_unreadable_file_is_named(tmp_path):
     for name in ("binary.jsonl", "."):
         with pytest.raises(UserError, match="cannot be read .*; fix it or restore a copy"):
             files.read_lines(tmp_path / name, Line)
+
+
+def test_a_path_without_dots_is_the_same_place(tmp_path, monkeypatch):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "link").symlink_to("a/b")
+    monkeypatch.chdir(tmp_path / "c")
+    assert files.absolute("../a/b/") == tmp_path / "a/b"
+    assert files.absolute("../none/../x") == tmp_path / "x"
+    # Beside what the link leads to is another folder than beside the link.
+    assert files.absolute("../link/../b") == tmp_path / "c/../link/../b"
+    assert files.absolute("../link") == tmp_path / "link"

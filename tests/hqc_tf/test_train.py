@@ -102,6 +102,34 @@ def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_queries_and_labels_are_read_before_training(settings, tmp_path):
+    for name in ("queries", "labels"):
+        wrong = dataclasses.replace(settings, **{name: f"features:{tmp_path}/none.npy"})
+        with pytest.raises(UserError, match="none.npy"):
+            train.train_and_evaluate(wrong, tmp_path / "run")
+        assert not (tmp_path / "run/flags.txt").exists()
+
+
+def test_all_rows_are_trained_on_where_queries_are_others(
+    settings, features, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", catalog.load_images(features).features)
+    own = dataclasses.replace(
+        settings, queries="features:x.npy", dataset="features:x.npy", epochs=1
+    )
+    last, _ = train.train_and_evaluate(own, "run")
+    assert (last.step, last.mean_average_precision) == (13, None)  # of 54 rows, 6 held out
+    kept = read_settings("run")
+    assert kept.queries == kept.dataset == f"features:{tmp_path}/x.npy"
+    # Others may take their place, and what is trained on stays.
+    shutil.copy("x.npy", "y.npy")
+    moved = dataclasses.replace(own, queries="features:y.npy")
+    assert train.train_and_evaluate(moved, "run")[0].step == 13
+    with pytest.raises(UserError, match="made with --queries=features:.*x.npy, not ;"):
+        train.train_and_evaluate(dataclasses.replace(own, queries=""), "run")
+
+
 @pytest.mark.parametrize("name", ["run [v2]", "run*", "a\\b", "run\udcff"])
 def test_a_name_that_cannot_be_read_back_is_refused_before_anything_is_written(
     settings, tmp_path, name

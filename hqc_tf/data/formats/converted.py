@@ -6,6 +6,7 @@ as fast to write as PNG. HEIC needs the package pillow-heif.
 
 import functools
 import io
+import math
 import re
 import threading
 import warnings
@@ -66,12 +67,15 @@ def open_image(contents: bytes) -> PIL.Image.Image | None:
         return PIL.Image.open(io.BytesIO(contents), formats=[kind.reader])
 
 
-def to_bmp(image: PIL.Image.Image) -> bytes:
-    """The pixels of an image of `open_image` as a BMP file; ValueError, in words, where broken."""
+def to_bmp(image: PIL.Image.Image, most: int) -> bytes:
+    """The pixels of an image as a BMP file, where there are over `most` each the mean of several.
+
+    ValueError, in words, where it is broken.
+    """
     if image.width * image.height <= LARGE_PIXELS:
-        return _to_bmp(image)
+        return _to_bmp(image, most)
     with _LARGE:
-        return _to_bmp(image)
+        return _to_bmp(image, most)
 
 
 def _find(begin):
@@ -90,10 +94,13 @@ class _naming_breaks:  # noqa: N801 - read as the statement that it is
             raise ValueError("broken or cut short") from error
 
 
-def _to_bmp(image):
+def _to_bmp(image, most):
     if image.mode in ("I", "F"):
         raise ValueError(f"{image.format} of 32 bits a color: save it as PNG")
     with _naming_breaks():
+        # A JPEG is decoded at a half, a quarter or an eighth of its sides where that is enough.
+        if (parts := _parts(image, most)) > 1:
+            image.draft(None, (image.width // parts, image.height // parts))
         image = PIL.ImageOps.exif_transpose(image)
         if image.mode in _DEEP:
             image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -102,9 +109,21 @@ def _to_bmp(image):
             white = PIL.Image.new("RGB", image.size, "white")
             white.paste(image, mask=image)
             image = white
+        image = image.convert("RGB")
+        if (parts := _parts(image, most)) > 1:
+            image = image.reduce(parts)
         file = io.BytesIO()
-        image.convert("RGB").save(file, "BMP")
+        image.save(file, "BMP")
         return file.getvalue()
+
+
+def _parts(image, most):
+    """By how much both sides are divided, so that there are no more than `most` pixels."""
+    parts = math.ceil(math.sqrt(image.width * image.height / most))
+    # What is left of a division is a pixel of its own.
+    while -(-image.width // parts) * -(-image.height // parts) > most:
+        parts += 1
+    return parts
 
 
 @functools.cache

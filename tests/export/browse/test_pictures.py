@@ -52,6 +52,14 @@ def test_images_below_are(folder, tmp_path):
             assert file.read(4) == b"\x89PNG"
 
 
+def test_a_prefix_of_ids_opens_no_other_file(folder):
+    file, _ = Folder(folder, "phone/").open("phone/sub/2.png")
+    file.close()
+    for name in ("phone//etc/passwd", "phone/../secret.png", "phone/phone/sub/2.png"):
+        with pytest.raises(Missing):
+            Folder(folder, "phone/").open(name)
+
+
 def test_a_file_that_is_too_large(folder, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_FILE_BYTES", 10)
     with pytest.raises(Missing, match="larger than 10 bytes"):

@@ -1,6 +1,8 @@
 """A folder of photos becomes a collection, and stays one as the folder changes."""
 
 import json
+import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -90,9 +92,13 @@ def test_each_photo_is_its_own_first_result_and_the_next_commands_are_told(made)
     assert json.loads(done.stdout)["ids"][0] == min(folder.iterdir()).name
 
 
-def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(copied, monkeypatch):
+def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(
+    copied, tmp_path, monkeypatch
+):
     folder, album = copied
-    source = f"folder:{folder}"
+    # The same folder from another one.
+    monkeypatch.chdir(folder.parent)
+    source, album = f"folder:./{folder.name}/", pathlib.Path(os.path.relpath(album))
     assert collection.make_collection(source, album).num_read == 0
     names = sorted(path.name for path in folder.iterdir())
     before = {path: path.read_bytes() for path in (album / "run").rglob("*") if path.is_file()}
@@ -116,6 +122,16 @@ def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(copie
     }
     assert len({code_of[name] for name in (*names[1:4], "new.png")}) == 1
     assert itself_first(folder, album) > 0.8  # but for the copies
+    # A folder that is gone may be at another place, with other photos.
+    with pytest.raises(UserError, match=r"/aside: the collection at .*album is of folder:/"):
+        collection.make_collection(f"folder:{tmp_path}/aside", album)
+    (folder / "new.png").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    again = collection.make_collection(f"folder:{moved}", album)
+    assert (again.num_images, again.num_read) == (29, 0)
+    assert load_index(album / "index").manifest["inputs"] == [{"folder": str(moved)}]
+    assert collection.make_collection(f"folder:{moved}", album).num_read == 0
+    moved.rename(folder)
 
 
 def test_a_frozen_network_goes_before_the_encoder(photos, tmp_path):
@@ -151,5 +167,8 @@ def test_what_does_not_fit_is_told_before_the_work(copied, photos, tmp_path):
     (tmp_path / "few").mkdir()
     with pytest.raises(UserError, match="0 images, too few"):
         collection.make_collection(f"folder:{tmp_path}/few", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    done = commands.run("hqc_tf.collection", f"--output={tmp_path}/new", "--dataset=folder:x")
+    assert done.status == 2 and "--dataset=folder:x: write folder:x alone" in done.stderr
     done = commands.run("hqc_tf.collection", f"--output={tmp_path}/new")
     assert done.status == 2 and "name one folder:PATH or pattern of photos" in done.stderr

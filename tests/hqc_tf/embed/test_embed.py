@@ -146,7 +146,7 @@ def test_half_the_bytes_are_float16(own, made, tmp_path):
         f"--backbone={TWO_CONVOLUTIONS}", f"--output={tmp_path}/f", "--views=0",
     )  # fmt: skip
     assert done.status == 0, done.stderr
-    assert f"61 images in 1 shards, 1 x 4 float16 each, 1 rejected ({tmp_path}/f" in done.stdout
+    assert f"61 images in 1 shard, 1 x 4 float16 each, 1 rejected ({tmp_path}/f" in done.stdout
     half = catalog.load_images(f"features:{tmp_path}/f")
     assert half.features.dtype == np.float16
     full = catalog.load_images(f"features:{made}")

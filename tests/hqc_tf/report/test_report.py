@@ -205,7 +205,7 @@ def test_the_queries_shown_are_the_best_the_median_and_the_worst(report):
     scores = np.sort(report.rankings[0].scores.average_precision)
     shown = [(one.kind, one.average_precision) for one in report.gallery]
     expected = zip(
-        ["Best"] * 2 + ["Median"] * 2 + ["Worst"] * 2, scores[[4, 5, 2, 3, 0, 1]], strict=True
+        ["Best"] * 2 + ["Median"] * 2 + ["Worst"] * 2, scores[[5, 4, 2, 3, 0, 1]], strict=True
     )
     assert shown == list(expected)
     for one in report.gallery:
@@ -214,6 +214,15 @@ def test_the_queries_shown_are_the_best_the_median_and_the_worst(report):
         assert distances == sorted(distances)
         assert [x.relevant for x in one.found] == [x.label == one.query.label for x in one.found]
     assert [len(one.by_book) for one in report.gallery] == [2, 0] * 3
+
+
+def test_pictures_have_names_along_with_labels(report, text):
+    assert "<title>Image search in photos, 4 bits an image</title>" in text
+    for one in report.gallery:
+        for shown in (one.query, *one.found):
+            name = shown.name.rpartition("/")[2]
+            assert f'<br><span class="name">{name}</span>' in text
+    assert "54 images searched with 6 queries (folder, 1 in 10 is a query)" in text
 
 
 def test_the_page_says_what_an_average_precision_looks_at(text):
@@ -311,9 +320,14 @@ def test_the_search_counts_what_it_keeps(report):
 
 def test_without_labels_the_page_says_what_it_can(unlabelled, unlabelled_report, monkeypatch):
     queried = []
-    monkeypatch.setattr(gather, "gather", lambda *told: queried.append(told) or unlabelled_report)
+    monkeypatch.setattr(
+        gather, "gather", lambda *told, **data: queried.append((*told, data)) or unlabelled_report
+    )
     path = command.write_report([str(unlabelled)], data_dir="d", untrained=False)
-    assert queried == [([str(unlabelled)], "d", False)] and path == unlabelled / "report.html"
+    assert (
+        queried == [([str(unlabelled)], False, {"data_dir": "d"})]
+        and path == unlabelled / "report.html"
+    )
     text = path.read_text()
     assert "The images have no labels" in text and "mAP@10" not in text
     judged = evaluate.label_free_scores(load(unlabelled))

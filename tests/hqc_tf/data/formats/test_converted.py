@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+import tensorflow as tf
 
 from hqc_tf.data import batches, decoding, folder
 from hqc_tf.data.formats import converted
@@ -109,6 +110,35 @@ def test_broken_files_and_too_large_ones_have_a_reason(photo, monkeypatch):
     for contents in files:
         with pytest.raises(ValueError, match="^too large: sides of 44 and 31 pixels, over"):
             decoding.readable(contents)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"])
+def test_larger_images_that_are_allowed_are_made_smaller(photo, monkeypatch, kind):
+    contents = encode(photo, kind)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 22 * 16)
+    whole = decoding.why_refused(contents) if kind in ("PNG", "JPEG", "BMP", "GIF") else "too large"
+    assert whole.startswith("too large")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 31 * 44)
+    monkeypatch.setattr(decoding._Raised, "pixels", 0)
+    decoding.raise_max_pixels(31 * 44)
+    assert decoding._Raised.pixels == PIL.Image.MAX_IMAGE_PIXELS == 31 * 44
+    made = decoding.readable(contents)
+    with PIL.Image.open(io.BytesIO(made)) as image:
+        assert image.size == (22, 16)
+        small = np.asarray(image, float)
+    with PIL.Image.open(io.BytesIO(contents)) as image:
+        pixels = np.asarray(image.convert("RGB"), float)
+    means = pixels[:30, :44].reshape(15, 2, 22, 2, 3).mean(axis=(1, 3))
+    assert np.abs(small[:15] - means).mean() < (6 if kind == "JPEG" else 1)
+    decoding.raise_max_pixels(5)
+    assert decoding._Raised.pixels == 31 * 44
+    decoding.raise_max_pixels(31 * 44 - 1)
+    if kind == "PNG":
+        # In the graph of a training too, where smaller ones stay as they are.
+        in_graph = tf.function(decoding.made_readable, [tf.TensorSpec([], tf.string)])
+        assert in_graph(contents).numpy() == made
+        small = encode(photo[:7], kind)
+        assert in_graph(small).numpy() == small
 
 
 def test_mutated_files_are_read_or_have_a_reason(photo):
