@@ -17,10 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from export.arrays import write_array
-from export.index.neighbors import MIN_CANDIDATES
 from hqc_tf.errors import UserError
 
 NUM_WORDS = 16  # ScaNN's fast tables have four bits
+# Of a program that loads the folder by ScaNN alone and does not say.
+_NUM_NEIGHBORS = 100
 # Codes that the centers are trained on, for each leaf and at least.
 SAMPLE_PER_LEAF, MIN_SAMPLE = 64, 100_000
 # Distances of codes to centers in memory at a time.
@@ -50,11 +51,12 @@ class Scann(NamedTuple):
             bounds: [Q, R] float32, never above the codes' squared distances, in rising order; NaN
                 where the leaves have fewer codes.
         """
+        leaves = leaves or self.num_leaves or None
+        if len(embeddings) == 1:
+            return self.searcher.search_batched(embeddings, count, leaves_to_search=leaves)
+        batch_size = -(-len(embeddings) // len(os.sched_getaffinity(0)))
         return self.searcher.search_batched_parallel(
-            embeddings,
-            final_num_neighbors=count,
-            leaves_to_search=leaves or self.num_leaves or None,
-            batch_size=-(-len(embeddings) // len(os.sched_getaffinity(0))),
+            embeddings, count, leaves_to_search=leaves, batch_size=batch_size
         )
 
 
@@ -171,7 +173,7 @@ def _config(codebooks, num_leaves, leaves_to_search):
     # Rounding down is what makes ScaNN's distances lower bounds.
     return text_format.Parse(
         f"""
-        num_neighbors: {MIN_CANDIDATES}
+        num_neighbors: {_NUM_NEIGHBORS}
         distance_measure {{ distance_measure: "SquaredL2Distance" }}
         {partitioning}
         hash {{ asymmetric_hash {{

@@ -93,7 +93,9 @@ def read_files(path: pathlib.Path, folder: pathlib.Path) -> Index:
         if found[name] != expected:
             state = "damaged" if found[name] else "missing or unreadable"
             raise UserError(f"{path / name} is {state}: {_FIX}")
-    codebooks, codes, rows, starts = (map_array(folder / f"{name}.npy") for name in ARRAYS)
+    # Plain views: a part of a `np.memmap` is one too, at a cost that a single query sees.
+    arrays = (np.asarray(map_array(folder / f"{name}.npy")) for name in ARRAYS)
+    codebooks, codes, rows, starts = arrays
     codebooks = np.array(codebooks)
     ids = read_ids(folder / "ids.arrow", _FIX)
     proposer = KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes)
