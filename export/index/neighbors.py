@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from export.arrays import unpack_id
 from export.index import ranking, rescoring, subset
+from export.index.ids import Ids
 from export.index.subset import Subset, Within
 from hqc_tf import retrieval
 from hqc_tf.errors import UserError
@@ -45,7 +45,7 @@ class Index:
     distinct_codes: np.ndarray  # [U, M] uint8, every code that occurs, in lexical order
     grouped_rows: np.ndarray  # [N] unsigned, rows of the first code in rising order, then the next
     group_starts: np.ndarray  # [U+1] unsigned, where each code's rows begin in `grouped_rows`
-    ids: pa.ChunkedArray  # [N] packed ids of the images
+    ids: Ids  # [N] packed ids of the images
     proposer: Any  # `scann.Scann` or `scan.Scan`; names candidates by `propose`
     kept: np.ndarray | None = None  # [N, W] uint8, embeddings by `kept.pack`, if any
 
@@ -102,7 +102,7 @@ class Index:
 
     def ids_of(self, rows: np.ndarray) -> list[list[str]]:
         """The ids of [Q, k] rows."""
-        return [[*map(unpack_id, self.ids.take(query).to_pylist())] for query in rows]
+        return [[*map(unpack_id, self.ids.values(query))] for query in rows]
 
     def rows(
         self,

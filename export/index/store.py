@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from export.arrays import map_array, read_ids, write_array, write_ids
+from export.arrays import map_array, read_ids, write_array
 from export.folders import MANIFEST, read_manifest, write_manifest
-from export.index import scan, scann
+from export.index import ids, scan, scann
 from export.index.collection import Collection
 from export.index.distinct import find_distinct
 from export.index.neighbors import Index
@@ -21,8 +21,8 @@ from export.kept import row_bytes
 from hqc_tf.errors import UserError
 
 FORMAT = "hqc-index"
-# 3: ids in an Arrow file, and the kind of index by name.
-FORMAT_VERSION = 3
+# 4: ids in compressed blocks. Version 3, which has them as they are, is read too.
+FORMAT_VERSION, READ_VERSIONS = 4, (3, 4)
 ARRAYS = ("codebooks", "hashed_dataset", "grouped_rows", "group_starts")
 # Name -> module with `write`, `load` and, of what it loads, `propose`.
 KINDS = {"scann": scann, "scan": scan}
@@ -56,7 +56,7 @@ def write_files(
     np.save(folder / "codebooks.npy", codebooks, allow_pickle=False)
     codes = _write_codes(folder, codebooks, collection)
     with (folder / "ids.arrow").open("wb") as file:
-        write_ids(file, (shard.ids for shard in collection))
+        ids.write(file, (shard.ids for shard in collection))
     if collection.keep != "none":
         width = row_bytes(collection.keep, num_books * word_dim)
         parts = (shard.kept for shard in collection)
@@ -97,10 +97,10 @@ def read_files(path: pathlib.Path, folder: pathlib.Path) -> Index:
     arrays = (np.asarray(map_array(folder / f"{name}.npy")) for name in ARRAYS)
     codebooks, codes, rows, starts = arrays
     codebooks = np.array(codebooks)
-    ids = read_ids(folder / "ids.arrow", _FIX)
+    names = _read_ids(folder / "ids.arrow", manifest)
     proposer = KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes)
     kept = map_array(folder / _KEPT) if _KEPT in manifest["sha256"] else None
-    return Index(path, manifest, codebooks, codes, rows, starts, ids, proposer, kept)
+    return Index(path, manifest, codebooks, codes, rows, starts, names, proposer, kept)
 
 
 def found_manifest(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def found_manifest(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
 def _checked_manifest(path, folder):
     manifest = found_manifest(path, folder)
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise UserError(
             f"index {path} has format version {version}, but this program reads "
             f"{FORMAT_VERSION}: rebuild it with python -m export.index."
@@ -125,6 +125,12 @@ def _checked_manifest(path, folder):
     if manifest.get("own_sha256") != _own_digest(contents):
         raise UserError(f"{path / MANIFEST} is damaged: {_FIX}")
     return manifest
+
+
+def _read_ids(file, manifest):
+    if manifest["format_version"] < FORMAT_VERSION:
+        return ids.of_array(read_ids(file, _FIX))
+    return ids.read(file, manifest["num_images"], _FIX)
 
 
 def _write_codes(folder, codebooks, collection):
