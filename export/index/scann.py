@@ -83,11 +83,18 @@ def write(
         (folder / _LEAVES["PARTITIONER"]).write_bytes(tree)
         leaves = leaf_chunks(centers_of(tree), codebooks, codes)
         write_array(folder / _LEAVES["TOKENIZATION_NPY"], [len(codes)], np.int32, leaves)
-    config = _config(codebooks, num_leaves, leaves_to_search)
     (folder / _FLAT["AH_CENTERS"]).write_bytes(_centers(codebooks).SerializeToString())
-    (folder / "scann_config.pb").write_bytes(config.SerializeToString())
+    write_config(folder, codebooks, num_leaves, leaves_to_search)
     assets = _assets(final_path, num_leaves)
     (folder / "scann_assets.pbtxt").write_text(assets, encoding="utf-8")
+
+
+def write_config(
+    folder: pathlib.Path, codebooks: np.ndarray, num_leaves: int, leaves_to_search: int
+) -> None:
+    """Writes ScaNN's configuration, which says how many leaves a query searches."""
+    config = _config(codebooks, num_leaves, leaves_to_search)
+    (folder / "scann_config.pb").write_bytes(config.SerializeToString())
 
 
 def load(
