@@ -10,9 +10,9 @@ SHARD = 1_000_000
 CLUSTERS, DRAWN = 10_000, 256
 
 
-def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0):
+def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0, seed=0):
     """Writes shards of codes as `export.encode` does, and queries.npy beside them."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     dim = num_books * WORD_DIM
     codebooks = rng.normal(size=[num_books, WORDS, WORD_DIM]).astype(np.float32)
     queries = rng.normal(size=[num_queries, dim])
@@ -34,6 +34,23 @@ def make_codes(folder, kind, num_codes, num_books, num_queries, spread=4.0):
             codes = rng.integers(0, WORDS, [len(rows), num_books], np.uint8)
         shard = Shard(codes, _numbered_ids(rows))
         write_shard(folder / "codes", number, count, shard, [])
+
+
+def encode_real(folder, images, queries, num_books):
+    """As `make_codes`, of float [N, E] images and [Q, E] queries, by FAISS' OPQ."""
+    import faiss
+
+    kind = f"OPQ{num_books}_{num_books * WORD_DIM},PQ{num_books}x4"
+    fitted = faiss.index_factory(images.shape[1], kind)
+    fitted.train(images)
+    rotation, quantizer = fitted.chain.at(0), faiss.downcast_index(fitted.index).pq
+    codebooks = faiss.vector_to_array(quantizer.centroids).reshape(num_books, WORDS, WORD_DIM)
+    pairs = quantizer.compute_codes(rotation.apply(images))
+    codes = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(len(images), num_books)
+    np.save(folder / "queries.npy", rotation.apply(queries))
+    start(folder / "codes", codebooks, {"fingerprint": "real", "path": ""}, 1, {"kind": "real"})
+    shard = Shard(codes, _numbered_ids(np.arange(len(images))))
+    write_shard(folder / "codes", 0, 1, shard, [])
 
 
 def _words_of_clusters(rng, centers, codebooks, spread):

@@ -68,6 +68,15 @@ def read_batches(path: str | PathLike, schema: pa.Schema, fix: str) -> list[pa.R
         UserError: it cannot be read, is damaged or has other columns.
     """
     with naming_damage(path, fix):
+        batches = map_batches(path, schema, fix)
+        for batch in batches:
+            _check_text(batch.column(0))
+        return batches
+
+
+def map_batches(path: str | PathLike, schema: pa.Schema, fix: str) -> list[pa.RecordBatch]:
+    """As `read_batches`, whose first column need not be ids."""
+    with naming_damage(path, fix):
         try:
             with files.open_regular(path) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -88,7 +97,10 @@ def _check(batch):
     batch.validate(full=True)
     if any(column.null_count for column in batch.columns):
         raise ValueError("a value is missing")
-    text, starts = text_of(batch.column(0))
+
+
+def _check_text(ids):
+    text, starts = text_of(ids)
     text.tobytes().decode("utf-8", "surrogatepass")
     # No id begins within a character, so that each is UTF-8 by itself.
     if (text[starts[starts < len(text)]] & 0xC0 == 0x80).any():

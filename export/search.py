@@ -265,7 +265,9 @@ if __name__ == "__main__":
     text = "form of the answers; empty: by the ending, a table on a terminal, else jsonl"
     flags.DEFINE_enum("format", "", ["", *FORMATS], text)
     flags.DEFINE_bool("explain", False, "also give what each book adds to each distance")
-    flags.DEFINE_integer("rerank", None, "candidates ranked exactly; default: 100 or twice k", 1)
+    flags.DEFINE_integer(
+        "rerank", None, "candidates ranked exactly; default: the larger of 64 and 2.5 k", 1
+    )
     flags.DEFINE_integer(
         "rescore",
         None,

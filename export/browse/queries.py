@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from export import kept
-from export.arrays import pack_ids
 from export.encoder import Encoder
 from export.index import Index
 from hqc_tf.data import decoding
@@ -78,8 +77,8 @@ class Searcher:
 
     def row(self, name: str) -> int:
         """The row of the image of an id; `NotFound` where there is none."""
-        row = self._index.ids.index(pack_ids([name])[0]).as_py()
-        if row < 0:
+        row = self._index.ids.find(name.encode("utf-8", "surrogatepass"))
+        if row is None:
             raise NotFound(f"{name}: no image of this id in the index; choose one that it has")
         return row
 

@@ -63,6 +63,7 @@ def write_index(
     kind: str = "",
     embeddings: np.ndarray | None = None,
     keep: str = "int8",
+    recall: float | None = None,
 ) -> None:
     """Writes an index atomically; one that exists at `path` is replaced at the end.
 
@@ -77,6 +78,8 @@ def write_index(
         kind: "scann", "scan" (exact tables over all codes), or empty: scann for books of 16 words.
         embeddings: [N, M*D] float, kept for `Index.rows` to rescore by; None: none.
         keep: how, "int8" or "float16".
+        recall: of a search of all leaves, above 0 and at most 1; chooses `leaves_to_search`, which
+            is None then, on queries like the images.
 
     Raises:
         ValueError: the arguments do not fit each other, or `path` holds something else.
@@ -97,7 +100,8 @@ def write_index(
     own = None if embeddings is None else kept.pack(embeddings, keep)
     shards = [Shard(codes, pack_ids(ids), own)]
     images = collection.of_shards(shards, keep="none" if own is None else keep)
-    write_collection(path, codebooks, images, encoder, num_leaves, leaves_to_search, kind)
+    leaves = num_leaves, leaves_to_search
+    write_collection(path, codebooks, images, encoder, *leaves, kind, recall)
 
 
 def write_collection(
@@ -108,16 +112,18 @@ def write_collection(
     num_leaves: int = 0,
     leaves_to_search: int | None = None,
     kind: str = "",
+    recall: float | None = None,
     locked: bool = False,
 ) -> None:
     """As `write_index`, of a `Collection`, which is read part by part; `locked`: `new_folder`'s."""
     path = pathlib.Path(path).resolve()
     _check_contents(codebooks, images, encoder)
     kind = _checked_kind(kind, codebooks.shape[1], num_leaves, leaves_to_search)
+    _check_recall(recall, num_leaves, leaves_to_search)
     check_replaceable(path)
     leaves = num_leaves, leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
     with folders.new_folder(path, locked) as folder:
-        store.write_files(folder, path, codebooks, images, encoder, kind, *leaves)
+        store.write_files(folder, path, codebooks, images, encoder, kind, *leaves, recall)
 
 
 def check_replaceable(path: pathlib.Path) -> None:
@@ -159,3 +165,16 @@ def _checked_kind(kind, num_words, num_leaves, leaves_to_search) -> str:
             "change one of them"
         )
     return kind
+
+
+def _check_recall(recall, num_leaves, leaves_to_search) -> None:
+    if recall is None:
+        return
+    if not 0 < recall <= 1:
+        raise UserError(f"--recall={recall}: must be above 0 and at most 1, such as 0.95")
+    if not num_leaves:
+        raise UserError(f"--recall={recall}: an index without leaves finds all; add --num_leaves")
+    if leaves_to_search is not None:
+        raise UserError(
+            f"--recall={recall}: chooses --leaves_to_search, {leaves_to_search}; give one of them"
+        )

@@ -50,13 +50,21 @@ def _contents(values, folder):
     else:
         codebooks, encoder = old.codebooks, old.manifest["encoder"]
         images = images.keeping(values.keep or old.keep, f"--output={values.output}")
-    leaves, to_search = values.num_leaves, values.leaves_to_search
     before = old.manifest if old else {}
-    if leaves is None:
-        leaves = before.get("num_leaves", 0)
-        to_search = to_search or before.get("leaves_to_search") or None
     kind = values.kind or before.get("kind", "")
-    return codebooks, images, encoder, leaves, to_search, kind
+    leaves, to_search, recall = _leaves(values, before)
+    return codebooks, images, encoder, leaves, to_search, kind, recall
+
+
+def _leaves(values, before):
+    """Leaves, how many are searched, and the recall that chooses this: as before where not said."""
+    to_search, recall = values.leaves_to_search, values.recall
+    if values.num_leaves is not None:
+        return values.num_leaves, to_search, recall
+    if to_search is None and recall is None:
+        recall = before.get("recall")
+        to_search = before.get("leaves_to_search") or None if recall is None else None
+    return before.get("num_leaves", 0), to_search, recall
 
 
 def _agreed(values, old, added):
@@ -127,6 +135,8 @@ def main(_: list[str]) -> None:
         write_collection(values.output, *_contents(values, folder), locked=True)
     manifest = store.found_manifest(values.output, values.output)
     leaves = f", {manifest['num_leaves']} leaves" if manifest["num_leaves"] else ""
+    if manifest["recall"] is not None:
+        leaves += f", {manifest['leaves_to_search']} searched for recall {manifest['recall']}"
     replaced = before and not values.remove
     fewer = before["num_images"] - manifest["num_images"] if replaced else 0
     images = counted(manifest["num_images"], "image")
@@ -200,6 +210,9 @@ if __name__ == "__main__":
         "num_leaves", None, "parts that ScaNN divides the codes into, for millions; 0: none", 0
     )
     flags.DEFINE_integer("leaves_to_search", None, "leaves per query; default: a twentieth", 1)
+    flags.DEFINE_float(
+        "recall", None, "instead of --leaves_to_search: of a search of all leaves, such as 0.95"
+    )
     flags.DEFINE_enum(
         "kind", "", ["", *store.KINDS], "how it is searched; empty: scann for books of 16 words"
     )

@@ -198,7 +198,7 @@ def _hashes(ids):
 def _cut(codes, ids, kept, start):
     rows = slice(start, start + CHUNK)
     own = None if kept is None else kept[rows]
-    return Shard(codes[rows], ids.slice(start, CHUNK).combine_chunks(), own)
+    return Shard(codes[rows], ids.slice(start, CHUNK), own)
 
 
 def _of_rows(part, mask):

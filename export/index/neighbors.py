@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from export.arrays import unpack_id
-from export.index import rescoring, subset
+from export.index import ranking, rescoring, subset
+from export.index.ids import Ids
 from export.index.subset import Subset, Within
 from hqc_tf import retrieval
 from hqc_tf.errors import UserError
 
-MIN_CANDIDATES = 100
+MIN_CANDIDATES = 64
 # Images put in order of kept embeddings by a command that does not say.
 RESCORED = 100
 # Codes whose near codes are looked for together, and how many of each at first.
@@ -45,7 +45,7 @@ class Index:
     distinct_codes: np.ndarray  # [U, M] uint8, every code that occurs, in lexical order
     grouped_rows: np.ndarray  # [N] unsigned, rows of the first code in rising order, then the next
     group_starts: np.ndarray  # [U+1] unsigned, where each code's rows begin in `grouped_rows`
-    ids: pa.ChunkedArray  # [N] packed ids of the images
+    ids: Ids  # [N] packed ids of the images
     proposer: Any  # `scann.Scann` or `scan.Scan`; names candidates by `propose`
     kept: np.ndarray | None = None  # [N, W] uint8, embeddings by `kept.pack`, if any
 
@@ -102,7 +102,7 @@ class Index:
 
     def ids_of(self, rows: np.ndarray) -> list[list[str]]:
         """The ids of [Q, k] rows."""
-        return [[*map(unpack_id, self.ids.take(query).to_pylist())] for query in rows]
+        return [[*map(unpack_id, self.ids.values(query))] for query in rows]
 
     def rows(
         self,
@@ -121,8 +121,8 @@ class Index:
             embeddings: [Q, M*D] float, as the encoder gives them.
             k: 1 to N.
             rerank: how many of ScaNN's candidates are ranked by exact tables, at least k; a query
-                that they do not settle exactly is searched again with more. None: twice k, at least
-                `MIN_CANDIDATES`.
+                that they do not settle exactly is searched again with more. None: 2.5 times k, and
+                at least `MIN_CANDIDATES`.
             leaves_to_search: of an index with leaves, 1 to their number; None: as it was built.
             within: the images that are searched: those whose ids begin with a str, or are in a
                 collection of str, or whose rows are true in bool [N]; a `Subset` of `subset` where
@@ -148,7 +148,7 @@ class Index:
         if rerank is not None and rerank < count:
             least = "k" if count == k else "rescore"
             raise UserError(f"rerank is {rerank}, but must be at least {least}, {count}: raise it.")
-        num_candidates = rerank or max(MIN_CANDIDATES, 2 * count)
+        num_candidates = rerank or max(MIN_CANDIDATES, 5 * count // 2)
         if within is None:
             found = self._nearest(embeddings, count, num_candidates, leaves)
         else:
@@ -181,7 +181,7 @@ class Index:
 
     def _near_codes(self, places, radius, count):
         count = min(count, len(self.distinct_codes))
-        step = max(1, retrieval.CHUNK_ELEMENTS // (count * len(self.codebooks)))
+        step = self._queries_at_once(count)
         for chunk in np.split(places, range(step, len(places), step)):
             codes, distances, bounds = self._candidates(self.decode(chunk), count, None)
             settled = (bounds * (1 - 1e-5) > radius) | (count == len(self.distinct_codes))
@@ -212,14 +212,15 @@ class Index:
 
     def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
         num_candidates = min(num_candidates, len(self.distinct_codes))
-        step = max(1, retrieval.CHUNK_ELEMENTS // (num_candidates * len(self.codebooks)))
+        step = self._queries_at_once(num_candidates)
         chunks = np.split(embeddings, range(step, len(embeddings), step))
         parts = [self._nearest_in_chunk(chunk, k, num_candidates, leaves) for chunk in chunks]
         return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves) -> Found:
         codes, distances, bounds = self._candidates(embeddings, num_candidates, leaves)
-        found = self._expand(codes, distances, k)
+        groups = self.grouped_rows, self.group_starts
+        found = Found(*ranking.expand(codes, distances, *groups, k))
         if leaves:
             unsettled, leaves = np.isinf(found.distances[:, -1]), None
         elif num_candidates == len(self.distinct_codes):
@@ -235,6 +236,10 @@ class Index:
                 mine[unsettled] = more
         return found
 
+    def _queries_at_once(self, num_candidates):
+        most = max(num_candidates * len(self.codebooks), self.codebooks.size)
+        return max(1, retrieval.CHUNK_ELEMENTS // most)
+
     def _candidates(self, embeddings, count, leaves):
         """[Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below.
 
@@ -247,49 +252,9 @@ class Index:
         return codes, np.where(missing, np.inf, distances), lower_bounds[:, -1]
 
     def _word_distances(self, embeddings, codes):
-        """[M, Q, R] float32, what each book adds to the distances of [Q, R] codes.
-
-        Summed over their first axis, and it is the outermost in memory, books are added in their
-        order, as `retrieval` does: other roundings would break ties.
-        """
-        tables = retrieval.distance_tables(embeddings, self.codebooks, "squared").numpy()
-        num_queries, num_books, num_words = tables.shape
-        starts = np.arange(num_queries * num_books).reshape(num_queries, 1, num_books) * num_words
-        places = starts + self.distinct_codes[codes]
-        return tables.ravel()[np.ascontiguousarray(np.moveaxis(places, 2, 0))]
-
-    def _expand(self, codes: np.ndarray, distances: np.ndarray, k: int) -> Found:
-        """Puts the rows of [Q, R] codes in order of (distance, row) and keeps k of each query.
-
-        Distances are infinite at the end where they have fewer rows.
-        """
-        # One candidate more, that fills the places which no other does.
-        codes, distances = (
-            np.pad(values, [(0, 0), (0, 1)], constant_values=last)
-            for values, last in ((codes, 0), (distances, np.inf))
-        )
-        order = np.argsort(distances, axis=1, kind="stable")
-        codes, distances = (np.take_along_axis(x, order, axis=1) for x in (codes, distances))
-        starts = self.group_starts[codes].astype(np.int64)
-        sizes = self.group_starts[codes + 1].astype(np.int64) - starts
-        sizes[np.isinf(distances)] = 0
-        sizes[:, -1] = k
-        # A code may fill the places that strictly nearer ones leave; equally near codes all may,
-        # for any of them can hold the lowest rows.
-        nearer = np.cumsum(sizes, axis=1) - sizes
-        nearer[:, 1:][distances[:, 1:] == distances[:, :-1]] = 0
-        taken = np.clip(k - np.maximum.accumulate(nearer, axis=1), 0, sizes)
-        ends = np.cumsum(taken)
-        offsets = np.arange(ends[-1]) - np.repeat(ends - taken.ravel(), taken.ravel())
-        places = np.repeat(starts, taken.ravel()) + offsets
-        rows = self.grouped_rows[np.minimum(places, self.num_images - 1)].astype(np.int64)
-        distances = np.repeat(distances, taken.ravel())
-        per_query = taken.sum(axis=1)
-        queries = np.repeat(np.arange(len(codes)), per_query)
-        firsts = np.cumsum(per_query) - per_query
-        kept = np.lexsort((rows, distances, queries))[firsts[:, None] + np.arange(k)]
-        codes = np.repeat(codes.ravel().astype(np.int64), taken.ravel())
-        return Found(rows[kept], distances[kept], codes[kept])
+        """What each book adds to the distances of [Q, R] codes: [M, Q, R] float32."""
+        tables = ranking.distance_tables(embeddings, self.codebooks)
+        return ranking.word_distances(tables, self.distinct_codes[codes])
 
     def _checked_leaves(self, leaves) -> int | None:
         """How many leaves to search, None for all."""
@@ -310,7 +275,9 @@ class Index:
             )
         with np.errstate(over="ignore"):
             embeddings = np.ascontiguousarray(embeddings, np.float32)
-            finite = np.isfinite(np.square(embeddings).sum(axis=-1)).all()
+            finite = np.isfinite(np.vdot(embeddings, embeddings))
+            # The sum over all queries may be infinite where that of each is not.
+            finite = finite or np.isfinite(np.square(embeddings).sum(axis=-1)).all()
         num_books, _, word_dim = self.codebooks.shape
         if embeddings.shape != (max(1, len(embeddings)), num_books * word_dim):
             raise UserError(

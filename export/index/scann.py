@@ -17,10 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from export.arrays import write_array
-from export.index.neighbors import MIN_CANDIDATES
 from hqc_tf.errors import UserError
 
 NUM_WORDS = 16  # ScaNN's fast tables have four bits
+# Of a program that loads the folder by ScaNN alone and does not say.
+_NUM_NEIGHBORS = 100
 # Codes that the centers are trained on, for each leaf and at least.
 SAMPLE_PER_LEAF, MIN_SAMPLE = 64, 100_000
 # Distances of codes to centers in memory at a time.
@@ -50,11 +51,12 @@ class Scann(NamedTuple):
             bounds: [Q, R] float32, never above the codes' squared distances, in rising order; NaN
                 where the leaves have fewer codes.
         """
+        leaves = leaves or self.num_leaves or None
+        if len(embeddings) == 1:
+            return self.searcher.search_batched(embeddings, count, leaves_to_search=leaves)
+        batch_size = -(-len(embeddings) // len(os.sched_getaffinity(0)))
         return self.searcher.search_batched_parallel(
-            embeddings,
-            final_num_neighbors=count,
-            leaves_to_search=leaves or self.num_leaves or None,
-            batch_size=-(-len(embeddings) // len(os.sched_getaffinity(0))),
+            embeddings, count, leaves_to_search=leaves, batch_size=batch_size
         )
 
 
@@ -81,11 +83,18 @@ def write(
         (folder / _LEAVES["PARTITIONER"]).write_bytes(tree)
         leaves = leaf_chunks(centers_of(tree), codebooks, codes)
         write_array(folder / _LEAVES["TOKENIZATION_NPY"], [len(codes)], np.int32, leaves)
-    config = _config(codebooks, num_leaves, leaves_to_search)
     (folder / _FLAT["AH_CENTERS"]).write_bytes(_centers(codebooks).SerializeToString())
-    (folder / "scann_config.pb").write_bytes(config.SerializeToString())
+    write_config(folder, codebooks, num_leaves, leaves_to_search)
     assets = _assets(final_path, num_leaves)
     (folder / "scann_assets.pbtxt").write_text(assets, encoding="utf-8")
+
+
+def write_config(
+    folder: pathlib.Path, codebooks: np.ndarray, num_leaves: int, leaves_to_search: int
+) -> None:
+    """Writes ScaNN's configuration, which says how many leaves a query searches."""
+    config = _config(codebooks, num_leaves, leaves_to_search)
+    (folder / "scann_config.pb").write_bytes(config.SerializeToString())
 
 
 def load(
@@ -171,7 +180,7 @@ def _config(codebooks, num_leaves, leaves_to_search):
     # Rounding down is what makes ScaNN's distances lower bounds.
     return text_format.Parse(
         f"""
-        num_neighbors: {MIN_CANDIDATES}
+        num_neighbors: {_NUM_NEIGHBORS}
         distance_measure {{ distance_measure: "SquaredL2Distance" }}
         {partitioning}
         hash {{ asymmetric_hash {{

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from export.arrays import map_array, read_ids, write_array, write_ids
+from export.arrays import map_array, read_ids, write_array
 from export.folders import MANIFEST, read_manifest, write_manifest
-from export.index import scan, scann
+from export.index import ids, scan, scann
 from export.index.collection import Collection
 from export.index.distinct import find_distinct
+from export.index.leaves import choose_leaves
 from export.index.neighbors import Index
 from export.kept import row_bytes
 from hqc_tf.errors import UserError
 
 FORMAT = "hqc-index"
-# 3: ids in an Arrow file, and the kind of index by name.
-FORMAT_VERSION = 3
+# 4: ids in compressed blocks. Version 3, which has them as they are, is read too.
+FORMAT_VERSION, READ_VERSIONS = 4, (3, 4)
 ARRAYS = ("codebooks", "hashed_dataset", "grouped_rows", "group_starts")
 # Name -> module with `write`, `load` and, of what it loads, `propose`.
 KINDS = {"scann": scann, "scan": scan}
@@ -39,6 +40,7 @@ def write_files(
     kind: str,
     num_leaves: int,
     leaves_to_search: int,
+    recall: float | None = None,
 ) -> None:
     """Writes all files of an index.
 
@@ -51,12 +53,13 @@ def write_files(
         kind: key of `KINDS`.
         num_leaves: 0 for none; UserError where there are more than distinct codes.
         leaves_to_search: by a query that does not say.
+        recall: what these leaves shall reach, which chooses their number instead.
     """
     num_books, num_words, word_dim = codebooks.shape
     write_array(folder / "codebooks.npy", codebooks.shape, codebooks.dtype, [codebooks])
     codes = _write_codes(folder, codebooks, collection)
     with (folder / "ids.arrow").open("wb") as file:
-        write_ids(file, (shard.ids for shard in collection))
+        ids.write(file, (shard.ids for shard in collection))
     if collection.keep != "none":
         width = row_bytes(collection.keep, num_books * word_dim)
         parts = (shard.kept for shard in collection)
@@ -75,10 +78,15 @@ def write_files(
         "keep": collection.keep,
         "num_leaves": num_leaves,
         "leaves_to_search": leaves_to_search,
+        "recall": recall,
         "encoder": encoder,
         "inputs": collection.inputs,
-        "sha256": _digests(folder, sorted(file.name for file in folder.iterdir())),
     }
+    if recall is not None:
+        chosen = choose_leaves(_opened(final_path, folder, contents), recall)
+        contents["leaves_to_search"] = chosen
+        scann.write_config(folder, codebooks, num_leaves, chosen)
+    contents["sha256"] = _digests(folder, sorted(file.name for file in folder.iterdir()))
     write_manifest(folder, FORMAT, contents | {"own_sha256": _own_digest(contents)})
 
 
@@ -93,12 +101,7 @@ def read_files(path: pathlib.Path, folder: pathlib.Path) -> Index:
         if found[name] != expected:
             state = "damaged" if found[name] else "missing or unreadable"
             raise UserError(f"{path / name} is {state}: {_FIX}")
-    codebooks, codes, rows, starts = (map_array(folder / f"{name}.npy") for name in ARRAYS)
-    codebooks = np.array(codebooks)
-    ids = read_ids(folder / "ids.arrow", _FIX)
-    proposer = KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes)
-    kept = map_array(folder / _KEPT) if _KEPT in manifest["sha256"] else None
-    return Index(path, manifest, codebooks, codes, rows, starts, ids, proposer, kept)
+    return _opened(path, folder, manifest)
 
 
 def found_manifest(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def found_manifest(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
 def _checked_manifest(path, folder):
     manifest = found_manifest(path, folder)
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise UserError(
             f"index {path} has format version {version}, but this program reads "
             f"{FORMAT_VERSION}: rebuild it with python -m export.index."
@@ -123,6 +126,24 @@ def _checked_manifest(path, folder):
     if manifest.get("own_sha256") != _own_digest(contents):
         raise UserError(f"{path / MANIFEST} is damaged: {_FIX}")
     return manifest
+
+
+def _opened(path, folder, manifest):
+    """The index in `folder`, whose files were checked or just written."""
+    # Plain views: a part of a `np.memmap` is one too, at a cost that a single query sees.
+    arrays = (np.asarray(map_array(folder / f"{name}.npy")) for name in ARRAYS)
+    codebooks, codes, rows, starts = arrays
+    codebooks = np.array(codebooks)
+    names = _read_ids(folder / "ids.arrow", manifest)
+    proposer = KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes)
+    kept = map_array(folder / _KEPT) if manifest.get("keep", "none") != "none" else None
+    return Index(path, manifest, codebooks, codes, rows, starts, names, proposer, kept)
+
+
+def _read_ids(file, manifest):
+    if manifest["format_version"] < FORMAT_VERSION:
+        return ids.of_array(read_ids(file, _FIX))
+    return ids.read(file, manifest["num_images"], _FIX)
 
 
 def _write_codes(folder, codebooks, collection):

@@ -9,10 +9,10 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from export.arrays import pack_ids
+from export.index.ids import Ids
 from export.index.scan import Scan
 from hqc_tf.errors import UserError
 
@@ -38,7 +38,7 @@ class Subset(NamedTuple):
 Within = str | Collection[str] | np.ndarray | Subset
 
 
-def make_mask(ids: pa.ChunkedArray, within: str | Collection[str] | np.ndarray) -> np.ndarray:
+def make_mask(ids: Ids, within: str | Collection[str] | np.ndarray) -> np.ndarray:
     """Which images a filter lets through, bool [N].
 
     Args:
@@ -56,8 +56,10 @@ def make_mask(ids: pa.ChunkedArray, within: str | Collection[str] | np.ndarray) 
             )
         return within
     if isinstance(within, str):
-        return np.asarray(pc.starts_with(ids, within.encode("utf-8", "surrogatepass")))
-    return np.asarray(pc.is_in(ids, value_set=pack_ids(within)))
+        beginning = within.encode("utf-8", "surrogatepass")
+        return np.concatenate([pc.starts_with(part, beginning) for part in ids.parts()])
+    wanted = pack_ids(within)
+    return np.concatenate([pc.is_in(part, value_set=wanted) for part in ids.parts()])
 
 
 def choose(index: Any, mask: np.ndarray) -> Subset:

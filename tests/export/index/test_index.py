@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from export import folders
+from export import arrays, folders
 from export.arrays import pack_ids, unpack_id
 from export.codes import Shard, start, write_shard
 from export.encoder import encode_images
@@ -281,8 +281,25 @@ def test_load_refuses_another_format(tmp_path):
     write_index(path, codebooks, codes, names(300), ENCODER)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 9}))
-    with pytest.raises(ValueError, match="format version 9, but this program reads 3"):
+    with pytest.raises(ValueError, match="format version 9, but this program reads 4"):
         load_index(path)
+
+
+def test_an_index_of_the_format_before_is_read(tmp_path):
+    """Version 3 had the ids as they are."""
+    codebooks, codes, queries = random_set(4, 300)
+    path = tmp_path / "index"
+    found = write_and_load(path, codebooks, codes).search(queries, 10)
+    with (path / "ids.arrow").open("wb") as file:
+        arrays.write_ids(file, [pack_ids(names(300))])
+    contents = json.loads((path / "manifest.json").read_text()) | {"format_version": 3}
+    contents["sha256"] = store._digests(path, contents["sha256"])
+    contents = {name: contents[name] for name in contents if name not in ("format", "own_sha256")}
+    digest = store._own_digest(contents)
+    folders.write_manifest(path, store.FORMAT, contents | {"own_sha256": digest})
+    before = load_index(path).search(queries, 10)
+    assert before[0] == found[0]
+    np.testing.assert_array_equal(before[1], found[1])
 
 
 def test_a_flipped_bit_anywhere_is_refused_by_name(tmp_path):

@@ -84,9 +84,34 @@ def test_stock_scann_loads_the_leaves(clustered):
     assert found.shape == (50, 10)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_recall_chooses_the_leaves(tmp_path, keeps):
+    codebooks, codes, queries = clustered_set()
+    vectors = codebooks[np.arange(8), codes].reshape(len(codes), -1)
+    own = {"embeddings": vectors} if keeps else {}
+    chosen = []
+    for recall in (0.6, 0.95, 1.0):
+        path = tmp_path / str(recall)
+        ids = names(len(codes))
+        write_index(path, codebooks, codes, ids, ENCODER, num_leaves=50, recall=recall, **own)
+        index = load_index(path)
+        assert index.manifest["recall"] == recall
+        chosen.append(index.manifest["leaves_to_search"])
+        exact = index.rows(queries, 10, leaves_to_search=50).distances[:, -1:]
+        reached = np.mean(index.rows(queries, 10).distances <= exact * (1 + 1e-5))
+        assert reached >= recall - 0.05
+    assert chosen == sorted(chosen) and chosen[0] < chosen[2] <= 50
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"recall": 0.9}, "--recall=0.9: an index without leaves finds all; add --num_leaves"),
+        ({"num_leaves": 4, "recall": 1.5}, "--recall=1.5: must be above 0 and at most 1"),
+        (
+            {"num_leaves": 4, "recall": 0.5, "leaves_to_search": 2},
+            "--recall=0.5: chooses --leaves_to_search, 2; give one of them",
+        ),
         ({"num_leaves": 10**6}, "--num_leaves=1000000: there are only .* distinct codes; lower it"),
         ({"leaves_to_search": 3}, r"--leaves_to_search=3: must be 1 to --num_leaves, 0"),
         ({"num_leaves": 4, "leaves_to_search": 5}, "--leaves_to_search=5: must be 1 to"),
