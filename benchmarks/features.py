@@ -1,7 +1,7 @@
 """Codes of a network's features: this project's beside those that people use, at the same bytes.
 
-    python -m benchmarks.features --features=train.npy --labels=train_labels.npy \
-        --queries=test.npy --query_labels=test_labels.npy --bits=16,32,64 --seeds=1,2,3 \
+    python -m benchmarks.features --features=train.npy --feature_labels=train_labels.npy \
+        --query_features=test.npy --query_labels=test_labels.npy --bits=16,32,64 --seeds=1,2,3 \
         --runs=runs/features --output=runs/features.jsonl
 
 All methods are fitted to the searched features, without labels, and rank them for the same queries.
@@ -139,8 +139,9 @@ def score(order, near, labels, query_labels):
 
 def main(_):
     values = flags.FLAGS
-    raw = [np.load(values[name].value) for name in ("features", "queries")]
-    labels, query_labels = (np.load(values[name].value) for name in ("labels", "query_labels"))
+    raw = [np.load(values[name].value) for name in ("features", "query_features")]
+    named = "feature_labels", "query_labels"
+    labels, query_labels = (np.load(values[name].value) for name in named)
     database, queries = map(_unit, raw)
     near = by_floats(database, queries, 0)
     output = pathlib.Path(values.output)
@@ -178,8 +179,8 @@ def main(_):
 if __name__ == "__main__":
     config.define_flags()
     flags.DEFINE_string("features", None, ".npy file of float [N, E]", required=True)
-    flags.DEFINE_string("labels", None, ".npy file of int [N]", required=True)
-    flags.DEFINE_string("queries", None, ".npy file of float [Q, E]", required=True)
+    flags.DEFINE_string("feature_labels", None, ".npy file of int [N]", required=True)
+    flags.DEFINE_string("query_features", None, ".npy file of float [Q, E]", required=True)
     flags.DEFINE_string("query_labels", None, ".npy file of int [Q]", required=True)
     flags.DEFINE_list("bits", ["16", "32", "64", "128"], "code lengths")
     flags.DEFINE_list("seeds", ["1", "2", "3"], "of this project's trainings")

@@ -33,7 +33,7 @@ from absl import flags
 from benchmarks import machine, made_codes
 from export.codes import read_shards
 from export.index import collection, load_index, scann, write_collection
-from export.index.neighbors import MIN_CANDIDATES
+from export.index.neighbors import usual_candidates
 from hqc_tf import commands, retrieval
 from hqc_tf.errors import UserError
 
@@ -54,11 +54,6 @@ def build(folder, num_leaves, recall=None):
     path, leaves = folder / "index", {"num_leaves": num_leaves, "recall": recall}
     write_collection(path, read.codebooks, images, read.encoder, **leaves)
     return time.perf_counter() - start, machine.memory_mib() - before
-
-
-def num_ranked(k):
-    """How many candidates are ranked by exact tables, in the index and in its rivals."""
-    return max(MIN_CANDIDATES, 5 * k // 2)
 
 
 def open_index(path, leaves_to_search, k):
@@ -108,7 +103,7 @@ def open_graph(path, library, k):
     rows = np.arange(len(vectors))
 
     def usearch():
-        options = {**GRAPH, "expansion_search": num_ranked(k)}
+        options = {**GRAPH, "expansion_search": usual_candidates(k)}
         graph = made.Index(ndim=vectors.shape[1], metric="l2sq", dtype="f32", **options)
         graph.add(rows, vectors)
         return lambda queries: graph.search(queries, k).keys.astype(np.int64).reshape(-1, k)
@@ -119,7 +114,7 @@ def open_graph(path, library, k):
             max_elements=len(rows), ef_construction=GRAPH["expansion_add"], M=GRAPH["connectivity"]
         )
         graph.add_items(vectors, rows)
-        graph.set_ef(num_ranked(k))
+        graph.set_ef(usual_candidates(k))
         return lambda queries: graph.knn_query(queries, k)[0].astype(np.int64)
 
     return {"usearch": usearch, "hnswlib": hnswlib}[library]
@@ -280,7 +275,7 @@ def contenders(path, leaves, rivals, k):
     for count in leaves:
         suffix = f", {count} leaves searched" if count else ""
         found["index" + suffix] = open_index, path, count or None, k
-        for rerank in (0, num_ranked(k)) if "faiss" in rivals else ():
+        for rerank in (0, usual_candidates(k)) if "faiss" in rivals else ():
             name = f"FAISS{suffix}" + (", re-ranked" if rerank else "")
             found[name] = open_faiss, path, count, rerank, k
     for library in rivals:

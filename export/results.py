@@ -83,7 +83,7 @@ def id_prefix(inputs: Sequence[Mapping[str, Any]], folder: str | os.PathLike) ->
     """
     own = {each.get("folder"): each.get("id_prefix", "") for each in inputs}
     shared = set(own.values())
-    return own.get(os.path.abspath(folder), shared.pop() if len(shared) == 1 else "")  # noqa: PTH100
+    return own.get(str(files.absolute(folder)), shared.pop() if len(shared) == 1 else "")
 
 
 def _as_json(found, _):

@@ -77,7 +77,7 @@ def train_and_evaluate(
     files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
     decoding.raise_max_pixels(settings.max_pixels)
-    settings = _from_anywhere(_with_worthwhile_precision(settings))
+    settings = inputs.from_anywhere(_with_worthwhile_precision(settings))
     settings = _with_network(_with_features(settings))
     check_settings(workdir, settings)
     _check_moved(settings, workdir)
@@ -89,16 +89,6 @@ def train_and_evaluate(
     distribute.check_batch(strategy, settings.batch_size)
     with claim(workdir) if distribute.is_chief(strategy) else contextlib.nullcontext():
         return _train(settings, workdir, strategy, callbacks)
-
-
-def _from_anywhere(settings):
-    """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
-    paths = {name: getattr(settings, name) for name in ("data_dir", "init_from", "labels")}
-    found = {name: str(files.absolute(path)) for name, path in paths.items() if path}
-    if settings.queries:
-        found["queries"] = catalog.absolute(settings.queries)
-    found["dataset"] = catalog.absolute(settings.dataset)
-    return dataclasses.replace(settings, **found, backbone=backbones.absolute(settings.backbone))
 
 
 def _check_moved(settings, workdir):

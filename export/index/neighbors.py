@@ -35,6 +35,11 @@ class Found(NamedTuple):
     codes: np.ndarray  # [Q, k] int64, places of the rows' codes in `Index.distinct_codes`
 
 
+def usual_candidates(count: int) -> int:
+    """How many candidates are ranked by exact tables for the `count` nearest."""
+    return max(MIN_CANDIDATES, 5 * count // 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Index:
     """An index in memory, as `load_index` gives it; the large arrays are memory-mapped."""
@@ -148,7 +153,7 @@ class Index:
         if rerank is not None and rerank < count:
             least = "k" if count == k else "rescore"
             raise UserError(f"rerank is {rerank}, but must be at least {least}, {count}: raise it.")
-        num_candidates = rerank or max(MIN_CANDIDATES, 5 * count // 2)
+        num_candidates = rerank or usual_candidates(count)
         if within is None:
             found = self._nearest(embeddings, count, num_candidates, leaves)
         else:

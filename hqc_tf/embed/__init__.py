@@ -7,13 +7,14 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tqdm
 
 from hqc_tf import backbones, config, files
-from hqc_tf.data import catalog, decoding, features
+from hqc_tf.data import features
 from hqc_tf.data.batches import BLOCK, numbered_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.screening import naming_a_bad_file
@@ -25,6 +26,16 @@ from hqc_tf.training import inputs
 BATCH = 64
 # What a shard has at most, which is in memory until it is written.
 SHARD_BYTES = 64 * 2**20
+
+
+class Job(NamedTuple):
+    """What the shards of a folder are made of."""
+
+    apply: Callable[[tf.Tensor], tf.Tensor]  # vectors of views [`BATCH`, ...], by the network
+    plan: Plan
+    settings: config.Config
+    manifest: shards.Manifest
+    folder: pathlib.Path
 
 
 def embed_dataset(
@@ -51,9 +62,7 @@ def embed_dataset(
     files.check_folder_name(output, "--output=")
     if views == 1:
         raise UserError("--views=1: training compares two random views; give 0, or 2 and more")
-    own = catalog.absolute(settings.dataset), backbones.absolute(settings.backbone)
-    settings = dataclasses.replace(settings, dataset=own[0], backbone=own[1])
-    decoding.raise_max_pixels(settings.max_pixels)
+    settings = inputs.from_anywhere(settings)
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"--output={output}: another process is writing it; wait until it has ended"
@@ -69,7 +78,8 @@ def embed_dataset(
             n for n in range(manifest.shards) if not shards.is_done(folder, n, manifest.shards)
         ]
         if missing:
-            (run or embed_here)(network, plan, settings, manifest, folder, missing)
+            job = Job(traced(network), plan, settings, manifest, folder)
+            (run or embed_here)(job, missing)
     return manifest
 
 
@@ -89,36 +99,32 @@ def bounds(manifest: shards.Manifest) -> list[tuple[int, int]]:
     return [(start, min(start + size, manifest.images)) for start in starts]
 
 
-def embed_here(
-    network: tf.keras.Model,
-    plan: Plan,
-    settings: config.Config,
-    manifest: shards.Manifest,
-    folder: pathlib.Path,
-    numbers: Sequence[int],
-) -> None:
-    """Writes the shards `numbers` of `folder` in this process, with a bar of progress."""
-    limits = bounds(manifest)
+def traced(network: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A network as a function of views."""
+    return tf.function(lambda views: network(views, training=False))
+
+
+def embed_here(job: Job, numbers: Sequence[int]) -> None:
+    """Writes the shards `numbers` of a job in this process, with a bar of progress."""
+    limits = bounds(job.manifest)
     total = sum(limits[number][1] - limits[number][0] for number in numbers)
-    apply = tf.function(lambda views: network(views, training=False))
     with tqdm.tqdm(total=total, unit=" images", disable=None) as progress:
         for number in numbers:
-            shard = embed_shard(apply, plan, settings, manifest, number)
-            shards.write_shard(folder, number, manifest.shards, shard)
-            progress.update(len(shard.ids))
+            progress.update(write_shard(job, number))
 
 
-def embed_shard(
-    apply: Callable[[tf.Tensor], tf.Tensor],
-    plan: Plan,
-    settings: config.Config,
-    manifest: shards.Manifest,
-    number: int,
-) -> shards.Shard:
-    """The vectors of the images of a shard, as `apply` gives them of views [`BATCH`, ...].
+def write_shard(job: Job, number: int) -> int:
+    """Embeds the images of a shard and writes it; returns how many they are.
 
-    UserError where an image has no usable one.
+    UserError where an image has no usable vector.
     """
+    shard = _embed_shard(job, number)
+    shards.write_shard(job.folder, number, job.manifest.shards, shard)
+    return len(shard.ids)
+
+
+def _embed_shard(job, number):
+    apply, plan, settings, manifest, _ = job
     first, last = bounds(manifest)[number]
     shape = (last - first) * (1 + manifest.views), manifest.width
     vectors, done = np.empty(shape, manifest.dtype), 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hqc_tf import config
-from hqc_tf.data import catalog, roles, screening
+from hqc_tf.data import catalog, decoding, roles, screening
 from hqc_tf.data.features.shards import ROLES
 from hqc_tf.data.images import Images, joined
 from hqc_tf.errors import UserError
@@ -34,6 +34,7 @@ def make_plan(settings: config.Config, folder: pathlib.Path) -> Plan:
     """
     if catalog.parse(settings.dataset).kind == "features":
         raise UserError(f"--dataset={settings.dataset}: are features already; name images")
+    decoding.raise_max_pixels(settings.max_pixels)
     if settings.queries:
         fix = "embed them into another folder, and give training --queries=features:THAT"
         raise UserError(f"--queries={settings.queries}: are another data set; {fix}")

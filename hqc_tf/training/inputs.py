@@ -1,11 +1,12 @@
 """What a run begins with: the files, which must be the same when it resumes, and the backbone."""
 
+import dataclasses
 import stat
 
 import numpy as np
 import tensorflow as tf
 
-from hqc_tf import config
+from hqc_tf import backbones, config, files
 from hqc_tf.backbones import saved
 from hqc_tf.data import batches, catalog, features, pictures, screening
 from hqc_tf.data.images import Images
@@ -15,6 +16,16 @@ from hqc_tf.workdir import InputFile
 _SHOWN = 3
 # Images that show whether a network suits the data.
 _FEW = 8
+
+
+def from_anywhere(settings: config.Config) -> config.Config:
+    """The settings with paths that do not depend on the current folder, as flags.txt keeps them."""
+    paths = {name: getattr(settings, name) for name in ("data_dir", "init_from", "labels")}
+    found = {name: str(files.absolute(path)) for name, path in paths.items() if path}
+    if settings.queries:
+        found["queries"] = catalog.absolute(settings.queries)
+    found["dataset"] = catalog.absolute(settings.dataset)
+    return dataclasses.replace(settings, **found, backbone=backbones.absolute(settings.backbone))
 
 
 def list_files(dataset: str) -> list[InputFile]:
