@@ -65,7 +65,7 @@ def test_a_record_that_claims_a_terabyte_is_listed(encoder, tmp_path):
     shutil.copy(FIELD / "length_2_40.tfrecord", tmp_path)
     asked = f"--saved_model={encoder.path}", f"--input=tfrecord:{tmp_path}/*.tfrecord"
     done = commands.run("export.encode", *asked, f"--output={tmp_path}/codes")
-    assert done.status == 0 and "0 images in 1 shards, 1 r" in done.stdout, done.stderr
+    assert done.status == 0 and "0 images in 1 shard, 1 rejected" in done.stdout, done.stderr
     (reject,) = read_rejects(tmp_path / "codes")
     assert "length_2_40.tfrecord" in str(reject)
 

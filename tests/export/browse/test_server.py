@@ -90,7 +90,8 @@ def test_requests_that_are_none(server, sent, status):
 def test_flags_that_do_not_fit_are_refused(browsed, collection, flag, message):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flag = flag.format(port=taken.getsockname()[1])
-        asked = [f"--index={browsed.path}", f"--images=folder:{collection}", "--port=0", flag]
+        images = [] if flag.startswith("--images") else [f"--images=folder:{collection}"]
+        asked = [f"--index={browsed.path}", *images, "--port=0", flag]
         done = commands.run("export.browse", *asked)
     assert done.status == 2
     assert message in done.stderr

@@ -134,7 +134,8 @@ def test_a_runner_that_beam_does_not_know_is_named(encoder, photos, tmp_path):
 
 def test_without_beam_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, "export.encode.beam", raising=False)
+    for name in ("export.encode.beam", "hqc_tf.runners"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     values = types.SimpleNamespace(runner="direct", on_bad_image="skip", batch_size=1)
     with pytest.raises(UserError, match="Apache Beam is missing .* 'hqc-tf.beam.', or"):
         command._runner(values, [])

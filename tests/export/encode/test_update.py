@@ -82,7 +82,7 @@ def test_stopped_before_its_end_it_leaves_the_old_codes_and_resumes(grown, monke
 
 def test_other_codes_are_not_updated(grown, tmp_path):
     folder, _, arguments = grown
-    shutil.move(folder, tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "other")
     saved_model, _, output = arguments
     done = commands.run(
         "export.encode", saved_model, f"--input=folder:{tmp_path}/other", output, "--update"

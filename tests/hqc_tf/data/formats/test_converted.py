@@ -159,11 +159,11 @@ def test_large_images_are_converted_one_at_a_time(photo, monkeypatch):
     monkeypatch.setattr(converted, "LARGE_PIXELS", 100)
     inside, most, made = [], [], converted._to_bmp
 
-    def count(image):
+    def count(image, pixels):
         inside.append(image)
         most.append(len(inside))
         try:
-            return made(image)
+            return made(image, pixels)
         finally:
             inside.remove(image)
 
