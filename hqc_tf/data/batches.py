@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from hqc_tf.config import Config
 from hqc_tf.data import augment, decoding, features
+from hqc_tf.data.formats.on_demand import FILE
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
@@ -202,7 +203,7 @@ def raw_batches(images: Images, batch_size: int) -> tf.data.Dataset:
 
 
 # Both are shared by all data sets of files, so that decoding is traced once.
-_traced_once = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+_traced_once = tf.function(input_signature=[FILE], autograph=False)
 
 
 @_traced_once

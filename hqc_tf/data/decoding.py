@@ -9,6 +9,7 @@ A format that TensorFlow decodes is a row of `FORMATS`, any other one of `conver
 where `raise_max_pixels` allows them.
 """
 
+import functools
 import io
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from hqc_tf.data.formats import converted, exif
 from hqc_tf.data.formats.bmp import describe, open_bmp
 from hqc_tf.data.formats.gif import decode_gif, open_gif
 from hqc_tf.data.formats.jpeg import MAX_SCANS, decode_jpeg, open_jpeg
+from hqc_tf.data.formats.on_demand import FILE
 from hqc_tf.data.formats.png import decode_png, open_png
 
 # Changes with the pixels of any file: 2 turns photos and shows what is transparent over white.
@@ -307,10 +309,13 @@ def _decode(opened, orientation):
     return tf.ensure_shape(exif.turned(image, orientation), [None, None, 3])
 
 
+def _open_other(contents):
+    return contents, tf.zeros([2], tf.int32), exif.UPRIGHT
+
+
 def _open(contents):
     """`Format.open` of a file; both sides are 0 where its format is unknown."""
-    unknown = contents, tf.zeros([2], tf.int32), exif.UPRIGHT
-    return _by_format(contents, [*(row.open for row in FORMATS), lambda _: unknown])
+    return _by_format(contents, [*(row.open for row in FORMATS), _open_other])
 
 
 def _open_fitting(contents):
@@ -330,4 +335,10 @@ def _by_format(contents, functions):
     """The result of one of `functions`: one for each format, and the last for all other files."""
     begins = [tf.strings.substr(contents, 0, len(row.magic)) == row.magic for row in FORMATS]
     kind = tf.argmax(tf.stack([*begins, True]), output_type=tf.int32)
-    return tf.switch_case(kind, [lambda run=run: run(contents) for run in functions])
+    return tf.switch_case(kind, [functools.partial(_traced(run), contents) for run in functions])
+
+
+@functools.cache
+def _traced(function):
+    """`function` of a file, traced once for all graphs."""
+    return tf.function(function, [FILE], autograph=False)

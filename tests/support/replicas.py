@@ -1,7 +1,8 @@
-"""Trains under strategies in a process of its own: `replicas.py PHOTOS OUTPUT STRATEGY...`.
+"""Trains under strategies in a process of its own: `replicas.py DATASETS OUTPUT STRATEGY...`.
 
-How many CPUs TensorFlow sees, and with which others it works, is fixed once it has started.
-test_distribute.py starts it and compares what it leaves in OUTPUT/STRATEGY/PRECISION.
+DATASETS are one of photos and one of features, with a comma between. How many CPUs TensorFlow sees,
+and with which others it works, is fixed once it has started. test_distribute.py starts it and
+compares what it leaves in OUTPUT/STRATEGY/PRECISION.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ SETTINGS = {
     "sync_batch_norm": True,
     "backbone_rate": 0.5,
 }
-PRECISIONS = ("float64", "float32")
+# Features are trained on in seconds; batch norm is that of the projection.
+OF_FEATURES = {"projection_norm": True, "backbone_rate": 1.0}
 
 
 def gathered(strategy):
@@ -76,7 +78,7 @@ def train_interrupted(settings, output):
     train.train_and_evaluate(settings, f"{output}/interrupted")
 
 
-def main(photos, output, *names):
+def main(datasets, output, *names):
     tf.config.set_visible_devices([], "GPU")
     if "mirrored" in names:
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -84,24 +86,26 @@ def main(photos, output, *names):
         tf.config.set_logical_device_configuration(cpu, two)
     # The strategy of several workers can be made once a process.
     distribute.make_strategy = functools.cache(distribute.make_strategy)
-    for precision in PRECISIONS:
-        # Two processes sum as two replicas of one do: what single precision does is seen there.
-        for name in names if precision == "float64" else set(names) - {"multi_worker"}:
-            settings = config.Config(
-                dataset=f"folder:{photos}", strategy=name, precision=precision, **SETTINGS
-            )
-            train.train_and_evaluate(settings, f"{output}/{name}/{precision}")
+    photos, features = datasets.split(",")
+
+    def settings(name, precision, dataset, **own):
+        given = SETTINGS | {"strategy": name, "precision": precision, "dataset": dataset} | own
+        return config.Config(**given)
+
+    for name in names:
+        own = settings(name, "float64", photos)
+        train.train_and_evaluate(own, f"{output}/{name}/float64")
         # Equal weights are judged alike: once is enough.
         evaluate.evaluate_workdir = lambda *_, **__: []
+        # Two processes sum as two replicas of one do: what single precision does is seen there.
+        if name != "multi_worker":
+            own = settings(name, "float32", features, **OF_FEATURES)
+            train.train_and_evaluate(own, f"{output}/{name}/float32")
     if "mirrored" in names:
-        # Each replica has running statistics of its own. Fewer terms are traced sooner.
+        # Each replica has running statistics of its own.
         own = {"sync_batch_norm": False, "checkpoint_steps": 5, "epochs": 2, "held_out": 5}
-        own |= {"joint_views": True, "book_classification_weight": 0.0, "consistency_weight": 0.0}
-        own |= {"cross_quantized_weight": 0.0, "part_neighbor_weight": 0.0}
-        settings = config.Config(
-            dataset=f"folder:{photos}", strategy="mirrored", **(SETTINGS | own)
-        )
-        train_interrupted(settings, output)
+        own = settings("mirrored", "float32", features, **OF_FEATURES | own)
+        train_interrupted(own, output)
         strategy = distribute.make_strategy("mirrored", "")
         np.savez(f"{output}/mirrored/gathered.npz", **gathered(strategy))
 

@@ -6,6 +6,8 @@ and there the number of entries and 12 bytes each: tag, type, count and value.
 
 import tensorflow as tf
 
+from hqc_tf.data.formats.on_demand import on_demand
+
 UPRIGHT = 1
 # Of the data no more is read: a JPEG's segment holds no more.
 _MOST_BYTES = 2**16
@@ -51,10 +53,12 @@ def holds(text: tf.Tensor, word: str) -> tf.Tensor:
 def turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Pixels [H, W, C] as they are seen with an orientation, int32 scalar, 1 to 8."""
 
-    def turn():
-        exchanged = orientation >= _EXCHANGED_FROM
-        seen = tf.cond(exchanged, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-        mirrored = [tf.reduce_any(orientation == some) for some in (_TOP_BOTTOM, _LEFT_RIGHT)]
-        return tf.reverse(seen, tf.boolean_mask([0, 1], mirrored))
+    return tf.cond(orientation == UPRIGHT, lambda: image, lambda: _turn(image, orientation))
 
-    return tf.cond(orientation == UPRIGHT, lambda: image, turn)
+
+@on_demand(tf.TensorSpec([None, None, None], tf.uint8), tf.TensorSpec([], tf.int32))
+def _turn(image, orientation):
+    exchanged = orientation >= _EXCHANGED_FROM
+    seen = tf.cond(exchanged, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    mirrored = [tf.reduce_any(orientation == some) for some in (_TOP_BOTTOM, _LEFT_RIGHT)]
+    return tf.reverse(seen, tf.boolean_mask([0, 1], mirrored))

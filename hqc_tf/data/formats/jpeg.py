@@ -8,6 +8,7 @@ its components, 1 to 4.
 import tensorflow as tf
 
 from hqc_tf.data.formats import exif
+from hqc_tf.data.formats.on_demand import FILE, on_demand
 
 # Encoders write up to about 20; a small picture within the file has as many again.
 MAX_SCANS = 100
@@ -36,6 +37,7 @@ def decode_jpeg(contents: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE")
 
 
+@on_demand(FILE)
 def _find(head):
     """The orientation in the first segment of EXIF data; upright where there is none."""
     size, padded = tf.strings.length(head), head + bytes(10)
