@@ -101,11 +101,15 @@ def read(path: str | os.PathLike, count: int, fix: str) -> Ids:
     """
     batches = arrays.map_batches(path, _SCHEMA, fix)
     ends = np.cumsum([len(batch) for batch in batches]).tolist()
+    # NumPy's views: a value of Arrow takes longer than the unpacking.
+    views = [(*arrays.text_of(blocks), sizes.to_numpy()) for blocks, sizes in batches]
 
     def unpack(number):
         part = bisect.bisect(ends, number)
-        packed, size = (x[number - ends[part]].as_py() for x in batches[part].columns)
-        return _unpack(packed, size, min(PER_BLOCK, count - number * PER_BLOCK))
+        text, starts, sizes = views[part]
+        place = number - ends[part] + len(sizes)
+        packed = text[starts[place] : starts[place + 1]]
+        return _unpack(packed, int(sizes[place]), min(PER_BLOCK, count - number * PER_BLOCK))
 
     def named(number):
         with naming_damage(path, fix):
@@ -155,8 +159,8 @@ def _unpack(packed, num_bytes, count):
         raw = _CODEC.decompress(packed, num_bytes, asbytes=True)
     except (pa.ArrowException, MemoryError, OverflowError, SystemError) as error:
         raise ValueError(error) from error
-    ends = np.cumsum(np.frombuffer(raw, _LENGTH, count), dtype=np.int64)
-    text = raw[count * _LENGTH.itemsize :]
-    if count and ends[-1] != len(text):
-        raise ValueError(f"a block has {len(text)} bytes of ids, but says {ends[-1]}")
-    return text, np.append(0, ends)
+    starts, text = np.zeros(count + 1, np.int64), raw[count * _LENGTH.itemsize :]
+    np.frombuffer(raw, _LENGTH, count).cumsum(out=starts[1:])
+    if starts[-1] != len(text):
+        raise ValueError(f"a block has {len(text)} bytes of ids, but says {starts[-1]}")
+    return text, starts
