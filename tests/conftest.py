@@ -26,9 +26,11 @@ from tests.support.networks import TWO_CONVOLUTIONS
 
 # The longest start first, so that no process of pytest-xdist is left with one at the end.
 LONG = (
-    "test_distribute", "test_docs", "test_train", "test_stacks", "test_report", "test_pipeline",
-    "test_saved_model", "test_encode", "test_fuzz", "test_state", "test_screening", "test_model",
-    "test_wheel", "test_ablation",
+    "test_docs", "test_distribute", "test_pipeline", "test_client", "test_dask", "test_train",
+    "test_saved", "test_collection", "test_encode", "test_state", "test_decoding", "test_pixels",
+    "test_report", "test_stacks", "test_model", "test_saved_model", "test_pretrained", "test_field",
+    "test_fuzz", "test_evaluate", "test_embed", "test_screening", "test_update", "test_app",
+    "test_start", "test_batches", "test_pictures", "test_wheel", "test_searcher",
 )  # fmt: skip
 
 
