@@ -24,11 +24,10 @@ TERMS = {
     "part_neighbor",
     "codeword_diversity",
 }
-# What a model's shape hangs on, beside --num_books.
+# What a model's shape hangs on, beside --num_books; pretrained weights would be a download.
 NETWORK = (
     "backbone",
     "backbone_width",
-    "backbone_weights",
     "image_size",
     "num_words",
     "word_dim",
@@ -114,6 +113,18 @@ def test_photos_are_trained_on_as_the_authors_do(dataset):
         "learning_rate": 2e-4,
         "final_fraction": 0.01,
         "top_k": 5000,
+    }
+
+
+@pytest.mark.parametrize("dataset", ["flickr25k", "nuswide"])
+def test_a_pretrained_backbone_is_frozen_and_all_else_stays(dataset):
+    settings = settings_of(f"configs/{dataset}_pretrained.flags")
+    assert differences(settings, settings_of(f"configs/{dataset}_32bit.flags")) == {
+        "image_size": 32,
+        "resize_size": 32,
+        "backbone": "keras:VGG16",
+        "backbone_weights": "imagenet",
+        "train_backbone": "none",
     }
 
 
