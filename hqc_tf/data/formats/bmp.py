@@ -8,14 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from hqc_tf.data.formats import exif
-from hqc_tf.data.formats.on_demand import FILE, on_demand
 
 _GRAYS = bytes(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1) * np.uint8([1, 1, 1, 0]))
 # Where blue, green and red of 32 bits are, as a header that gives these says it.
 _MASKS = np.array([0xFF0000, 0xFF00, 0xFF], "<u4").tobytes()
 
 
-@on_demand(FILE)
 def open_bmp(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
     """The file string `contents`, its sides, int32 [2], and that it is upright.
 

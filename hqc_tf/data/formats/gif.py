@@ -7,7 +7,6 @@ each with a head of its own and a chain of blocks that an empty block ends.
 import tensorflow as tf
 
 from hqc_tf.data.formats import exif
-from hqc_tf.data.formats.on_demand import FILE, on_demand
 
 # Steps to the end of the first frame, and blocks of one length passed in one step. Encoders fill
 # all blocks but the last: an image of 75 MB takes 1,200 steps.
@@ -15,7 +14,6 @@ _STEPS = 2**13
 _STRIDE = 256
 
 
-@on_demand(FILE)
 def open_gif(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int]:
     """The first frame of the file string `contents` as a file, and the sides of its canvas.
 
@@ -54,7 +52,6 @@ def _with_white(text, place, end):
     return tf.where(within, white, text)
 
 
-@on_demand(FILE)
 def decode_gif(contents: tf.Tensor) -> tf.Tensor:
     """A file of `open_gif`, string scalar -> uint8 [H, W, 3], the whole canvas."""
     begin = 13 + _table_bytes(_byte(contents, 10))

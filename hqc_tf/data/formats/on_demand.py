@@ -12,7 +12,10 @@ FILE = tf.TensorSpec([], tf.string)
 
 
 def on_demand(*signature: tf.TensorSpec) -> Callable:
-    """Decorates a function of tensors: traced once for all graphs, and never inlined into one."""
+    """Decorates a function of tensors: traced once for all graphs, and never inlined into one.
+
+    It must not raise on any file: TensorFlow logs an error within it, with the file's bytes.
+    """
 
     def decorate(function):
         attributes = {"_noinline": True}

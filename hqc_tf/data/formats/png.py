@@ -9,7 +9,7 @@ whose first letter is a capital where the pixels need the chunk, the content and
 import tensorflow as tf
 
 from hqc_tf.data.formats import exif
-from hqc_tf.data.formats.on_demand import FILE, on_demand
+from hqc_tf.data.formats.on_demand import on_demand
 
 # Steps to the end of a file, and chunks of one name and length passed in one step. Encoders write
 # pixels in chunks of one length, mostly 8 KiB: a file of 300 MB takes 600 steps.
@@ -84,7 +84,6 @@ def _over_white(image):
     return tf.reshape(parts.concat(), [tf.shape(image)[0], tf.shape(image)[1], 3])
 
 
-@on_demand(FILE, tf.TensorSpec([], tf.int64))
 def _without_ancillary(contents, most):
     values = tf.io.decode_raw(contents, tf.uint8)
     size = tf.cast(tf.strings.length(contents), tf.int64)

@@ -26,8 +26,6 @@ def walked(monkeypatch):
     monkeypatch.setattr(png, "_SMALL_BYTES", 0)
     # A limit that a test changes gets into no graph that others share.
     monkeypatch.setattr(decoding, "_traced", lambda function: function)
-    walk = png._without_ancillary.python_function
-    monkeypatch.setattr(png, "_without_ancillary", walk)
 
 
 def chunk(name, content):
