@@ -43,7 +43,7 @@ def usual_candidates(count: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """An index in memory, as `load_index` gives it; the large arrays are memory-mapped."""
+    """An index in memory, as `load_index` gives it; large arrays but codes are memory-mapped."""
 
     path: pathlib.Path  # folder it came from
     manifest: dict[str, Any]  # counts, shape of the codes, and under "encoder" what made them

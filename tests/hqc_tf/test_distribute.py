@@ -84,7 +84,8 @@ def weights(folder):
 )
 def test_two_replicas_learn_what_one_learns(trained, strategy, precision, most):
     one, two = (weights(trained[name] / precision) for name in ("one_device", strategy))
-    assert one.keys() == two.keys() and len(one) >= 10
+    # The network of features has 10.
+    assert one.keys() == two.keys() and len(one) > (10 if precision == "float64" else 9)
     for name, value in one.items():
         assert value.dtype == two[name].dtype == np.dtype(precision)
         np.testing.assert_allclose(two[name], value, rtol=0, atol=most, err_msg=name)
