@@ -33,17 +33,15 @@ def browser(folder):
         pytest.skip("no chromium on PATH: apt-get install chromium")
     to_read, write = os.pipe()
     read, to_write = os.pipe()
-
-    def place():
-        # Chromium reads from 3 and writes to 4.
-        kept = os.dup(to_read), os.dup(to_write)
-        os.dup2(kept[0], 3)
-        os.dup2(kept[1], 4)
-
+    # Chromium reads from 3 and writes to 4.
+    place = f'exec "$@" 3<&{to_read} 4>&{to_write}'
     command = [program, *FLAGS, f"--user-data-dir={folder}/profile", "about:blank"]
     with (folder / "chromium.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, preexec_fn=place, close_fds=False
+            ["bash", "-c", place, "bash", *command],
+            stdout=log,
+            stderr=log,
+            pass_fds=(to_read, to_write),
         )
     os.close(to_read)
     os.close(to_write)

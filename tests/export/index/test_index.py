@@ -354,10 +354,12 @@ def test_killed_at_any_moment_the_old_index_stands(tmp_path):
     seconds = time.monotonic() - start
     after = load_index(path).rows(queries, 5)
     assert (before.rows != after.rows).any()
-    process = multiprocessing.get_context("fork").Process
-    for moment in np.linspace(0, 1.2 * seconds, 12):
+    # Not forks of this process: without the threads of TensorFlow they may wait for ever.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["export.index"])
+    for moment in np.linspace(0, 1.5 * seconds, 12):
         write_index(path, codebooks, codes, names(len(codes)), ENCODER)
-        writer = process(target=write_index, args=arguments)
+        writer = context.Process(target=write_index, args=arguments)
         writer.start()
         time.sleep(moment)
         writer.kill()
