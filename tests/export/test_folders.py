@@ -42,7 +42,7 @@ def test_the_path_is_never_missing(tmp_path):
     """Fails within a few of the 300 exchanges if they are two moves each."""
     path = tmp_path / "folder"
     write(path, "first")
-    # Not a fork of this process: a child without the threads of TensorFlow may wait for them for ever.
+    # Not a fork of this process: without the threads of TensorFlow it may wait for ever.
     writer = multiprocessing.get_context("spawn").Process(target=_write_many, args=(path, 300))
     writer.start()
     while writer.is_alive():
