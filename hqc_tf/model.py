@@ -1,7 +1,7 @@
 """The Keras model: encoder, quantizer, and a train step over two views."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -206,8 +206,8 @@ class HQC(tf.keras.Model):
         with naming_a_bad_file(images):
             return self.encode_views(views, len(images), label)
 
-    def encode_views(self, views: tf.data.Dataset, count: int, label: str = "") -> Encoded:
-        """As `encode_images`, of the first `count` of a dataset of float32 [b, size, size, 3]."""
+    def encode_views(self, views: Iterable[tf.Tensor], count: int, label: str = "") -> Encoded:
+        """As `encode_images`, of the first `count` in batches of float32 [b, size, size, 3]."""
         return collect(map(self.encode, views), count, label)
 
     def _encode(self, images):
@@ -298,8 +298,13 @@ class HQC(tf.keras.Model):
 
 def build_model(settings: config.Config) -> HQC:
     """A new `HQC` under the settings' precision, its weights drawn from their seed."""
-    tf.keras.mixed_precision.set_global_policy(settings.precision)
     tf.keras.utils.set_random_seed(settings.seed)
+    return blank_model(settings)
+
+
+def blank_model(settings: config.Config) -> HQC:
+    """As `build_model`, for weights that are read; random numbers elsewhere go on as they are."""
+    tf.keras.mixed_precision.set_global_policy(settings.precision)
     return HQC(settings)
 
 

@@ -292,7 +292,7 @@ def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model
     refitted = refitted and saved_step(workdir, weights, True) == step
     folder = _weights_folder(workdir, weights, refitted)
     # Weights to start from are replaced anyway, and their file may be gone.
-    trained = model.build_model(dataclasses.replace(settings, backbone_weights="none"))
+    trained = model.blank_model(dataclasses.replace(settings, backbone_weights="none"))
     trained.settings = settings
     saved = tf.train.Checkpoint(encoder=trained.encoder, quantizer=trained.quantizer)
     with naming_damage(folder, _FIX):

@@ -4,7 +4,10 @@ The images of a step are a function of its number and the seed alone, so a resum
 exactly where it stopped without a replay.
 """
 
+import concurrent.futures
+import functools
 import os
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -86,13 +89,22 @@ def shuffled_rows(places: tf.Tensor, count: int, seed: int, epoch: tf.Tensor) ->
     )
 
 
-def changed_views(images: Images, config: Config) -> tf.data.Dataset:
-    """A training view of each image in order: Dataset of float32 [b, size, size, 3].
+def changed_views(images: Images, config: Config) -> Iterable[tf.Tensor]:
+    """Yields a training view of each image in order: float32 [b, size, size, 3], or of features.
 
     The draws are the same for every seed and step. Batches have training's size, so that its
     compiled functions serve here; the last one is filled with the first images.
     """
-    batch = config.batch_size
+    batch, strength = config.batch_size, _strength(config)
+    if images.features is None and images.pixels is None:
+        held, read = _encoded(images)
+        views = _changed_views_of_files(read, batch, config.image_size, strength)
+
+        def make(start):
+            rows = tf.range(start, start + batch) % len(images)
+            return views(tf.gather(held, rows), start // batch)
+
+        return _made_ahead(make, range(0, len(images), batch))
 
     @no_autograph
     def plan(step):
@@ -101,9 +113,9 @@ def changed_views(images: Images, config: Config) -> tf.data.Dataset:
         return (step * batch + places) % len(images), _draws(seeds, places, images, config)
 
     steps = tf.data.Dataset.range(-(-len(images) // batch)).map(plan)
-    views = _crops(steps, images, batch, config)
     if images.features is not None:
-        return views.map(no_autograph(lambda view: view))
+        return _feature_views(steps, images, config).map(no_autograph(lambda view: view))
+    views = _crops_of_pixels(steps, images, batch, config.image_size, strength)
     recolor = no_autograph(lambda crops, draws: augment.recolor(crops[0], draws[0]))
     return views.map(recolor, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -177,22 +189,24 @@ def steps_per_epoch(images: Images, config: Config) -> int:
     return len(images) // config.batch_size
 
 
-def plain_batches(images: Images, resize_size: int, size: int, batch_size: int) -> tf.data.Dataset:
-    """The plain views in order: Dataset of float32 [b, size, size, 3] in [0, 1], or of features."""
+def plain_batches(
+    images: Images, resize_size: int, size: int, batch_size: int
+) -> Iterable[tf.Tensor]:
+    """Yields plain views in order: float32 [b, size, size, 3] in [0, 1], or features [b, E]."""
     if images.features is not None:
         starts = tf.data.Dataset.range(0, len(images), batch_size)
         count = len(images)
         rows = starts.map(lambda start: tf.range(start, tf.minimum(start + batch_size, count)))
         read = _gather(images)
         return rows.map(lambda row: read(row, tf.zeros_like(row))).prefetch(2)
-    view = no_autograph(lambda pixels: augment.plain_view(pixels, resize_size, size))
     if images.pixels is not None:
+        view = no_autograph(lambda pixels: augment.plain_view(pixels, resize_size, size))
         batches = raw_batches(images, batch_size)
         return batches.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
     held, read = _encoded(images)
-    files = tf.data.Dataset.from_tensor_slices(held)
-    views = files.map(lambda file: view(read(file)), num_parallel_calls=tf.data.AUTOTUNE)
-    return views.batch(batch_size).prefetch(2)
+    views = _plain_views_of_files(read, resize_size, size)
+    starts = range(0, len(images), batch_size)
+    return _made_ahead(lambda start: views(held[start : start + batch_size]), starts)
 
 
 def raw_batches(images: Images, batch_size: int) -> tf.data.Dataset:
@@ -215,6 +229,58 @@ def _decode(contents):
 def read_image(path: tf.Tensor) -> tf.Tensor:
     """The file at string scalar `path`, of any format -> uint8 [H, W, 3]."""
     return _decode(tf.io.read_file(path))
+
+
+# An iterator of tf.data optimizes and instantiates decoding anew, which takes longer than a few
+# hundred images; these are instantiated once.
+@functools.cache
+def _plain_views_of_files(read, resize_size, size):
+    """A function of string [b] files, as `read` takes them, to float32 [b, size, size, 3]."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def views(files):
+        view = lambda file: augment.plain_view(read(file), resize_size, size)  # noqa: E731
+        return _each(view, files, size)
+
+    return views
+
+
+@functools.cache
+def _changed_views_of_files(read, batch, size, strength):
+    """A function of string [batch] files and a step to float32 [batch, size, size, 3]."""
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([batch], tf.string), tf.TensorSpec([], tf.int64)],
+        autograph=False,
+    )
+    def views(files, step):
+        drawn = augment.draw(tf.stack([_HELD_OUT_SEED, step]), batch, strength)
+
+        def cut(item):
+            return _crops_of_file(read(item[0]), item[1:], size, strength)[0]
+
+        return augment.recolor(_each(cut, (files, drawn), size), drawn)
+
+    return views
+
+
+def _each(view, items, size):
+    """The views of all items, made on all cores."""
+    made = tf.TensorSpec([size, size, 3], tf.float32)
+    cores = len(os.sched_getaffinity(0))
+    return tf.map_fn(view, items, fn_output_signature=made, parallel_iterations=cores)
+
+
+def _made_ahead(make: Callable[[int], tf.Tensor], starts: Iterable[int]) -> Iterator[tf.Tensor]:
+    """Yields what `make` gives for each start; the next is made while one is used."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        coming = None
+        for start in starts:
+            made, coming = coming, thread.submit(make, start)
+            if made:
+                yield made.result()
+        if coming:
+            yield coming.result()
 
 
 def read_pixels(images: Images, row: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf.data import augment, catalog
+from hqc_tf.data import augment, batches, catalog
 from hqc_tf.data.batches import (
     changed_views,
     plain_batches,
@@ -49,6 +49,8 @@ def source(request, tmp_path):
 def uncolored(monkeypatch):
     """Views without what follows the crop: an image of one color keeps it."""
     monkeypatch.setattr(augment, "recolor", lambda crops, drawn: crops)
+    traced_anew = batches._changed_views_of_files.__wrapped__
+    monkeypatch.setattr(batches, "_changed_views_of_files", traced_anew)
 
 
 def numbered(count):
@@ -171,7 +173,7 @@ def test_views_read_no_other_setting(small_config):
 
 def test_plain_batches_are_the_images_in_order(source):
     pixels = random_pixels(7, 8, 8)
-    batches = list(plain_batches(source(pixels), 8, 8, 3).as_numpy_iterator())
+    batches = list(plain_batches(source(pixels), 8, 8, 3))
     assert [len(batch) for batch in batches] == [3, 3, 1]
     np.testing.assert_allclose(np.concatenate(batches), pixels / 255, atol=1e-6)
 
@@ -199,10 +201,10 @@ def test_images_of_a_batch_meet_again_by_chance():
     count, batch = 1_000_000, 256
     places = tf.range(count, dtype=tf.int64)
     first, second = np.empty([2, count], np.int64)
-    for batches, epoch in ((first, 3), (second, 4)):
+    for batch_of, epoch in ((first, 3), (second, 4)):
         rows = shuffled_rows(places, count, 1, epoch).numpy()
         assert len(np.unique(rows)) == count
-        batches[rows] = np.arange(count) // batch
+        batch_of[rows] = np.arange(count) // batch
     both = np.unique(first * count + second, return_counts=True)[1]
     met, by_chance = np.sum(both * (both - 1)), count * (batch - 1) * (batch - 1) / (count - 1)
     assert met / by_chance == pytest.approx(1, abs=0.03)
@@ -210,7 +212,7 @@ def test_images_of_a_batch_meet_again_by_chance():
 
 def test_changed_views_are_all_images_in_order(small_config, uncolored, source):
     images = source(numbered(10))
-    batches = list(changed_views(images, small_config()).as_numpy_iterator())
+    batches = list(changed_views(images, small_config()))
     assert [len(batch) for batch in batches] == [4, 4, 4]
     rows = np.rint(np.concatenate(batches)[:10, 0, 0, 0] * 255)
     np.testing.assert_array_equal(rows, np.arange(10))
@@ -218,10 +220,7 @@ def test_changed_views_are_all_images_in_order(small_config, uncolored, source):
 
 def test_changed_views_are_the_same_every_time_and_changed(small_config):
     images = in_memory(random_pixels(6))
-    one, other = (
-        np.concatenate(list(changed_views(images, small_config()).as_numpy_iterator()))
-        for _ in range(2)
-    )
+    one, other = (np.concatenate(list(changed_views(images, small_config()))) for _ in range(2))
     np.testing.assert_array_equal(one, other)
-    plain = np.concatenate(list(plain_batches(images, 8, 8, 6).as_numpy_iterator()))
+    plain = np.concatenate(list(plain_batches(images, 8, 8, 6)))
     assert np.abs(one[:6] - plain).mean() > 0.05

@@ -80,9 +80,7 @@ def test_encoded_images_of_tfds_are_the_decoded_ones(
     assert (encoded.ids, encoded.label_names) == (decoded.ids, decoded.label_names)
     np.testing.assert_array_equal(encoded.labels, decoded.labels)
     np.testing.assert_array_equal(read_pixels(encoded, 3), decoded.pixels[3])
-    one, other = (
-        list(plain_batches(images, 8, 8, 4).as_numpy_iterator()) for images in (encoded, decoded)
-    )
+    one, other = (list(plain_batches(images, 8, 8, 4)) for images in (encoded, decoded))
     np.testing.assert_array_equal(np.concatenate(one), np.concatenate(other))
     one, other = (
         next(training_views(images, small_config(), 0, 1).as_numpy_iterator())

@@ -118,7 +118,7 @@ def test_steps_do_not_depend_on_how_many_replicas_share_them(small_config, matri
             joined = tf.concat([one[view], other[view]], 0)
             np.testing.assert_allclose(joined, step[view], atol=1e-6)
     assert np.abs(whole[0][0] - whole[0][1]).max() > 0.1
-    plain = np.concatenate([*plain_batches(images, 0, 0, 7).as_numpy_iterator()])
+    plain = np.concatenate([*plain_batches(images, 0, 0, 7)])
     np.testing.assert_array_equal(plain, matrix)
     changed = [*changed_views(images.take(range(5)), settings)]
     assert changed[0].shape == (8, 6)

@@ -225,7 +225,7 @@ def test_training_draws_two_different_views_of_each_image(own):
     assert seen == {1, 2, 3}
     (plain,) = batches.plain_batches(images, 0, 0, 61)
     np.testing.assert_array_equal(plain, features.gather(images, np.arange(61)))
-    changed = np.concatenate([*batches.changed_views(images, settings).as_numpy_iterator()])
+    changed = np.concatenate([*batches.changed_views(images, settings)])
     assert {locate(known, view)[0] for view in changed} <= {1, 2, 3}
 
 
