@@ -200,11 +200,10 @@ def plain_batches(
         read = _gather(images)
         return rows.map(lambda row: read(row, tf.zeros_like(row))).prefetch(2)
     if images.pixels is not None:
-        view = no_autograph(lambda pixels: augment.plain_view(pixels, resize_size, size))
-        batches = raw_batches(images, batch_size)
-        return batches.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
-    held, read = _encoded(images)
-    views = _plain_views_of_files(read, resize_size, size)
+        held, views = images.pixels, _plain_views_of_pixels(resize_size, size)
+    else:
+        held, read = _encoded(images)
+        views = _plain_views_of_files(read, resize_size, size)
     starts = range(0, len(images), batch_size)
     return _made_ahead(lambda start: views(held[start : start + batch_size]), starts)
 
@@ -233,6 +232,17 @@ def read_image(path: tf.Tensor) -> tf.Tensor:
 
 # An iterator of tf.data optimizes and instantiates decoding anew, which takes longer than a few
 # hundred images; these are instantiated once.
+@functools.cache
+def _plain_views_of_pixels(resize_size, size):
+    """A function of uint8 [b, H, W, 3] to float32 [b, size, size, 3]."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)], autograph=False)
+    def views(pixels):
+        return augment.plain_view(pixels, resize_size, size)
+
+    return views
+
+
 @functools.cache
 def _plain_views_of_files(read, resize_size, size):
     """A function of string [b] files, as `read` takes them, to float32 [b, size, size, 3]."""
