@@ -7,6 +7,7 @@ candidates, which is why a proposer sees a code only once.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -219,6 +220,8 @@ class Index:
     def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
         num_candidates = min(num_candidates, len(self.distinct_codes))
         step = self._queries_at_once(num_candidates)
+        if len(embeddings) <= step:
+            return self._nearest_in_chunk(embeddings, k, num_candidates, leaves)
         chunks = np.split(embeddings, range(step, len(embeddings), step))
         parts = [self._nearest_in_chunk(chunk, k, num_candidates, leaves) for chunk in chunks]
         return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -252,10 +255,13 @@ class Index:
         The leaves searched may have fewer than R codes: distances are then infinite at the end.
         """
         codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
-        missing = np.isnan(lower_bounds)
-        codes = np.where(missing, 0, codes)
+        missing = np.isnan(lower_bounds) if np.isnan(lower_bounds[:, -1]).any() else None
+        if missing is not None:
+            codes = np.where(missing, 0, codes)
         distances = self._word_distances(embeddings, codes).sum(axis=0)
-        return codes, np.where(missing, np.inf, distances), lower_bounds[:, -1]
+        if missing is not None:
+            distances[missing] = np.inf
+        return codes, distances, lower_bounds[:, -1]
 
     def _word_distances(self, embeddings, codes):
         """What each book adds to the distances of [Q, R] codes: [M, Q, R] float32."""
@@ -281,7 +287,7 @@ class Index:
             )
         with np.errstate(over="ignore"):
             embeddings = np.ascontiguousarray(embeddings, np.float32)
-            finite = np.isfinite(np.vdot(embeddings, embeddings))
+            finite = math.isfinite(np.vdot(embeddings, embeddings))
             # The sum over all queries may be infinite where that of each is not.
             finite = finite or np.isfinite(np.square(embeddings).sum(axis=-1)).all()
         num_books, _, word_dim = self.codebooks.shape

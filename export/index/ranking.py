@@ -56,34 +56,40 @@ def expand(
         rows [Q, k] int64, distances [Q, k] float32 and codes [Q, k] int64. Where a query's
         candidates have fewer rows, distances are infinite at the end.
     """
-    order = np.argsort(distances, axis=1, kind="stable")
-    queries = np.arange(len(codes))[:, None]
-    codes, distances = codes[queries, order].astype(np.int64), distances[queries, order]
-    starts = group_starts[codes].astype(np.int64)
-    sizes = group_starts[codes + 1].astype(np.int64) - starts
+    width = codes.shape[1]
+    firsts = np.arange(0, codes.size, width)
+    order = distances.argsort(axis=1, kind="stable")
+    order += firsts[:, None]
+    codes, distances = codes.take(order).astype(np.int64), distances.take(order)
+    starts = group_starts.take(codes).astype(np.int64)
+    sizes = group_starts.take(codes + 1) - starts
     sizes[np.isinf(distances)] = 0
-    taken = _taken(sizes, distances, k)
-    used = np.flatnonzero(taken)
-    counts = taken.ravel()[used]
-    queries = np.repeat(used // codes.shape[1], counts)
-    codes, distances, starts = (x.ravel()[used].repeat(counts) for x in (codes, distances, starts))
-    offsets = np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows = grouped_rows[starts + offsets].astype(np.int64)
-    order = np.lexsort((rows, distances, queries))
-    places = np.searchsorted(queries, np.arange(len(taken)))[:, None] + np.arange(k)
-    found = np.arange(k) < taken.sum(axis=1, keepdims=True)
-    chosen = order[places[found]]
-    answers = np.zeros([2, *found.shape], np.int64)
-    answers[0, found], answers[1, found] = rows[chosen], codes[chosen]
-    nearest = np.full(found.shape, np.inf, np.float32)
-    nearest[found] = distances[chosen]
-    return answers[0], nearest, answers[1]
-
-
-def _taken(sizes, distances, k):
-    """How many rows of each candidate can be among the nearest k, [Q, R]."""
-    # A code may fill the places that strictly nearer ones leave; equally near codes all may, for
-    # any of them can hold the lowest rows.
-    nearer = np.cumsum(sizes, axis=1) - sizes
-    nearer[:, 1:][distances[:, 1:] == distances[:, :-1]] = 0
-    return np.clip(k - np.maximum.accumulate(nearer, axis=1), 0, sizes)
+    # Of the codes at the distance where k rows are reached any can hold the lowest rows.
+    reached = np.minimum((sizes.cumsum(axis=1) < k).sum(axis=1), width - 1)
+    farthest = distances.take(firsts + reached)[:, None]
+    sizes = np.where(distances <= farthest, np.minimum(sizes, k), 0)
+    used = sizes.ravel().nonzero()[0]
+    counts = sizes.take(used)
+    ends = counts.cumsum()
+    candidates = used.repeat(counts)
+    rows = np.arange(len(candidates)) + (starts.take(used) - ends + counts).repeat(counts)
+    rows = grouped_rows.take(rows).astype(np.int64)
+    # Candidates are in order; of those equally near to a query, rows are put in order by one key.
+    nearer, queries = distances.take(used), used // width
+    after = (nearer[1:] != nearer[:-1]) | (queries[1:] != queries[:-1])
+    ties = np.zeros(len(used), np.int64)
+    after.cumsum(out=ties[1:])
+    order = (ties.repeat(counts) * len(grouped_rows) + rows).argsort(kind="stable")
+    found = sizes.sum(axis=1)
+    places = (found.cumsum() - found)[:, None] + np.arange(k)
+    missing = np.arange(k) >= found[:, None]
+    if not len(rows):
+        none = np.zeros(missing.shape, np.int64)
+        return none, np.full(missing.shape, np.inf, np.float32), none.copy()
+    chosen = order.take(places, mode="clip")
+    candidates = candidates.take(chosen)
+    answers = rows.take(chosen), distances.take(candidates), codes.take(candidates)
+    if missing.any():
+        for values, other in zip(answers, (0, np.inf, 0), strict=True):
+            values[missing] = other
+    return answers
