@@ -38,8 +38,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def same_random_numbers():
+    """For tests of networks that no seed of a run makes; TensorFlow instantiates functions anew."""
     tf.keras.utils.set_random_seed(1)
 
 

@@ -12,6 +12,8 @@ from hqc_tf.train import train_and_evaluate
 from hqc_tf.workdir import load
 from tests.support import commands, serving
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory):

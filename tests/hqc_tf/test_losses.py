@@ -10,6 +10,8 @@ from hqc_tf import losses
 from hqc_tf.config import FUSIONS
 from hqc_tf.quantizer import ProductQuantizer
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 CASES = ["losses_8x16_sum", "losses_4x16_concat_positives", "losses_16x16_cross"]
 BOOKS, WORDS, DIM = 3, 4, 5
 

@@ -12,6 +12,8 @@ from hqc_tf.data import augment, catalog
 from hqc_tf.data.batches import recolor_views, training_views
 from hqc_tf.optimizers import make_optimizer
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 ALL_TERMS = {
     "instance_quantized_weight": 0.9,
     "instance_embedding_weight": 0.8,

@@ -13,6 +13,8 @@ from hqc_tf.errors import UserError
 from hqc_tf.optimizers import CoupledAdam, WarmupCosine, make_optimizer, warmup_cosine
 from tests.support import ROOT
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 
 def rates(schedule, count):
     return np.array([schedule(step).numpy() for step in range(count)])

@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from hqc_tf.quantizer import ProductQuantizer
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 CASES = ["losses_8x16_sum", "losses_4x16_concat_positives", "losses_16x16_cross"]
 
 

@@ -12,6 +12,8 @@ from hqc_tf import backbones
 from hqc_tf.backbones import build_backbone
 from hqc_tf.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 RESNETS = "resnet18_cifar", "resnet18", "resnet50"
 layers = tf.keras.layers
 

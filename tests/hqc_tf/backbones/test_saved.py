@@ -17,6 +17,8 @@ from hqc_tf.errors import UserError
 from hqc_tf.train import train_and_evaluate
 from hqc_tf.workdir import load, read_settings
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 layers = tf.keras.layers
 SIZE = 8
 

@@ -20,6 +20,8 @@ from hqc_tf.errors import UserError
 from tests.support import commands
 from tests.support.networks import TWO_CONVOLUTIONS
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
+
 QUICK = {
     "backbone": TWO_CONVOLUTIONS,
     "backbone_width": 2,
