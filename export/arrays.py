@@ -6,7 +6,7 @@ Ids are packed as an Arrow array of UTF-8; names that are not UTF-8 survive as l
 import mmap
 import pathlib
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from os import PathLike
 from typing import BinaryIO
 
@@ -125,18 +125,6 @@ def _write_chunks(file, shape, dtype, chunks):
     np.lib.format.write_array_header_1_0(file, header)
     for chunk in chunks:
         file.write(np.ascontiguousarray(chunk, dtype).data)
-
-
-def array_chunks(file: str | PathLike, rows: int) -> Iterator[np.ndarray]:
-    """Yields a .npy file of `write_array` up to `rows` rows at a time, each until the next one."""
-    mapped = map_array(file)
-    buffer = np.empty([min(rows, len(mapped)), *mapped.shape[1:]], mapped.dtype)
-    with files.open_regular(file) as opened:
-        opened.seek(mapped.offset)
-        for start in range(0, len(mapped), rows):
-            part = buffer[: len(mapped) - start]
-            opened.readinto(part.data.cast("B"))
-            yield part
 
 
 def map_array(file: str | PathLike, name: str = "", fix: str = "write it again") -> np.ndarray:

@@ -17,7 +17,6 @@ import numpy as np
 from export.arrays import unpack_id
 from export.index import ranking, rescoring, subset
 from export.index.ids import Ids
-from export.index.packed import Packed
 from export.index.subset import Subset, Within
 from hqc_tf import retrieval
 from hqc_tf.errors import UserError
@@ -49,7 +48,7 @@ class Index:
     path: pathlib.Path  # folder it came from
     manifest: dict[str, Any]  # counts, shape of the codes, and under "encoder" what made them
     codebooks: np.ndarray  # [M, K, D] float32
-    distinct_codes: Packed | np.ndarray  # [U, M] uint8, every code that occurs, in lexical order
+    distinct_codes: np.ndarray  # [U, M] uint8, every code that occurs, in lexical order
     grouped_rows: np.ndarray  # [N] unsigned, rows of the first code in rising order, then the next
     group_starts: np.ndarray  # [U+1] unsigned, where each code's rows begin in `grouped_rows`
     ids: Ids  # [N] packed ids of the images
@@ -77,7 +76,7 @@ class Index:
         """[N, M] uint8, the code of every image; put together at each access."""
         codes = np.empty([self.num_images, self.distinct_codes.shape[1]], np.uint8)
         sizes = np.diff(self.group_starts)
-        codes[self.grouped_rows] = np.repeat(self.distinct_codes[:], sizes, axis=0)
+        codes[self.grouped_rows] = np.repeat(self.distinct_codes, sizes, axis=0)
         return codes
 
     def check_encoder(self, fingerprint: str) -> None:

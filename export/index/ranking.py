@@ -79,7 +79,8 @@ def expand(
     after = (nearer[1:] != nearer[:-1]) | (queries[1:] != queries[:-1])
     ties = np.zeros(len(used), np.int64)
     after.cumsum(out=ties[1:])
-    order = (ties.repeat(counts) * len(grouped_rows) + rows).argsort(kind="stable")
+    span = rows.max(initial=0) + 1
+    order = (ties.repeat(counts) * span + rows).argsort(kind="stable")
     found = sizes.sum(axis=1)
     places = (found.cumsum() - found)[:, None] + np.arange(k)
     missing = np.arange(k) >= found[:, None]

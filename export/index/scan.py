@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from export.index.packed import Packed
 from hqc_tf import retrieval
 
 # Codes whose distances are in memory at a time.
@@ -16,7 +15,7 @@ class Scan(NamedTuple):
     """Proposes the nearest codes themselves."""
 
     codebooks: np.ndarray  # [M, K, D] float32
-    codes: Packed | np.ndarray  # [U, M] uint8
+    codes: np.ndarray  # [U, M] uint8
 
     def propose(
         self, embeddings: np.ndarray, count: int, leaves: int | None = None
@@ -47,8 +46,7 @@ def write(
 
 
 def load(
-    folder: pathlib.Path, manifest: dict[str, Any], codebooks: np.ndarray,
-    codes: Packed | np.ndarray,
-) -> Scan:  # fmt: skip
+    folder: pathlib.Path, manifest: dict[str, Any], codebooks: np.ndarray, codes: np.ndarray
+) -> Scan:
     """The proposer of an index in `folder`."""
     return Scan(codebooks, codes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from export.arrays import map_array, read_ids, write_array
 from export.folders import MANIFEST, read_manifest, write_manifest
-from export.index import ids, packed, scan, scann
+from export.index import ids, scan, scann
 from export.index.collection import Collection
 from export.index.distinct import find_distinct
 from export.index.leaves import choose_leaves
@@ -134,8 +134,6 @@ def _opened(path, folder, manifest):
     arrays = (np.asarray(map_array(folder / f"{name}.npy")) for name in ARRAYS)
     codebooks, codes, rows, starts = arrays
     codebooks = np.array(codebooks)
-    if codebooks.shape[1] <= packed.MOST_WORDS:
-        codes = packed.read(folder / "hashed_dataset.npy", *codes.shape)
     names = _read_ids(folder / "ids.arrow", manifest)
     proposer = KINDS[manifest["kind"]].load(folder, manifest, codebooks, codes)
     kept = map_array(folder / _KEPT) if manifest.get("keep", "none") != "none" else None

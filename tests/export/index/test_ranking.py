@@ -33,3 +33,9 @@ def test_rows_by_hand():
     assert found[1].dtype == np.float32
     nothing = ranking.expand(np.uint8([[2]]), np.float32([[1]]), rows, starts, 2)
     np.testing.assert_array_equal(nothing[1], [[np.inf, np.inf]])
+
+
+def test_rows_of_a_subset_may_be_above_their_number():
+    rows, starts = np.uint32([900, 7, 500]), np.uint8([0, 1, 2, 3])
+    found = ranking.expand(np.uint8([[0, 1, 2]]), np.float32([[1, 2, 1]]), rows, starts, 3)
+    np.testing.assert_array_equal(found[0], [[500, 900, 7]])
