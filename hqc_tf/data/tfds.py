@@ -101,13 +101,12 @@ def _read_records(piece, image, label, decode):
     features = {image: tf.io.FixedLenFeature([], tf.string)}
     if label:
         features[label] = tf.io.FixedLenFeature([], tf.int64)
-    uniform = tf.TensorSpec([None, None, 3], tf.uint8)
 
     def parse(records):
         examples = tf.io.parse_example(records, features)
         images = examples[image]
         if decode:
-            images = tf.map_fn(decoding.decode_known, images, fn_output_signature=uniform)
+            images = decoding.decode_known_alike(images)
         return images, examples[label] if label else tf.zeros_like(records, tf.int64)
 
     records = tf.data.TFRecordDataset(piece.filename).skip(piece.skip).take(piece.take)

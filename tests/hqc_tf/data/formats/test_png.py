@@ -185,3 +185,32 @@ def test_hidden_colors_decide_nothing_and_blocks_meet(photo, monkeypatch):
     found = [decoding.decode_image(encode(x.astype(np.uint8), "PNG")).numpy() for x in hidden]
     np.testing.assert_array_equal(found[0], np.where(alpha, photo, 255))
     np.testing.assert_array_equal(found[1:], found[:1] * 2)
+
+
+def test_a_bare_file_has_a_header_one_chunk_of_pixels_and_an_end():
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    bare = tf.io.encode_png(pixels).numpy()
+    before, inside, after = parts(bare)
+    alpha = tf.io.encode_png(np.dstack([pixels, pixels[..., :1]])).numpy()
+    palette = encode(pixels, "PNG", "P")
+    text = chunk(b"tEXt", b"a\0b")
+    jpeg = tf.io.encode_jpeg(pixels).numpy()
+    others = [
+        alpha, palette, jpeg, in_chunks(bare, [9, 99]), bare[:-1], bare + b"a", bare[:20], b"",
+        before + text + chunk(b"IDAT", inside) + after, bare[: -len(after)] + text + after,
+    ]  # fmt: skip
+    assert png.are_bare([bare, tf.io.encode_png(pixels[..., :1]).numpy()]).numpy().all()
+    assert not png.are_bare(others).numpy().any()
+
+
+@pytest.mark.parametrize("others", [[], [0, 2]])
+def test_files_decoded_together_are_those_decoded_alone(others):
+    """Also where some have more than pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, [4, 5, 7, 3], np.uint8)
+    files = [tf.io.encode_png(one).numpy() for one in pixels]
+    for place in others:
+        alpha = np.full([5, 7, 1], 255 * (place > 0), np.uint8)
+        files[place] = tf.io.encode_png(np.dstack([pixels[place], alpha])).numpy()
+    alone = [decoding.decode_known(file) for file in files]
+    np.testing.assert_array_equal(decoding.decode_known_alike(tf.constant(files)), alone)
+    assert others or (np.stack(alone) == pixels).all()
