@@ -254,12 +254,10 @@ class Index:
         The leaves searched may have fewer than R codes: distances are then infinite at the end.
         """
         codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
-        missing = np.isnan(lower_bounds) if np.isnan(lower_bounds[:, -1]).any() else None
-        if missing is not None:
-            codes = np.where(missing, 0, codes)
+        missing = np.isnan(lower_bounds)
+        codes[missing] = 0
         distances = self._word_distances(embeddings, codes).sum(axis=0)
-        if missing is not None:
-            distances[missing] = np.inf
+        distances[missing] = np.inf
         return codes, distances, lower_bounds[:, -1]
 
     def _word_distances(self, embeddings, codes):

@@ -249,8 +249,7 @@ def _plain_views_of_files(read, resize_size, size):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def views(files):
-        view = lambda file: augment.plain_view(read(file), resize_size, size)  # noqa: E731
-        return _each(view, files, size)
+        return _each(lambda file: augment.plain_view(read(file), resize_size, size), files, size)
 
     return views
 
