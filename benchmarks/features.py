@@ -7,9 +7,11 @@
 All methods are fitted to the searched features, without labels, and rank them for the same queries.
 Each line of OUTPUT has the method, its bits, mAP@1000 and P@1 by the labels, recall@10 of the ten
 neighbors of the floats themselves, and the seconds that fitting took. Further flags are settings of
-`hqc_tf.train`, for this project's codes alone.
+`hqc_tf.train`, for this project's codes alone; `--shares` adds a line for each `--input_share` of
+one training.
 """
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -24,6 +26,7 @@ from hqc_tf import commands, config, metrics, retrieval
 from hqc_tf.baselines import opq
 from hqc_tf.data.images import Images
 from hqc_tf.train import train_and_evaluate
+from hqc_tf.training import refit
 from hqc_tf.workdir import load
 
 TOP_K = 1000
@@ -110,20 +113,32 @@ METHODS = {
 }
 
 
-def by_training(settings, workdir, database, queries):
-    """Ranking by codes of the last weights, and the seconds that training took."""
+def by_training(settings, workdir):
+    """The model of the last weights, and the seconds that training took."""
     began = time.monotonic()
     train_and_evaluate(settings, workdir)
-    seconds = time.monotonic() - began
-    trained = load(workdir, "last")
-    own, others = (
-        trained.encode_images(Images.of_features(x, [str(row) for row in range(len(x))]))
-        for x in (database, queries)
-    )
+    return load(workdir, "last"), time.monotonic() - began
+
+
+def by_refit(workdir, share, database):
+    """The model of the last weights, refitted with a share of the features, and the seconds."""
+    began = time.monotonic()
+    trained = load(workdir, "last", refitted=False)
+    trained.settings = dataclasses.replace(trained.settings, refit="opq", input_share=share)
+    refit.refit_model(trained, _images(database))
+    return trained, time.monotonic() - began
+
+
+def by_codes(trained, database, queries):
+    own, others = (trained.encode_images(_images(x)) for x in (database, queries))
     codebooks = trained.quantizer.codebooks.numpy()
     # As an index of these codes searches, and as the others are ranked.
     found = retrieval.nearest(others.embeddings, own.codes, codebooks, TOP_K, "squared")
-    return found.rows.numpy(), seconds
+    return found.rows.numpy()
+
+
+def _images(features):
+    return Images.of_features(features, [str(row) for row in range(len(features))])
 
 
 def score(order, near, labels, query_labels):
@@ -148,11 +163,13 @@ def main(_):
     output = pathlib.Path(values.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     done = output.read_text().splitlines() if output.exists() else []
-    known = {(one["method"], one["bits"], one["seed"]) for one in map(json.loads, done)}
+    known = {
+        (one["method"], one["bits"], one["seed"], one.get("share")) for one in map(json.loads, done)
+    }
     hardware = machine.describe(machine.hardware())
 
-    def note(method, bits, seed, order, seconds):
-        line = {"method": method, "bits": bits, "seed": seed}
+    def note(method, bits, seed, order, seconds, **more):
+        line = {"method": method, "bits": bits, "seed": seed} | more
         line |= score(order, near, labels, query_labels)
         line |= {"seconds": round(seconds, 1), "machine": hardware}
         with output.open("a") as file:
@@ -162,19 +179,27 @@ def main(_):
     for bits in map(int, values.bits):
         for name, method in METHODS.items():
             fits = name != "RaBitQ" or bits > 64
-            if fits and (name, bits, 0) not in known:
+            if fits and (name, bits, 0, None) not in known:
                 began = time.monotonic()
                 order = method(database, queries, bits)
                 note(name, bits, 0, order, time.monotonic() - began)
         for seed in map(int, values.seeds):
-            if ("hqc_tf", bits, seed) in known:
+            shares = [None, *map(float, values.shares)]
+            wanted = [one for one in shares if ("hqc_tf", bits, seed, one) not in known]
+            if not wanted:
                 continue
             given = {"dataset": f"features:{values.features}", "num_books": bits // _WORD_BITS}
             own = config.from_flags()
             changed = {name: getattr(own, name) for name in config.Config.__dataclass_fields__}
             settings = config.Config(**(changed | given | {"seed": seed}))
             workdir = pathlib.Path(values.runs, f"{bits}bits_seed{seed}")
-            note("hqc_tf", bits, seed, *by_training(settings, workdir, *raw))
+            trained, seconds = by_training(settings, workdir)
+            for share in wanted:
+                more = {}
+                if share is not None:
+                    more = {"share": share}
+                    trained, seconds = by_refit(workdir, share, raw[0])
+                note("hqc_tf", bits, seed, by_codes(trained, *raw), seconds, **more)
 
 
 if __name__ == "__main__":
@@ -185,6 +210,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("query_labels", None, ".npy file of int [Q]", required=True)
     flags.DEFINE_list("bits", ["16", "32", "64", "128"], "code lengths")
     flags.DEFINE_list("seeds", ["1", "2", "3"], "of this project's trainings")
+    flags.DEFINE_list("shares", [], "--input_share of refits besides, whose seconds are their own")
     flags.DEFINE_string("runs", "runs/features", "folder of the trainings")
     flags.DEFINE_string("output", None, "JSON lines", required=True)
     flags.adopt_module_key_flags(config)

@@ -174,7 +174,12 @@ def _encode_pixels(encoder, images):
 
 def encode_features(encoder: Encoder, rows: np.ndarray) -> dict[str, tf.Tensor]:
     """`embedding` and `codes` of features, float [B, E]; UserError where E is another."""
-    encode = encoder.signatures["encode_embedding"]
+    encode = encoder.signatures.get("encode_embedding")
+    if encode is None:
+        raise UserError(
+            f"{encoder.path}: takes no features, since its embeddings keep a share of the pixels "
+            "(--input_share); give images"
+        )
     width = encode.structured_input_signature[1]["features"].shape[1]
     if rows.shape[1] != width:
         raise UserError(

@@ -27,7 +27,7 @@ class ServedHead(tf.Module):
     """What follows the backbone of an `HQC`, as the signature `encode_embedding`.
 
     It returns `embedding` [B, M*D] float32 and `codes` [B, M] uint8 of features float [B, E]: those
-    that it was trained on, or its backbone's.
+    that it was trained on, or its backbone's. There is none where the embedding takes pixels too.
 
     Attributes:
         codebooks: [M, K, D] float32, read by `export.encoder.load_encoder`.
@@ -39,7 +39,9 @@ class ServedHead(tf.Module):
         # would save a function each.
         self._kept = [*trained.encoder.variables, *trained.quantizer.variables]
         self.codebooks = trained.quantizer.codebooks
-        head = trained.build_head()
+        self.encode_embedding, head = None, trained.build_head()
+        if head is None:
+            return
 
         def encode_embedding(features):
             embedding = tf.cast(head(features, training=False), trained.quantizer.dtype)
@@ -135,7 +137,7 @@ def export_encoder(
     width = settings.feature_width
     served = ServedHead(trained) if width else ServedEncoder(trained, network)
     identity = fingerprint(trained)
-    signatures = {"encode_embedding": served.encode_embedding}
+    signatures = {"encode_embedding": served.encode_embedding} if served.encode_embedding else {}
     if width:
         signatures["serving_default"] = signatures[signature_of(identity)] = served.encode_embedding
     else:

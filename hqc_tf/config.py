@@ -231,6 +231,13 @@ class Config:
         "images', which finds more of a kind and less of the same; none, as the authors'",
         choices=("none", "opq", "neighbors"),
     )
+    input_share: float = _setting(
+        0.0,
+        "with refit: share of a refitted embedding that is kept for the network's input (features, "
+        "those of a frozen backbone, else pixels): more of the same image, at once; 0: none",
+        least=0,
+        most=1,
+    )
     crop_area: float = _setting(
         0.08,
         "least area of a random crop, as a fraction of the image",
@@ -382,6 +389,11 @@ def _check_together(config):
         raise UserError(
             f"--reconstruction_weight={c.reconstruction_weight}: needs features that stay; give "
             "--train_backbone=none, --dataset=features:..., or leave it out"
+        )
+    if c.input_share and c.refit == "none":
+        raise UserError(
+            f"--input_share={c.input_share}: has no effect without a refit; give --refit=opq, or "
+            "leave it out"
         )
     if not c.term_weights():
         raise UserError("all loss weights are zero: nothing to train; raise one")

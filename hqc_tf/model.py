@@ -17,6 +17,8 @@ from hqc_tf.quantizer import ProductQuantizer, at_least_float32
 from hqc_tf.retrieval import Encoded, collect
 
 PROJECTION = 512
+# Pixels that an embedding keeps, a side, and the layer that puts them there.
+_MOST_SIDE, _JOINED = 32, "joined"
 # Images that are encoded together.
 ENCODE_BATCH = 256
 
@@ -152,13 +154,14 @@ class HQC(tf.keras.Model):
         if "reconstruction" in self.weights_of_terms:
             features = self.encoder.get_layer("projection").input
             self._features_too = tf.keras.Model(self.encoder.input, [features, self.encoder.output])
-        shape = [settings.image_size, settings.image_size, 3]
-        shape = [settings.feature_width] if settings.feature_width else shape
-        view = tf.TensorSpec([None, *shape], tf.float32)
-        self.encode = tf.function(self._encode, input_signature=[view], autograph=False)
+        self._make_encode()
         self.trackers = [
             tf.keras.metrics.Mean(name=name) for name in ["loss", *self.weights_of_terms]
         ]
+
+    def _make_encode(self):
+        view = tf.TensorSpec(self.encoder.input_shape, tf.float32)
+        self.encode = tf.function(self._encode, input_signature=[view], autograph=False)
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
@@ -182,12 +185,50 @@ class HQC(tf.keras.Model):
         """The part of the encoder before the head: float [B, size, size, 3] -> float [B, E]."""
         return tf.keras.Model(self.encoder.input, self.encoder.get_layer("projection").input)
 
-    def build_head(self) -> tf.keras.Model:
-        """The part of the encoder after the backbone: float [B, E] -> embedding float [B, M*D]."""
+    def build_head(self) -> tf.keras.Model | None:
+        """The part of the encoder after the backbone: float [B, E] -> embedding float [B, M*D].
+
+        None where `--input_share` has the embedding take pixels too.
+        """
         if self.settings.feature_width:
             return self.encoder
+        if self.last_layer().name == _JOINED and self.settings.train_backbone != "none":
+            return None
         features = self.encoder.get_layer("projection").input
         return tf.keras.Model(features, self.encoder.output)
+
+    def join_input(self) -> tf.keras.Model:
+        """Puts a layer [B, E] -> [B, M*D] behind the encoder, for `--input_share`.
+
+        Returns:
+            The encoder up to that layer, whose weights are still to be set: the embedding and the
+            input of what trains, both of length one, side by side. The input is features, those of
+            a frozen backbone, or pixels, averaged to `_MOST_SIDE` a side at most.
+        """
+        layers, wide = tf.keras.layers, self.quantizer.dtype
+        parts = [self.encoder.output, self._input_of_what_trains()]
+        unit = [layers.UnitNormalization(dtype=wide)(part) for part in parts]
+        both = layers.Concatenate(dtype=wide)(unit)
+        width = self.settings.num_books * self.settings.word_dim
+        joined = layers.Dense(width, dtype=wide, name=_JOINED)(both)
+        before = tf.keras.Model(self.encoder.input, both)
+        self.encoder = tf.keras.Model(self.encoder.input, joined, name="encoder")
+        self._make_encode()
+        return before
+
+    def _input_of_what_trains(self):
+        c, layers = self.settings, tf.keras.layers
+        if c.feature_width:
+            return self.encoder.input
+        if c.train_backbone == "none":
+            return self.encoder.get_layer("projection").input
+        pool = layers.AveragePooling2D(-(-c.image_size // _MOST_SIDE), dtype="float32")
+        return layers.Flatten(dtype="float32")(pool(self.encoder.input))
+
+    def last_layer(self) -> tf.keras.layers.Dense:
+        """The last layer of the encoder that has weights: what a rotation is folded into."""
+        names = {layer.name for layer in self.encoder.layers}
+        return self.encoder.get_layer(_JOINED if _JOINED in names else "embedding")
 
     def encode_images(self, images: Images, label: str = "") -> Encoded:
         """Embeddings and codes of the plain view of every image, in their order.

@@ -255,7 +255,7 @@ def _views(trained, images, first_step, last_step):
 
 def _evaluate(settings, workdir, images, held):
     if settings.refit != "none":
-        for line in refit.refit_workdir(workdir, images, held, settings.refit):
+        for line in refit.refit_workdir(workdir, images, held):
             _report(line)
     names = "data_dir", "queries", "labels"
     changed = {name: getattr(settings, name) for name in names}

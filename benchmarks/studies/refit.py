@@ -17,7 +17,7 @@ from benchmarks.studies.short_budget import divide, score
 from hqc_tf import commands
 from hqc_tf.data import catalog
 from hqc_tf.data.pictures import spread
-from hqc_tf.training import neighbors, refit
+from hqc_tf.training import refit
 from hqc_tf.workdir import load
 
 
@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
         data_dir = values.data_dir or c.data_dir
         images, apart = divide(catalog.load_split(c.dataset, "train", data_dir))
         if kind == "neighbors":
-            refit.turn_to_neighbors(trained, images.take(spread(len(images), neighbors.SAMPLE)))
+            refit.turn_to_neighbors(trained, images.take(spread(len(images), refit.FEW_IMAGES)))
         found = score(trained, images, apart)
         names = "refitted", "embedding", "refitted_p1", "embedding_p1"
         line = {"refit": kind, "dataset": c.dataset, "seed": c.seed, "bits": c.bits}

@@ -1,7 +1,7 @@
 """Raw pixels under a benchmark's protocol: what a search finds without training a network.
 
-The plain view of each image, its principal components, and OPQ at the same number of bits. Of
-features, those: what a search of them finds without training.
+The plain view of each image at length one, its principal components, and OPQ at the same number of
+bits. Of features, those: what a search of them finds without training.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def evaluate(
     if components > width or len(trained_on) < max(components, num_words):
         return None
     sample = trained_on.take(spread(len(trained_on), _SAMPLE))
-    mean, axes = _principal(tf.concat(list(_views(sample, size)), 0), components)
+    mean, axes = principal(tf.concat(list(_views(sample, size)), 0), components)
 
     # TensorFlow's products: NumPy's threads and the pipeline's would wait for each other.
     def project(images):
@@ -72,12 +72,12 @@ def evaluate(
 
 def _views(images, size):
     for batch in plain_batches(images, size, size, _BATCH):
-        yield tf.reshape(batch, [len(batch), -1])
+        yield tf.math.l2_normalize(tf.reshape(batch, [len(batch), -1]), axis=1)
 
 
-def _principal(values, count):
-    """Mean [P] and the `count` largest principal axes, [P, count], of float [n, P]."""
+def principal(values: np.ndarray | tf.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [P] and the largest principal axes, `count` at most, [P, count], of float32 [n, P]."""
     mean = tf.reduce_mean(values, 0)
     centered = values - mean
     _, axes = np.linalg.eigh(tf.matmul(centered, centered, transpose_a=True))
-    return mean, axes[:, ::-1][:, :count]
+    return mean.numpy(), axes[:, ::-1][:, :count]

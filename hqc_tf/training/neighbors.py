@@ -9,8 +9,6 @@ import numpy as np
 
 from hqc_tf import retrieval
 
-# Images whose neighbors are found, among themselves.
-SAMPLE = 2**14
 # One image in so many is a neighbor, and so many at least.
 _PER_NEIGHBOR, _LEAST = 1024, 5
 # Added to the mean square of an input.
@@ -21,7 +19,7 @@ def fit_layer(hidden: np.ndarray, embeddings: np.ndarray) -> tuple[np.ndarray, n
     """Kernel float32 [H, E] and bias float32 [E] of the layer.
 
     Args:
-        hidden: float [n, H], the layer's inputs of n images, at most `SAMPLE` to be quick.
+        hidden: float [n, H], the layer's inputs of n images, of which each is compared with each.
         embeddings: float [n, E] of the same images.
     """
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)

@@ -3,8 +3,9 @@
 Training compares softly quantized embeddings, search compares hard codes. After it, optimized
 product quantization (`baselines.opq`) finds the rotation and the codebooks that lose least of the
 embeddings as they are. The rotation goes into the encoder's last layer, so that export, index and
-search see an encoder and codebooks as before. `--refit=neighbors` fits the last layer anew before
-that (`neighbors`), to images of a kind.
+search see an encoder and codebooks as before. Before that `--refit=neighbors` fits the last layer
+anew to images of a kind (`neighbors`), and `--input_share` puts one behind it that keeps a share
+for the network's input (`joining`).
 """
 
 import numpy as np
@@ -16,11 +17,13 @@ from hqc_tf.data.batches import plain_batches
 from hqc_tf.data.images import Images
 from hqc_tf.data.pictures import spread
 from hqc_tf.errors import UserError
-from hqc_tf.training import neighbors
+from hqc_tf.training import joining, neighbors
 from hqc_tf.workdir import WEIGHTS, Folder, load, save_weights, saved_step
 
 # FAISS takes no more.
 _MOST_IMAGES = 2**16
+# Those that a layer is fitted to.
+FEW_IMAGES = 2**14
 
 
 def check(settings: config.Config, num_images: int) -> None:
@@ -38,19 +41,18 @@ def check(settings: config.Config, num_images: int) -> None:
         )
 
 
-def refit_workdir(workdir: Folder, images: Images, held: Images, kind: str) -> list[str]:
+def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
     """Refits the best and the last weights of a trained run, where that makes better codes.
 
     Better is a smaller quantization error and no lower recall@1 of the images held out from
     training; without any, a smaller error of the training images. With "neighbors", which trades
-    this recall for images of a kind, the error alone decides. Weights that were refitted before
-    stay.
+    this recall for images of a kind, the error alone decides. With `--input_share`, whose
+    embeddings hold more and so lose more, they are kept. Weights that were refitted before stay.
 
     Args:
         workdir: folder of the run.
         images: the training images.
         held: those held out, possibly none.
-        kind: `--refit`, "opq" or "neighbors".
 
     Returns:
         A line for a person on each set of weights that was tried.
@@ -62,40 +64,66 @@ def refit_workdir(workdir: Folder, images: Images, held: Images, kind: str) -> l
             continue
         # The best weights may be the last.
         if step not in tried:
-            tried[step] = _refitted(load(workdir, weights, refitted=False), images, held, kind)
+            tried[step] = _refitted(load(workdir, weights, refitted=False), images, held)
         trained, before, after = tried[step]
-        kept = after[0] < before[0] and (kind == "neighbors" or after[1] >= before[1])
+        kept = _is_better(before, after, trained.settings)
         if kept:
             save_weights(trained, workdir, step, weights, refitted=True)
         lines.append(_describe(weights, before, after, kept))
     return lines
 
 
-def _refitted(trained, images, held, kind):
+def _is_better(before, after, settings):
+    if settings.input_share:
+        return True
+    return after[0] < before[0] and (settings.refit == "neighbors" or after[1] >= before[1])
+
+
+def _refitted(trained, images, held):
     """The model refitted, and its `_scores` before and after."""
     sample = images.take(spread(len(images), _MOST_IMAGES))
     before = _scores(trained, sample, held)
-    if kind == "neighbors":
-        turn_to_neighbors(trained, images.take(spread(len(images), neighbors.SAMPLE)))
-    refit(trained, trained.encode_images(sample).embeddings)
+    refit_model(trained, images)
     return trained, before, _scores(trained, sample, held)
+
+
+def refit_model(trained: model.HQC, images: Images) -> None:
+    """Refits a model to some images as its settings `refit` and `input_share` say."""
+    sample, few = (images.take(spread(len(images), most)) for most in (_MOST_IMAGES, FEW_IMAGES))
+    if trained.settings.refit == "neighbors":
+        turn_to_neighbors(trained, few)
+    if trained.settings.input_share:
+        join_input(trained, few)
+    refit(trained, trained.encode_images(sample).embeddings)
 
 
 def turn_to_neighbors(trained: model.HQC, images: Images) -> None:
     """Changes a model's last layer into that of `neighbors.fit_layer` of some images."""
-    layer = trained.encoder.get_layer("embedding")
-    network = tf.keras.Model(trained.encoder.input, layer.input)
-    inputs = tf.function(lambda views: tf.cast(network(views, training=False), tf.float32))
-    views = plain_batches(images, *trained.settings.plain_sizes, model.ENCODE_BATCH)
-    hidden = np.concatenate([inputs(batch).numpy() for batch in views])[: len(images)]
+    layer = trained.last_layer()
+    hidden = _outputs(tf.keras.Model(trained.encoder.input, layer.input), images, trained.settings)
     layer.set_weights(neighbors.fit_layer(hidden, trained.encode_images(images).embeddings))
+
+
+def join_input(trained: model.HQC, images: Images) -> None:
+    """Gives a model the layer of `HQC.join_input`, fitted to some images by `joining.fit_layer`."""
+    c = trained.settings
+    width = c.num_books * c.word_dim
+    both = _outputs(trained.join_input(), images, c)
+    trained.last_layer().set_weights(joining.fit_layer(both, width, c.input_share))
+
+
+def _outputs(network, images, settings):
+    """What a network gives of the plain views, float32 [N, any]."""
+    call = tf.function(lambda views: tf.cast(network(views, training=False), tf.float32))
+    views = plain_batches(images, *settings.plain_sizes, model.ENCODE_BATCH)
+    return np.concatenate([call(batch).numpy() for batch in views])[: len(images)]
 
 
 def refit(trained: model.HQC, embeddings: np.ndarray) -> None:
     """Changes a model's last layer and codebooks by float [N, M*D] embeddings that it gave."""
     c = trained.settings
     fit = opq.fit(embeddings, c.num_books, c.num_words)
-    layer = trained.encoder.get_layer("embedding")
+    layer = trained.last_layer()
     # A length that is set after this layer is not changed by a rotation.
     layer.set_weights([values @ fit.rotation for values in layer.get_weights()])
     trained.quantizer.codebooks.assign(fit.codebooks)

@@ -50,7 +50,8 @@ def describe_longer(workdir: Folder, settings: config.Config, steps_per_epoch: i
 def read_weights(settings: config.Config, workdir: Folder) -> list[np.ndarray] | None:
     """The weights of --init_from with which a run begins; None without it, and of a resumed one.
 
-    They are those that an export of that run takes: the best, refitted where that was better.
+    They are those that an export of that run takes: the best, refitted where that was better and
+    added no layer.
 
     Raises:
         UserError: --init_from has none, or of a network of other settings.
@@ -60,14 +61,16 @@ def read_weights(settings: config.Config, workdir: Folder) -> list[np.ndarray] |
         return None
     if not pathlib.Path(folder, FLAGFILE).is_file() or saved_step(folder, "best") is None:
         raise UserError(f"--init_from={folder}: no trained run there; name the --workdir of one")
-    before, now = map(_network, (read_settings(folder), settings))
+    settings_of_folder = read_settings(folder)
+    before, now = map(_network, (settings_of_folder, settings))
     differing = [name for name in _OF_WEIGHTS if before[name] != now[name]]
     if differing:
         told = ", ".join(f"--{name}={before[name]}, not {now[name]}" for name in differing)
         raise UserError(
             f"--init_from={folder}: its weights are of {told}; give the same, or leave it out"
         )
-    return [weight.numpy() for weight in _weights(load(folder))]
+    found = load(folder, refitted=not settings_of_folder.input_share)
+    return [weight.numpy() for weight in _weights(found)]
 
 
 def assign(trained: model.HQC, weights: list[np.ndarray]) -> None:

@@ -13,6 +13,7 @@ from export.encoder import encode_images, load_encoder
 from hqc_tf.data import augment, catalog, decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
+from hqc_tf.training import refit
 from hqc_tf.workdir import load
 from tests.support import serving
 
@@ -220,3 +221,16 @@ def test_a_file_that_is_no_image_is_named(loaded, photos, tmp_path):
     images = Images.of_files([tmp_path / "none.png"], ["none"])
     with pytest.raises(UserError, match="none.png: No such file"):
         encode_images(loaded, images)
+
+
+def test_pixels_that_an_embedding_keeps_are_exported(make_workdir, tiny_config, photos, tmp_path):
+    dataset = f"folder:{photos}"
+    folder = make_workdir(tiny_config(dataset=dataset, refit="opq", input_share=0.5))
+    images = catalog.load_images(dataset)
+    refit.refit_workdir(folder, images, images.take([]))
+    loaded = load_encoder(saved_model.export_encoder(folder, tmp_path / "serving"))
+    ours, served = load(folder).encode_images(images), encode_images(loaded, images)
+    np.testing.assert_array_equal(served.codes, ours.codes)
+    np.testing.assert_allclose(served.embeddings, ours.embeddings, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="takes no features, .*pixels .*; give images"):
+        encoder.encode_features(loaded, np.ones([1, 8], np.float32))

@@ -214,6 +214,10 @@ def test_every_number_has_a_bound():
             "--dataset=features:..., or leave it out",
         ),
         (
+            {"input_share": 0.5},
+            "--input_share=0.5: has no effect without a refit; give --refit=opq, or leave it out",
+        ),
+        (
             {name: 0.0 for name in LEAST if name.endswith("_weight")},
             "all loss weights are zero: nothing to train; raise one",
         ),

@@ -10,10 +10,13 @@ from hqc_tf.data.images import Images
 
 @pytest.fixture
 def two_kinds():
-    """Dark images and bright ones of 8 x 8 pixels, with noise."""
+    """Images of 8 x 8 pixels, bright above or below, each of another exposure and with noise."""
     random = np.random.default_rng(1)
     labels = np.arange(200) % 2
-    values = 60 + 120 * labels[:, None, None, None] + random.integers(-40, 40, [200, 8, 8, 3])
+    is_below = np.arange(8) >= 4
+    bright = is_below[None, :, None, None] == labels[:, None, None, None]
+    exposure = random.uniform(0.2, 1, [200, 1, 1, 1])
+    values = exposure * (60 + 120 * bright + random.integers(-40, 40, [200, 8, 8, 3]))
     return Images.of_pixels(values.astype(np.uint8), labels=labels)
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from hqc_tf import label_free
 from hqc_tf.baselines import opq
-from hqc_tf.data import catalog
+from hqc_tf.data import catalog, features
+from hqc_tf.data.batches import plain_batches
 from hqc_tf.data.images import hold_out
 from hqc_tf.errors import UserError
-from hqc_tf.training import refit
-from hqc_tf.workdir import load, read_settings, save_weights, saved_step
+from hqc_tf.training import joining, refit
+from hqc_tf.workdir import load, read_settings, save_weights, saved_step, write_settings
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,10 @@ def run(workdir, tmp_path):
     shutil.copytree(workdir, folder)
     images = catalog.load_images(read_settings(folder).dataset)
     return folder, *hold_out(images, 6)
+
+
+def change_settings(folder, **changes):
+    write_settings(folder, dataclasses.replace(read_settings(folder), **changes))
 
 
 def error(trained, images):
@@ -55,7 +60,7 @@ def test_embeddings_are_turned_and_the_error_falls(feature_config, length):
 def test_better_weights_are_kept_beside_the_learned_ones(run):
     folder, images, held = run
     nothing = held.take([])
-    lines = refit.refit_workdir(folder, images, nothing, "opq")
+    lines = refit.refit_workdir(folder, images, nothing)
     assert [line.split(":")[0] for line in lines] == [
         "refit of the best weights", "refit of the last weights"
     ]  # fmt: skip
@@ -63,16 +68,16 @@ def test_better_weights_are_kept_beside_the_learned_ones(run):
     learned, refitted = load(folder, "last", refitted=False), load(folder, "last")
     assert error(refitted, images) < error(learned, images)
     # The same command again changes nothing, and neither does a kill before the evaluation.
-    assert refit.refit_workdir(folder, images, nothing, "opq") == []
+    assert refit.refit_workdir(folder, images, nothing) == []
     shutil.rmtree(folder / "checkpoints/last_refitted")
-    refit.refit_workdir(folder, images, nothing, "opq")
+    refit.refit_workdir(folder, images, nothing)
     for one, other in zip(refitted.get_weights(), load(folder, "last").get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_weights_trained_further_are_not_those_that_were_refitted(run):
     folder, images, held = run
-    refit.refit_workdir(folder, images, held.take([]), "opq")
+    refit.refit_workdir(folder, images, held.take([]))
     learned = load(folder, "last", refitted=False)
     save_weights(learned, folder, 8, "last")
     assert saved_step(folder, "last", refitted=True) == 7
@@ -82,12 +87,12 @@ def test_weights_trained_further_are_not_those_that_were_refitted(run):
 def test_what_is_not_better_is_not_kept(run):
     folder, images, _ = run
     nothing = images.take([])
-    refit.refit_workdir(folder, images, nothing, "opq")
+    refit.refit_workdir(folder, images, nothing)
     best = load(folder, "best")
     shutil.rmtree(folder / "checkpoints/best_refitted")
     # Refitted weights as the learned ones: there is nothing to gain.
     save_weights(best, folder, 9, "best")
-    lines = refit.refit_workdir(folder, images, nothing, "opq")
+    lines = refit.refit_workdir(folder, images, nothing)
     if lines[0].endswith("not better, not kept"):
         assert saved_step(folder, "best", refitted=True) is None
     else:
@@ -125,6 +130,66 @@ def test_neighbors_are_folded_into_the_last_layer(tiny_config, photos):
 
 def test_neighbors_are_kept_for_their_smaller_error(run):
     folder, images, held = run
-    lines = refit.refit_workdir(folder, images, held, "neighbors")
+    change_settings(folder, refit="neighbors")
+    lines = refit.refit_workdir(folder, images, held)
     assert all(line.endswith(": kept") for line in lines)
     assert error(load(folder, "last"), images) < error(load(folder, "last", refitted=False), images)
+
+
+def distances(vectors):
+    return np.square(vectors[:, None] - vectors).sum(-1)
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_a_share_of_the_input_is_kept_and_read_back(run):
+    folder, images, held = run
+    change_settings(folder, refit="opq", input_share=1.0)
+    lines = refit.refit_workdir(folder, images, held)
+    assert all(line.endswith(": kept") for line in lines)
+    assert load(folder, "last", refitted=False).last_layer().name == "embedding"
+    trained = load(folder, "last")
+    encoded = trained.encode_images(images)
+    # All of it: distances are those of the features themselves, in six components of twelve.
+    of_images = np.concatenate([*features.batches(images, 64)])
+    rows = unit(of_images) - unit(of_images).mean(axis=0)
+    _, _, axes = np.linalg.svd(rows, full_matrices=False)
+    rows = rows @ axes[:6].T
+    rows /= np.sqrt(np.square(rows).sum(axis=1).mean())
+    np.testing.assert_allclose(distances(encoded.embeddings), distances(rows), atol=1e-4)
+    head = trained.build_head()(of_images)
+    np.testing.assert_allclose(head, encoded.embeddings, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 100])
+def test_pixels_are_the_input_of_a_backbone_that_trains(tiny_config, photos, size):
+    from hqc_tf.model import build_model
+
+    settings = tiny_config(
+        dataset=f"folder:{photos}", image_size=size, refit="opq", input_share=0.5
+    )
+    trained, images = build_model(settings), catalog.load_images(f"folder:{photos}")
+    before = trained.encode_images(images).embeddings
+    refit.join_input(trained, images)
+    views = np.concatenate(list(plain_batches(images, size, size, 64)))[: len(images)]
+    # A hundred pixels a side are averaged to 25.
+    pooled = views if size == 8 else views.reshape(-1, 25, 4, 25, 4, 3).mean(axis=(2, 4))
+    both = np.concatenate([unit(before), unit(pooled.reshape(len(views), -1))], axis=1)
+    kernel, bias = joining.fit_layer(both, 6, 0.5)
+    after = trained.encode_images(images).embeddings
+    np.testing.assert_allclose(distances(after), distances(both @ kernel + bias), atol=1e-3)
+    assert trained.build_head() is None
+
+
+def test_a_frozen_backbones_output_is_the_input(tiny_config, photos):
+    from hqc_tf.model import build_model
+
+    trained = build_model(tiny_config(train_backbone="none", refit="opq", input_share=0.5))
+    before = trained.build_head().input_shape
+    trained.join_input()
+    images = np.random.default_rng(1).random([2, 8, 8, 3], np.float32)
+    features = trained.build_backbone()(images)
+    np.testing.assert_allclose(trained.build_head()(features), trained.encoder(images), atol=1e-6)
+    assert trained.build_head().input_shape == before

@@ -20,6 +20,7 @@ from hqc_tf.workdir import (
     read_settings,
     save_weights,
     saved_step,
+    write_settings,
 )
 
 PER_EPOCH = 12
@@ -164,3 +165,19 @@ def test_weights_that_do_not_fit_are_refused(settings, finished, tmp_path, chang
     with pytest.raises(UserError, match=error):
         train.train_and_evaluate(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_starts_from_weights_without_the_layer_that_a_share_of_the_input_adds(
+    settings, finished, tmp_path
+):
+    source = shutil.copytree(finished, tmp_path / "source")
+    write_settings(source, dataclasses.replace(settings, input_share=0.5))
+    joined = load(source, refitted=False)
+    joined.join_input()
+    save_weights(joined, source, saved_step(source, "best"), "best", refitted=True)
+    other = dataclasses.replace(settings, init_from=str(source), epochs=1)
+    learned = load(source, refitted=False)
+    for one, value in zip(
+        start.read_weights(other, tmp_path / "run"), start._weights(learned), strict=True
+    ):
+        np.testing.assert_array_equal(one, value)
