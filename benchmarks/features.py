@@ -7,8 +7,8 @@
 All methods are fitted to the searched features, without labels, and rank them for the same queries.
 Each line of OUTPUT has the method, its bits, mAP@1000 and P@1 by the labels, recall@10 of the ten
 neighbors of the floats themselves, and the seconds that fitting took. Further flags are settings of
-`hqc_tf.train`, for this project's codes alone; `--shares` adds a line for each `--input_share` of
-one training.
+`hqc_tf.train`, for this project's codes alone; each of `--refits`, such as neighbors:0.3, adds a
+line of the same training refitted, with the `--refit` and the `--input_share` that it names.
 """
 
 import dataclasses
@@ -120,11 +120,13 @@ def by_training(settings, workdir):
     return load(workdir, "last"), time.monotonic() - began
 
 
-def by_refit(workdir, share, database):
-    """The model of the last weights, refitted with a share of the features, and the seconds."""
+def by_refit(kind_and_share, workdir, database):
+    """The model of the last weights, refitted as one of --refits says, and the seconds."""
     began = time.monotonic()
+    kind, share = kind_and_share.split(":")
     trained = load(workdir, "last", refitted=False)
-    trained.settings = dataclasses.replace(trained.settings, refit="opq", input_share=share)
+    changed = {"refit": kind, "input_share": float(share)}
+    trained.settings = dataclasses.replace(trained.settings, **changed)
     refit.refit_model(trained, _images(database))
     return trained, time.monotonic() - began
 
@@ -164,7 +166,7 @@ def main(_):
     output.parent.mkdir(parents=True, exist_ok=True)
     done = output.read_text().splitlines() if output.exists() else []
     known = {
-        (one["method"], one["bits"], one["seed"], one.get("share")) for one in map(json.loads, done)
+        (one["method"], one["bits"], one["seed"], one.get("refit")) for one in map(json.loads, done)
     }
     hardware = machine.describe(machine.hardware())
 
@@ -184,8 +186,8 @@ def main(_):
                 order = method(database, queries, bits)
                 note(name, bits, 0, order, time.monotonic() - began)
         for seed in map(int, values.seeds):
-            shares = [None, *map(float, values.shares)]
-            wanted = [one for one in shares if ("hqc_tf", bits, seed, one) not in known]
+            refits = [None, *values.refits]
+            wanted = [one for one in refits if ("hqc_tf", bits, seed, one) not in known]
             if not wanted:
                 continue
             given = {"dataset": f"features:{values.features}", "num_books": bits // _WORD_BITS}
@@ -194,11 +196,11 @@ def main(_):
             settings = config.Config(**(changed | given | {"seed": seed}))
             workdir = pathlib.Path(values.runs, f"{bits}bits_seed{seed}")
             trained, seconds = by_training(settings, workdir)
-            for share in wanted:
+            for one in wanted:
                 more = {}
-                if share is not None:
-                    more = {"share": share}
-                    trained, seconds = by_refit(workdir, share, raw[0])
+                if one is not None:
+                    more = {"refit": one}
+                    trained, seconds = by_refit(one, workdir, raw[0])
                 note("hqc_tf", bits, seed, by_codes(trained, *raw), seconds, **more)
 
 
@@ -210,7 +212,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("query_labels", None, ".npy file of int [Q]", required=True)
     flags.DEFINE_list("bits", ["16", "32", "64", "128"], "code lengths")
     flags.DEFINE_list("seeds", ["1", "2", "3"], "of this project's trainings")
-    flags.DEFINE_list("shares", [], "--input_share of refits besides, whose seconds are their own")
+    flags.DEFINE_list("refits", [], "KIND:SHARE of refits, whose seconds are theirs alone")
     flags.DEFINE_string("runs", "runs/features", "folder of the trainings")
     flags.DEFINE_string("output", None, "JSON lines", required=True)
     flags.adopt_module_key_flags(config)

@@ -56,6 +56,9 @@ def fit(vectors: np.ndarray, num_books: int, num_words: int) -> Fit:
         )
     vectors = np.ascontiguousarray(vectors, np.float32)
     width, word_bits = vectors.shape[1], num_words.bit_length() - 1
+    # FAISS' rotation ends the process where it has fewer vectors than numbers in each.
+    if len(vectors) < width:
+        vectors = np.resize(vectors, [width, width])
     rotation = faiss.OPQMatrix(width, num_books, width)
     rotation.pq = _quantizer(faiss, width, num_books, word_bits)
     rotation.train(vectors)

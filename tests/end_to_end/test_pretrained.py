@@ -55,7 +55,8 @@ def test_photos_are_found_by_codes_of_a_pretrained_network(network, few, tmp_pat
     assert "gives almost the same vector for 8 different images" in wrong.stderr
     settings = "--batch_size=8", "--epochs=8", "--warmup_epochs=1", "--num_neighbors=5"
     own = f"--dataset=features:{tmp_path}/features", f"--workdir={tmp_path}/run"
-    trained = run("hqc_tf.train", *own, *settings, "--reconstruction_weight=1")
+    refit = "--refit=neighbors", "--input_share=0.5"
+    trained = run("hqc_tf.train", *own, *settings, *refit, "--reconstruction_weight=1")
     assert "[folder, 1 in 10 is a query: 2 queries, 22 images]" in trained.stdout
     serving = f"{tmp_path}/serving"
     backbone = f"--backbone=saved_model:{network}"

@@ -83,7 +83,7 @@ def server(browsed, collection, tmp_path_factory):
     (folder / "groups.jsonl").write_text(json.dumps(group | {"bytes": [9, 99]}) + "\n")
     command = [
         sys.executable, "-m", "export.browse", f"--index={browsed.path}", "--port=0",
-        f"--images=folder:{collection}", f"--duplicates={folder}/groups.jsonl", "--deadline=15",
+        f"--images=folder:{collection}", f"--duplicates={folder}/groups.jsonl", "--deadline=8",
         "--most_megabytes=1",
     ]  # fmt: skip
     with (folder / "log").open("w") as log:

@@ -49,6 +49,13 @@ def test_the_same_vectors_have_the_same_fit(vectors):
     np.testing.assert_array_equal(one.codebooks, other.codebooks)
 
 
+def test_fewer_vectors_than_numbers_are_enough():
+    vectors = np.random.default_rng(1).normal(size=[24, 128]).astype(np.float32)
+    fit = opq.fit(vectors, num_books=8, num_words=16)
+    np.testing.assert_allclose(fit.rotation @ fit.rotation.T, np.eye(128), atol=1e-5)
+    assert error(vectors @ fit.rotation, fit.codebooks) < 0.1 * np.square(vectors).sum()
+
+
 def test_fewer_vectors_than_words_are_refused(vectors):
     with pytest.raises(UserError, match="15 vectors for 16 words a book; give more images"):
         opq.fit(vectors[:15], num_books=4, num_words=16)
