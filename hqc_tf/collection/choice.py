@@ -32,7 +32,7 @@ _MOST_EPOCHS = 400
 _LEAST_BATCH, _MOST_BATCH = 8, 256
 # A network sees an image at this size, in pixels, if no other is given.
 _SIDE = 224
-# Held out to choose weights by, of so many images.
+# Held out to choose weights by, and refitted to, of so many images.
 _LEAST_TO_HOLD_OUT = 200
 _RECIPE = {
     "projection_norm": True,
@@ -104,7 +104,9 @@ def _on_features(count, given, features):
     frozen = {"image_size": _SIDE, "train_backbone": "none"}
     embedding = config.Config(**frozen | schedule | given)
     own = {name: value for name, value in given.items() if name not in _OF_NETWORK}
-    training = config.Config(**schedule | own | {"dataset": f"features:{features}"})
+    # Images of a kind and the very nearest, both: benchmarks/README.md.
+    refit = _refit(count, given, refit="neighbors", input_share=0.5)
+    training = config.Config(**schedule | refit | own | {"dataset": f"features:{features}"})
     reasons = [
         f"network: {embedding.backbone}, pretrained and frozen, at {embedding.image_size} pixels; "
         f"the plain view and {VIEWS} random views of each image are embedded once",
@@ -119,7 +121,7 @@ def _from_scratch(count, given):
         **_schedule(count, _SEEN_FROM_SCRATCH, given),
         "backbone_width": 16,
         "precision": "mixed_bfloat16",
-        "refit": "opq" if opq.is_installed() and count >= _LEAST_TO_HOLD_OUT else "none",
+        **_refit(count, given, refit="opq"),
     }
     training = config.Config(**own | given)
     reasons = [
@@ -129,6 +131,13 @@ def _from_scratch(count, given):
         _describe_training(count, training),
     ]
     return Choice(None, training, reasons)
+
+
+def _refit(count, given, **settings):
+    """`settings` where there is what a refit takes, and it is wanted."""
+    words = given.get("num_words", config.Config.num_words)
+    enough = opq.is_installed() and count >= max(_LEAST_TO_HOLD_OUT, 2 * words)
+    return settings if enough and given.get("refit") != "none" else {}
 
 
 def _schedule(count, seen, given):

@@ -51,6 +51,27 @@ def test_a_pretrained_network_is_frozen_and_the_training_is_on_its_vectors():
     assert made.reasons[0].startswith("network: saved_model:net, pretrained and frozen, at 224")
 
 
+@pytest.mark.parametrize(
+    ("count", "given", "expected"),
+    [
+        (200, {}, ("neighbors", 0.5)),
+        (199, {}, ("none", 0)),
+        (300, {"num_words": 256}, ("none", 0)),
+        (512, {"num_words": 256}, ("neighbors", 0.5)),
+        (200, {"refit": "none"}, ("none", 0)),
+        (200, {"refit": "opq", "input_share": 0.1}, ("opq", 0.1)),
+    ],
+)
+def test_vectors_are_refitted_where_there_are_enough(count, given, expected, monkeypatch):
+    given = {"backbone": "saved_model:net"} | given
+    if opq.is_installed():
+        found = choice.choose("folder:p", count, given, "f").training
+        assert (found.refit, found.input_share) == expected
+    monkeypatch.setattr(opq, "is_installed", lambda: False)
+    if "input_share" not in given:
+        assert choice.choose("folder:p", count, given, "f").training.refit == "none"
+
+
 def test_weights_that_keras_has_downloaded_are_found(tmp_path):
     assert choice.find_weights(tmp_path) == ""
     for file in ("mobilenet_1_0_224_tf_no_top.h5", "efficientnetb0_notop.h5"):
