@@ -1,12 +1,15 @@
-"""What refitting the last layer to neighbors gains: one trained run, figured without test data.
+"""What kinds of refit gain: one trained run, figured without test data.
 
-    python -m benchmarks.studies.refit --workdir=runs/fast --output=runs/refit.jsonl
+    python -m benchmarks.studies.refit --workdir=runs/fast --refits=opq:0,neighbors:0 \
+        --output=runs/refit.jsonl
 
 The labels of the training set, never those of the test set, score the codes: one image in ten
-queries the others, which the layer, the rotation and the codebooks are fitted to. A line of OUTPUT
-for each refit has mAP@1000 of the codes and of the unquantized embeddings, and P@1 of both.
+queries the others, which the layers, the rotation and the codebooks are fitted to. A line of OUTPUT
+for each refit, KIND:SHARE as `--refit` and `--input_share` have them, has mAP@1000 of the codes and
+of the unquantized embeddings, and P@1 of both.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -16,23 +19,22 @@ from benchmarks import machine
 from benchmarks.studies.short_budget import divide, score
 from hqc_tf import commands
 from hqc_tf.data import catalog
-from hqc_tf.data.pictures import spread
 from hqc_tf.training import refit
 from hqc_tf.workdir import load
 
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    for kind in ("opq", "neighbors"):
+    for kind, share in (one.split(":") for one in values.refits):
         trained = load(values.workdir, "last", refitted=False)
-        c = trained.settings
+        changed = {"refit": kind, "input_share": float(share)}
+        c = trained.settings = dataclasses.replace(trained.settings, **changed)
         data_dir = values.data_dir or c.data_dir
         images, apart = divide(catalog.load_split(c.dataset, "train", data_dir))
-        if kind == "neighbors":
-            refit.turn_to_neighbors(trained, images.take(spread(len(images), refit.FEW_IMAGES)))
+        refit.refit_model(trained, images)
         found = score(trained, images, apart)
         names = "refitted", "embedding", "refitted_p1", "embedding_p1"
-        line = {"refit": kind, "dataset": c.dataset, "seed": c.seed, "bits": c.bits}
+        line = {"refit": kind, "share": c.input_share, "dataset": c.dataset, "seed": c.seed, "bits": c.bits}
         line |= {name: found[name] for name in names} | {"hardware": machine.hardware()}
         with pathlib.Path(values.output).open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -41,6 +43,7 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a training", required=True)
+    flags.DEFINE_list("refits", ["opq:0", "neighbors:0"], "KIND:SHARE of each refit")
     flags.DEFINE_string("output", None, "file to which lines are added", required=True)
     flags.DEFINE_string("data_dir", "", "folder of the data, if it has moved since the training")
     commands.run(main)

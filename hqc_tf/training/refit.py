@@ -23,7 +23,7 @@ from hqc_tf.workdir import WEIGHTS, Folder, load, save_weights, saved_step
 # FAISS takes no more.
 _MOST_IMAGES = 2**16
 # Those that a layer is fitted to.
-FEW_IMAGES = 2**14
+_FEW_IMAGES = 2**14
 
 
 def check(settings: config.Config, num_images: int) -> None:
@@ -89,7 +89,7 @@ def _refitted(trained, images, held):
 
 def refit_model(trained: model.HQC, images: Images) -> None:
     """Refits a model to some images as its settings `refit` and `input_share` say."""
-    sample, few = (images.take(spread(len(images), most)) for most in (_MOST_IMAGES, FEW_IMAGES))
+    sample, few = (images.take(spread(len(images), most)) for most in (_MOST_IMAGES, _FEW_IMAGES))
     if trained.settings.refit == "neighbors":
         turn_to_neighbors(trained, few)
     if trained.settings.input_share:
