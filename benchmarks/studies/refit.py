@@ -34,7 +34,13 @@ def main(_: list[str]) -> None:
         refit.refit_model(trained, images)
         found = score(trained, images, apart)
         names = "refitted", "embedding", "refitted_p1", "embedding_p1"
-        line = {"refit": kind, "share": c.input_share, "dataset": c.dataset, "seed": c.seed, "bits": c.bits}
+        line = {
+            "refit": kind,
+            "share": c.input_share,
+            "dataset": c.dataset,
+            "seed": c.seed,
+            "bits": c.bits,
+        }
         line |= {name: found[name] for name in names} | {"hardware": machine.hardware()}
         with pathlib.Path(values.output).open("a") as file:
             file.write(json.dumps(line) + "\n")
