@@ -233,8 +233,8 @@ class Config:
     )
     input_share: float = _setting(
         0.0,
-        "with refit: share of a refitted embedding that is kept for the network's input (features, "
-        "those of a frozen backbone, else pixels): more of the same image, at once; 0: none",
+        "share of a refitted embedding that its input keeps (features, those of a frozen backbone, "
+        "else pixels), which finds more of the very nearest; 0: none, as the authors'",
         least=0,
         most=1,
     )

@@ -17,7 +17,8 @@ def fit_layer(both: np.ndarray, width: int, share: float) -> tuple[np.ndarray, n
         both: float32 [n, E+P], the layer's inputs of n images: their embeddings of length one, and
             the network's inputs of length one.
         width: E.
-        share: of the mean squared distance between two images, 0 to 1, what their inputs make.
+        share: 0 to 1, the part of the mean squared distance between two images that their inputs
+            make.
     """
     of_embedding = _weighed(both[:, :width], width, 1 - share)
     of_input = _weighed(both[:, width:], width, share)
