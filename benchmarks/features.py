@@ -11,7 +11,6 @@ neighbors of the floats themselves, and the seconds that fitting took. Further f
 line of the same training refitted, with the `--refit` and the `--input_share` that it names.
 """
 
-import dataclasses
 import json
 import pathlib
 import time
@@ -22,11 +21,11 @@ import scann
 from absl import flags
 
 from benchmarks import machine
+from benchmarks.studies.refit import refitted
 from hqc_tf import commands, config, metrics, retrieval
 from hqc_tf.baselines import opq
 from hqc_tf.data.images import Images
 from hqc_tf.train import train_and_evaluate
-from hqc_tf.training import refit
 from hqc_tf.workdir import load
 
 TOP_K = 1000
@@ -123,18 +122,14 @@ def by_training(settings, workdir):
 def by_refit(kind_and_share, workdir, database):
     """The model of the last weights, refitted as one of --refits says, and the seconds."""
     began = time.monotonic()
-    kind, share = kind_and_share.split(":")
-    trained = load(workdir, "last", refitted=False)
-    changed = {"refit": kind, "input_share": float(share)}
-    trained.settings = dataclasses.replace(trained.settings, **changed)
-    refit.refit_model(trained, _images(database))
+    trained = refitted(workdir, kind_and_share, _images(database))
     return trained, time.monotonic() - began
 
 
 def by_codes(trained, database, queries):
+    """Ranking by a model's codes, as an index of them searches and as the others are ranked."""
     own, others = (trained.encode_images(_images(x)) for x in (database, queries))
     codebooks = trained.quantizer.codebooks.numpy()
-    # As an index of these codes searches, and as the others are ranked.
     found = retrieval.nearest(others.embeddings, own.codes, codebooks, TOP_K, "squared")
     return found.rows.numpy()
 
@@ -195,12 +190,10 @@ def main(_):
             changed = {name: getattr(own, name) for name in config.Config.__dataclass_fields__}
             settings = config.Config(**(changed | given | {"seed": seed}))
             workdir = pathlib.Path(values.runs, f"{bits}bits_seed{seed}")
-            trained, seconds = by_training(settings, workdir)
+            found = by_training(settings, workdir)
             for one in wanted:
-                more = {}
-                if one is not None:
-                    more = {"refit": one}
-                    trained, seconds = by_refit(one, workdir, raw[0])
+                trained, seconds = by_refit(one, workdir, raw[0]) if one else found
+                more = {"refit": one} if one else {}
                 note("hqc_tf", bits, seed, by_codes(trained, *raw), seconds, **more)
 
 

@@ -19,23 +19,34 @@ from benchmarks import machine
 from benchmarks.studies.short_budget import divide, score
 from hqc_tf import commands
 from hqc_tf.data import catalog
+from hqc_tf.data.images import Images
+from hqc_tf.model import HQC
 from hqc_tf.training import refit
-from hqc_tf.workdir import load
+from hqc_tf.workdir import Folder, load, read_settings
+
+
+def refitted(workdir: Folder, kind_and_share: str, images: Images) -> HQC:
+    """The model of a run's last weights, refitted to some images as KIND:SHARE says."""
+    kind, share = kind_and_share.split(":")
+    trained = load(workdir, "last", refitted=False)
+    changed = {"refit": kind, "input_share": float(share)}
+    trained.settings = dataclasses.replace(trained.settings, **changed)
+    refit.refit_model(trained, images)
+    return trained
 
 
 def main(_: list[str]) -> None:
     values = flags.FLAGS
-    for kind, share in (one.split(":") for one in values.refits):
-        trained = load(values.workdir, "last", refitted=False)
-        changed = {"refit": kind, "input_share": float(share)}
-        c = trained.settings = dataclasses.replace(trained.settings, **changed)
-        data_dir = values.data_dir or c.data_dir
-        images, apart = divide(catalog.load_split(c.dataset, "train", data_dir))
-        refit.refit_model(trained, images)
+    before = read_settings(values.workdir)
+    data_dir = values.data_dir or before.data_dir
+    images, apart = divide(catalog.load_split(before.dataset, "train", data_dir))
+    for one in values.refits:
+        trained = refitted(values.workdir, one, images)
+        c = trained.settings
         found = score(trained, images, apart)
         names = "refitted", "embedding", "refitted_p1", "embedding_p1"
         line = {
-            "refit": kind,
+            "refit": c.refit,
             "share": c.input_share,
             "dataset": c.dataset,
             "seed": c.seed,

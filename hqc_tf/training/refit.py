@@ -66,14 +66,14 @@ def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
         if step not in tried:
             tried[step] = _refitted(load(workdir, weights, refitted=False), images, held)
         trained, before, after = tried[step]
-        kept = _is_better(before, after, trained.settings)
+        kept = _is_kept(before, after, trained.settings)
         if kept:
             save_weights(trained, workdir, step, weights, refitted=True)
         lines.append(_describe(weights, before, after, kept))
     return lines
 
 
-def _is_better(before, after, settings):
+def _is_kept(before, after, settings):
     if settings.input_share:
         return True
     return after[0] < before[0] and (settings.refit == "neighbors" or after[1] >= before[1])

@@ -28,7 +28,7 @@ def test_distances_are_the_weighed_sum_of_both(share):
 
 
 def test_values_of_two_numbers_each():
-    """Embeddings +-2 and inputs +-3: each has the deviation one, and half of the square."""
+    """Embeddings +-2 and inputs +-3 both become +-1, times the root of their share."""
     both = np.float32([[2, 3], [2, -3], [-2, 3], [-2, -3]])
     kernel, bias = joining.fit_layer(both, 1, 0.25)
     # The larger part, the embedding's three quarters, is the one component.
