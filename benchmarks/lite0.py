@@ -118,9 +118,9 @@ def build(weights: dict[str, np.ndarray]) -> tf.keras.Model:
     return network
 
 
-def main(_):
+def write_features(network: tf.keras.Model) -> None:
+    """Writes --output, a network's vectors of --dataset enlarged to its side, and labels."""
     values = flags.FLAGS
-    network = build(read_weights(values.weights))
     images = catalog.load_images(values.dataset, values.data_dir)
     if images.pixels is None:
         raise UserError(f"--dataset={values.dataset}: not small images of one size; take cifar10")
@@ -136,9 +136,13 @@ def main(_):
     np.save(values.output.removesuffix(".npy") + "_labels.npy", images.labels)
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
     flags.DEFINE_string("dataset", "cifar10/train", "images, as export.index takes them")
     flags.DEFINE_string("data_dir", "data/tfds", "folder of the prepared data")
     flags.DEFINE_string("weights", None, "file of the package", required=True)
     flags.DEFINE_string("output", None, ".npy file to write", required=True)
-    commands.run(main)
+
+
+if __name__ == "__main__":
+    define_flags()
+    commands.run(lambda _: write_features(build(read_weights(flags.FLAGS.weights))))

@@ -177,8 +177,8 @@ def encode_features(encoder: Encoder, rows: np.ndarray) -> dict[str, tf.Tensor]:
     encode = encoder.signatures.get("encode_embedding")
     if encode is None:
         raise UserError(
-            f"{encoder.path}: takes no features, since its embeddings keep a share of the pixels "
-            "(--input_share); give images"
+            f"{encoder.path}: takes no features, since its embeddings need the pixels "
+            "(--input_share, --mirror_mean); give images"
         )
     width = encode.structured_input_signature[1]["features"].shape[1]
     if rows.shape[1] != width:

@@ -238,6 +238,11 @@ class Config:
         least=0,
         most=1,
     )
+    mirror_mean: bool = _setting(
+        False,
+        "a refitted embedding is of the mean of an image and its mirror image, which finds more "
+        "and takes twice the time to encode; off, as the authors'",
+    )
     crop_area: float = _setting(
         0.08,
         "least area of a random crop, as a fraction of the image",
@@ -394,6 +399,19 @@ def _check_together(config):
         raise UserError(
             f"--input_share={c.input_share}: has no effect without a refit; give --refit=opq, or "
             "leave it out"
+        )
+    if c.mirror_mean and c.refit == "none":
+        raise UserError(
+            "--mirror_mean: has no effect without a refit; give --refit=opq, or leave it out"
+        )
+    if c.mirror_mean and (c.train_backbone == "none" or not is_images):
+        raise UserError(
+            "--mirror_mean: needs images and a backbone that trains on them; leave it out"
+        )
+    if c.mirror_mean and not c.flip_probability:
+        raise UserError(
+            "--mirror_mean: training shows no mirror images; raise --flip_probability, or leave "
+            "it out"
         )
     if not c.term_weights():
         raise UserError("all loss weights are zero: nothing to train; raise one")

@@ -188,14 +188,41 @@ class HQC(tf.keras.Model):
     def build_head(self) -> tf.keras.Model | None:
         """The part of the encoder after the backbone: float [B, E] -> embedding float [B, M*D].
 
-        None where `--input_share` has the embedding take pixels too.
+        None where `--input_share` or `--mirror_mean` has the embedding take more than it gives.
         """
         if self.settings.feature_width:
             return self.encoder
-        if self.last_layer().name == _JOINED and self.settings.train_backbone != "none":
+        names, trains = self._layer_names(), self.settings.train_backbone != "none"
+        if "projection" not in names or (_JOINED in names and trains):
             return None
         features = self.encoder.get_layer("projection").input
         return tf.keras.Model(features, self.encoder.output)
+
+    def prepare_refit(self) -> None:
+        """Makes the encoder's graph that of refitted weights, which are still to be set."""
+        if self.settings.mirror_mean:
+            self.add_mirror()
+        if self.settings.input_share:
+            self.join_input()
+
+    def add_mirror(self) -> None:
+        """Has the encoder take the mean of an image and its mirror image, for `--mirror_mean`.
+
+        It is the mean of what goes into the layer "embedding", which keeps its weights; so the
+        embedding may have a set length behind it.
+        """
+        layers, image = tf.keras.layers, tf.keras.layers.Input(self.encoder.input_shape[1:])
+        old = self.encoder.get_layer("embedding")
+        hidden = tf.keras.Model(self.encoder.input, old.input, name="hidden")
+        both = hidden(tf.concat([image, tf.reverse(image, [2])], axis=0))
+        one, other = tf.split(tf.cast(both, tf.float32), 2)
+        layer = layers.Dense.from_config(old.get_config())
+        output = layer((one + other) / 2)
+        layer.set_weights(old.get_weights())
+        for after in self.encoder.layers[self.encoder.layers.index(old) + 1 :]:
+            output = after(output)
+        self.encoder = tf.keras.Model(image, output, name="encoder")
+        self._make_encode()
 
     def join_input(self) -> tf.keras.Model:
         """Puts a layer [B, E] -> [B, M*D] behind the encoder, for `--input_share`.
@@ -227,8 +254,10 @@ class HQC(tf.keras.Model):
 
     def last_layer(self) -> tf.keras.layers.Dense:
         """The last layer of the encoder that has weights: what a rotation is folded into."""
-        names = {layer.name for layer in self.encoder.layers}
-        return self.encoder.get_layer(_JOINED if _JOINED in names else "embedding")
+        return self.encoder.get_layer(_JOINED if _JOINED in self._layer_names() else "embedding")
+
+    def _layer_names(self):
+        return {layer.name for layer in self.encoder.layers}
 
     def encode_images(self, images: Images, label: str = "") -> Encoded:
         """Embeddings and codes of the plain view of every image, in their order.

@@ -294,8 +294,8 @@ def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model
     # Weights to start from are replaced anyway, and their file may be gone.
     trained = model.blank_model(dataclasses.replace(settings, backbone_weights="none"))
     trained.settings = settings
-    if refitted and settings.input_share:
-        trained.join_input()
+    if refitted:
+        trained.prepare_refit()
     saved = tf.train.Checkpoint(encoder=trained.encoder, quantizer=trained.quantizer)
     with naming_damage(folder, _FIX):
         read = saved.read(checkpoint(folder, step))

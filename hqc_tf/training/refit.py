@@ -4,8 +4,9 @@ Training compares softly quantized embeddings, search compares hard codes. After
 product quantization (`baselines.opq`) finds the rotation and the codebooks that lose least of the
 embeddings as they are. The rotation goes into the encoder's last layer, so that export, index and
 search see an encoder and codebooks as before. Before that `--refit=neighbors` fits the last layer
-anew to images of a kind (`neighbors`), and `--input_share` puts one behind it that keeps a share
-for the network's input (`joining`).
+anew to images of a kind (`neighbors`), `--mirror_mean` has it take the mean of an image and its
+mirror image, and `--input_share` puts one behind it that keeps a share for the network's input
+(`joining`).
 """
 
 import numpy as np
@@ -47,7 +48,8 @@ def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
     Better is a smaller quantization error and no lower recall@1 of the images held out from
     training; without any, a smaller error of the training images. With "neighbors", which trades
     this recall for images of a kind, the error alone decides. With `--input_share`, whose
-    embeddings hold more and so lose more, they are kept. Weights that were refitted before stay.
+    embeddings hold more and so lose more, and with `--mirror_mean` they are kept. Weights that
+    were refitted before stay.
 
     Args:
         workdir: folder of the run.
@@ -74,7 +76,7 @@ def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
 
 
 def _is_kept(before, after, settings):
-    if settings.input_share:
+    if settings.input_share or settings.mirror_mean:
         return True
     return after[0] < before[0] and (settings.refit == "neighbors" or after[1] >= before[1])
 
@@ -88,8 +90,10 @@ def _refitted(trained, images, held):
 
 
 def refit_model(trained: model.HQC, images: Images) -> None:
-    """Refits a model to some images as its settings `refit` and `input_share` say."""
+    """Refits a model to some images as its settings of a refit say."""
     sample, few = (images.take(spread(len(images), most)) for most in (_MOST_IMAGES, _FEW_IMAGES))
+    if trained.settings.mirror_mean:
+        trained.add_mirror()
     if trained.settings.refit == "neighbors":
         turn_to_neighbors(trained, few)
     if trained.settings.input_share:

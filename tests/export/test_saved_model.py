@@ -223,9 +223,15 @@ def test_a_file_that_is_no_image_is_named(loaded, photos, tmp_path):
         encode_images(loaded, images)
 
 
-def test_pixels_that_an_embedding_keeps_are_exported(make_workdir, tiny_config, photos, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [{"input_share": 0.5}, {"mirror_mean": True}, {"input_share": 0.5, "mirror_mean": True}],
+)
+def test_pixels_that_an_embedding_needs_are_exported(
+    make_workdir, tiny_config, photos, tmp_path, changes
+):
     dataset = f"folder:{photos}"
-    folder = make_workdir(tiny_config(dataset=dataset, refit="opq", input_share=0.5))
+    folder = make_workdir(tiny_config(dataset=dataset, refit="opq", **changes))
     images = catalog.load_images(dataset)
     refit.refit_workdir(folder, images, images.take([]))
     loaded = load_encoder(saved_model.export_encoder(folder, tmp_path / "serving"))

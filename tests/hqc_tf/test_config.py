@@ -218,6 +218,22 @@ def test_every_number_has_a_bound():
             "--input_share=0.5: has no effect without a refit; give --refit=opq, or leave it out",
         ),
         (
+            {"mirror_mean": True},
+            "--mirror_mean: has no effect without a refit; give --refit=opq, or leave it out",
+        ),
+        *(
+            (
+                {"mirror_mean": True, "refit": "opq"} | other,
+                "--mirror_mean: needs images and a backbone that trains on them; leave it out",
+            )
+            for other in ({"train_backbone": "none"}, {"feature_width": 3})
+        ),
+        (
+            {"mirror_mean": True, "refit": "opq", "flip_probability": 0.0},
+            "--mirror_mean: training shows no mirror images; raise --flip_probability, or leave "
+            "it out",
+        ),
+        (
             {name: 0.0 for name in LEAST if name.endswith("_weight")},
             "all loss weights are zero: nothing to train; raise one",
         ),

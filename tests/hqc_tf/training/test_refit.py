@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from hqc_tf import label_free
 from hqc_tf.baselines import opq
@@ -181,6 +182,40 @@ def test_pixels_are_the_input_of_a_backbone_that_trains(tiny_config, photos, siz
     after = trained.encode_images(images).embeddings
     np.testing.assert_allclose(distances(after), distances(both @ kernel + bias), atol=1e-3)
     assert trained.build_head() is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"embedding_length": 3.0, "projection_norm": True}])
+def test_a_mirror_images_hidden_vector_counts_as_much(tiny_config, changes):
+    from hqc_tf.model import build_model
+
+    trained = build_model(tiny_config(refit="opq", mirror_mean=True, **changes))
+    images = np.random.default_rng(1).random([2, 8, 8, 3], np.float32)
+    layer = trained.last_layer()
+    hidden = tf.keras.Model(trained.encoder.input, layer.input)
+    mean = (hidden(images) + hidden(images[:, :, ::-1])) / 2
+    kernel, bias = layer.get_weights()
+    expected = mean @ kernel + bias
+    if changes:
+        expected = 3 * unit(expected.numpy())
+    trained.add_mirror()
+    np.testing.assert_allclose(trained.encoder(images), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(trained.last_layer().get_weights()[0], kernel)
+    assert trained.build_head() is None
+
+
+def test_an_image_and_its_mirror_image_have_one_code(make_workdir, tiny_config, photos):
+    settings = tiny_config(dataset=f"folder:{photos}", refit="neighbors", mirror_mean=True)
+    folder, images = make_workdir(settings), catalog.load_images(settings.dataset)
+    lines = refit.refit_workdir(folder, images, images.take([]))
+    assert all(line.endswith(": kept") for line in lines)
+    learned, trained = load(folder, "last", refitted=False), load(folder, "last")
+    one = np.random.default_rng(1).random([5, 8, 8, 3], np.float32)
+    embeddings, codes = trained.encode(one)
+    of_mirrored = trained.encode(one[:, :, ::-1])
+    np.testing.assert_allclose(embeddings, of_mirrored[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(codes, of_mirrored[1])
+    of_learned = learned.encode(one)[0].numpy()
+    assert not np.allclose(of_learned, learned.encode(one[:, :, ::-1])[0], rtol=1e-3)
 
 
 def test_a_frozen_backbones_output_is_the_input(tiny_config, photos):

@@ -167,14 +167,14 @@ def test_weights_that_do_not_fit_are_refused(settings, finished, tmp_path, chang
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_starts_from_weights_without_the_layer_that_a_share_of_the_input_adds(
+def test_a_run_starts_from_weights_without_the_graph_that_a_refit_makes(
     settings, finished, tmp_path
 ):
     source = shutil.copytree(finished, tmp_path / "source")
     write_settings(source, dataclasses.replace(settings, input_share=0.5))
-    joined = load(source, refitted=False)
-    joined.join_input()
-    save_weights(joined, source, saved_step(source, "best"), "best", refitted=True)
+    refitted = load(source, refitted=False)
+    refitted.prepare_refit()
+    save_weights(refitted, source, saved_step(source, "best"), "best", refitted=True)
     other = dataclasses.replace(settings, init_from=str(source), epochs=1)
     learned = load(source, refitted=False)
     for one, value in zip(
