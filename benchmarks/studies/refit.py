@@ -5,8 +5,8 @@
 
 The labels of the training set, never those of the test set, score the codes: one image in ten
 queries the others, which the layers, the rotation and the codebooks are fitted to. A line of OUTPUT
-for each refit, KIND:SHARE as `--refit` and `--input_share` have them, has mAP@1000 of the codes and
-of the unquantized embeddings, and P@1 of both.
+for each refit, KIND:SHARE as `--refit` and `--input_share` have them and :mirror behind it for
+`--mirror_mean`, has mAP@1000 of the codes and of the unquantized embeddings, and P@1 of both.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from hqc_tf.training import refit
 from hqc_tf.workdir import Folder, load, read_settings
 
 
-def refitted(workdir: Folder, kind_and_share: str, images: Images) -> HQC:
-    """The model of a run's last weights, refitted to some images as KIND:SHARE says."""
-    kind, share = kind_and_share.split(":")
+def refitted(workdir: Folder, described: str, images: Images) -> HQC:
+    """The model of a run's last weights, refitted to some images as KIND:SHARE[:mirror] says."""
+    kind, share, *mirror = described.split(":")
     trained = load(workdir, "last", refitted=False)
-    changed = {"refit": kind, "input_share": float(share)}
+    changed = {"refit": kind, "input_share": float(share), "mirror_mean": mirror == ["mirror"]}
     trained.settings = dataclasses.replace(trained.settings, **changed)
     refit.refit_model(trained, images)
     return trained
@@ -48,6 +48,7 @@ def main(_: list[str]) -> None:
         line = {
             "refit": c.refit,
             "share": c.input_share,
+            "mirror": c.mirror_mean,
             "dataset": c.dataset,
             "seed": c.seed,
             "bits": c.bits,
@@ -60,7 +61,7 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a training", required=True)
-    flags.DEFINE_list("refits", ["opq:0", "neighbors:0"], "KIND:SHARE of each refit")
+    flags.DEFINE_list("refits", ["opq:0", "neighbors:0"], "KIND:SHARE[:mirror] of each refit")
     flags.DEFINE_string("output", None, "file to which lines are added", required=True)
     flags.DEFINE_string("data_dir", "", "folder of the data, if it has moved since the training")
     commands.run(main)
