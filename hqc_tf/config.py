@@ -39,8 +39,8 @@ class Config:
 
     dataset: str = _setting(
         "cifar10",
-        "training images: a data set's name, folder:PATH, a quoted file pattern, tfds:NAME/SPLIT "
-        "or tfrecord:PATTERN",
+        "training images: a data set's name, folder:PATH, a quoted file pattern, tfds:NAME/SPLIT, "
+        "tfrecord:PATTERN or features:PATH",
         opens="data",
     )
     data_dir: str = _setting(
@@ -228,7 +228,8 @@ class Config:
         "none",
         "after training, rotation and codebooks anew by OPQ of the embeddings, kept where that is "
         "better without labels; neighbors: before it, embeddings become the mean of their nearest "
-        "images', which finds more of a kind and less of the same; none, as the authors'",
+        "images', which finds more of a kind and less of the same; none, as the authors'. Always "
+        "kept with --input_share or --mirror_mean",
         choices=("none", "opq", "neighbors"),
     )
     input_share: float = _setting(

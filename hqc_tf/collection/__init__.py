@@ -110,10 +110,12 @@ def _absolute(given):
 
 
 def _check_packages():
-    missing = [name for name in ("matplotlib", "scann") if not importlib.util.find_spec(name)]
+    needed = "matplotlib", "scann", "tensorflow_serving"
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise UserError(
-            f"a collection needs {' and '.join(missing)}; pip install 'hqc-tf[search,report]'"
+            f"a collection needs {' and '.join(missing)}; "
+            "pip install 'hqc-tf[search,serving,report]'"
         )
 
 

@@ -83,7 +83,7 @@ def check_count(source: str, num_images: int) -> None:
     """Raises `UserError` where there are too few images for a training."""
     if num_images < LEAST:
         raise UserError(
-            f"{source}: {counted(num_images, 'image')}, too few to learn from; give {LEAST} or more"
+            f"{source}: {counted(num_images, 'image')}, too few to train on; give {LEAST} or more"
         )
 
 

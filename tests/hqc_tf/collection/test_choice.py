@@ -28,9 +28,7 @@ def test_settings_fit_any_number_of_photos(count, batch, epochs, neighbors, held
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7])
 def test_too_few_photos_are_refused(count):
-    with pytest.raises(
-        UserError, match=f"folder:p: {count} images?, too few to learn from; give 8"
-    ):
+    with pytest.raises(UserError, match=f"folder:p: {count} images?, too few to train on; give 8"):
         choice.choose("folder:p", count, {}, "f")
 
 
