@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from hqc_tf import backbones, config, distribute, losses
+from hqc_tf.backbones.gradients import OrientedGradients
 from hqc_tf.data.batches import no_autograph, plain_batches, recolor_views
 from hqc_tf.data.images import Images
 from hqc_tf.data.screening import naming_a_bad_file
@@ -17,7 +18,7 @@ from hqc_tf.quantizer import ProductQuantizer, at_least_float32
 from hqc_tf.retrieval import Encoded, collect
 
 PROJECTION = 512
-# Pixels that an embedding keeps, a side, and the layer that puts them there.
+# Pixels, a side, whose gradients an embedding keeps, and the layer that puts them there.
 _MOST_SIDE, _JOINED = 32, "joined"
 # Images that are encoded together.
 ENCODE_BATCH = 256
@@ -230,7 +231,8 @@ class HQC(tf.keras.Model):
         Returns:
             The encoder up to that layer, whose weights are still to be set: the embedding and the
             input of what trains, both of length one, side by side. The input is features, those of
-            a frozen backbone, or pixels, averaged to `_MOST_SIDE` a side at most.
+            a frozen backbone, or `OrientedGradients` of the pixels, averaged to `_MOST_SIDE` a side
+            at most.
         """
         layers, wide = tf.keras.layers, self.quantizer.dtype
         parts = [self.encoder.output, self._input_of_what_trains()]
@@ -250,7 +252,7 @@ class HQC(tf.keras.Model):
         if c.train_backbone == "none":
             return self.encoder.get_layer("projection").input
         pool = layers.AveragePooling2D(-(-c.image_size // _MOST_SIDE), dtype="float32")
-        return layers.Flatten(dtype="float32")(pool(self.encoder.input))
+        return OrientedGradients()(pool(self.encoder.input))
 
     def last_layer(self) -> tf.keras.layers.Dense:
         """The last layer of the encoder that has weights: what a rotation is folded into."""

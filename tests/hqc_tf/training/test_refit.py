@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from hqc_tf import label_free
+from hqc_tf.backbones.gradients import OrientedGradients
 from hqc_tf.baselines import opq
 from hqc_tf.data import catalog, features
 from hqc_tf.data.batches import plain_batches
@@ -165,7 +166,7 @@ def test_a_share_of_the_input_is_kept_and_read_back(run):
 
 
 @pytest.mark.parametrize("size", [8, 100])
-def test_pixels_are_the_input_of_a_backbone_that_trains(tiny_config, photos, size):
+def test_gradients_of_pixels_are_the_input_of_a_backbone_that_trains(tiny_config, photos, size):
     from hqc_tf.model import build_model
 
     settings = tiny_config(
@@ -177,7 +178,8 @@ def test_pixels_are_the_input_of_a_backbone_that_trains(tiny_config, photos, siz
     views = np.concatenate(list(plain_batches(images, size, size, 64)))[: len(images)]
     # A hundred pixels a side are averaged to 25.
     pooled = views if size == 8 else views.reshape(-1, 25, 4, 25, 4, 3).mean(axis=(2, 4))
-    both = np.concatenate([unit(before), unit(pooled.reshape(len(views), -1))], axis=1)
+    shapes = OrientedGradients()(pooled).numpy()
+    both = np.concatenate([unit(before), unit(shapes)], axis=1)
     kernel, bias = joining.fit_layer(both, 6, 0.5)
     after = trained.encode_images(images).embeddings
     np.testing.assert_allclose(distances(after), distances(both @ kernel + bias), atol=1e-3)
