@@ -235,7 +235,8 @@ class Config:
     input_share: float = _setting(
         0.0,
         "share of a refitted embedding that its input keeps (features, those of a frozen backbone, "
-        "else pixels), which finds more of the very nearest; 0: none, as the authors'",
+        "else oriented gradients of the pixels), which finds more of the very nearest; 0: none, as "
+        "the authors'",
         least=0,
         most=1,
     )
