@@ -335,6 +335,11 @@ class Config:
         """Shorter side before the center crop and side of the crop, in pixels, when encoding."""
         return self.resize_size or self.image_size, self.image_size
 
+    @property
+    def refit_changes_graph(self) -> bool:
+        """Whether a refit adds to the encoder's graph, so that it is always kept."""
+        return bool(self.input_share) or self.mirror_mean
+
     def term_weights(self) -> dict[str, float]:
         """Name of each loss term whose weight is above zero -> its weight."""
         ending = "_weight"
@@ -397,15 +402,19 @@ def _check_together(config):
             f"--reconstruction_weight={c.reconstruction_weight}: needs features that stay; give "
             "--train_backbone=none, --dataset=features:..., or leave it out"
         )
-    if c.input_share and c.refit == "none":
-        raise UserError(
-            f"--input_share={c.input_share}: has no effect without a refit; give --refit=opq, or "
-            "leave it out"
-        )
-    if c.mirror_mean and c.refit == "none":
-        raise UserError(
-            "--mirror_mean: has no effect without a refit; give --refit=opq, or leave it out"
-        )
+    _check_refit(c, is_images)
+    if not c.term_weights():
+        raise UserError("all loss weights are zero: nothing to train; raise one")
+
+
+def _check_refit(config, is_images):
+    c = config
+    of_refits = {f"--input_share={c.input_share}": c.input_share, "--mirror_mean": c.mirror_mean}
+    for flag, given in of_refits.items():
+        if given and c.refit == "none":
+            raise UserError(
+                f"{flag}: has no effect without a refit; give --refit=opq, or leave it out"
+            )
     if c.mirror_mean and (c.train_backbone == "none" or not is_images):
         raise UserError(
             "--mirror_mean: needs images and a backbone that trains on them; leave it out"
@@ -415,8 +424,6 @@ def _check_together(config):
             "--mirror_mean: training shows no mirror images; raise --flip_probability, or leave "
             "it out"
         )
-    if not c.term_weights():
-        raise UserError("all loss weights are zero: nothing to train; raise one")
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:

@@ -8,8 +8,8 @@ import math
 
 import tensorflow as tf
 
-CELL_PIXELS = 4
-ORIENTATIONS = 6
+_CELL_PIXELS = 4
+_ORIENTATIONS = 6
 
 
 class OrientedGradients(tf.keras.layers.Layer):
@@ -21,7 +21,9 @@ class OrientedGradients(tf.keras.layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**(kwargs | {"dtype": "float32"}))
-        self._cells = tf.keras.layers.AveragePooling2D(CELL_PIXELS, padding="same", dtype="float32")
+        self._cells = tf.keras.layers.AveragePooling2D(
+            _CELL_PIXELS, padding="same", dtype="float32"
+        )
         self._flat = tf.keras.layers.Flatten(dtype="float32")
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
@@ -29,8 +31,8 @@ class OrientedGradients(tf.keras.layers.Layer):
         wide = tf.pad(gray, [[0, 0], [1, 1], [1, 1]], "SYMMETRIC")
         down = wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]
         right = wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]
-        step = math.pi / ORIENTATIONS
-        centers = step * (tf.range(ORIENTATIONS, dtype=tf.float32) + 0.5)
+        step = math.pi / _ORIENTATIONS
+        centers = step * (tf.range(_ORIENTATIONS, dtype=tf.float32) + 0.5)
         turned = tf.math.atan2(down, right)[..., None] - centers
         # Opposite directions are one orientation.
         apart = tf.abs(tf.math.floormod(turned + math.pi / 2, math.pi) - math.pi / 2)

@@ -76,7 +76,7 @@ def refit_workdir(workdir: Folder, images: Images, held: Images) -> list[str]:
 
 
 def _is_kept(before, after, settings):
-    if settings.input_share or settings.mirror_mean:
+    if settings.refit_changes_graph:
         return True
     return after[0] < before[0] and (settings.refit == "neighbors" or after[1] >= before[1])
 

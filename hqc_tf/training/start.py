@@ -69,9 +69,7 @@ def read_weights(settings: config.Config, workdir: Folder) -> list[np.ndarray] |
         raise UserError(
             f"--init_from={folder}: its weights are of {told}; give the same, or leave it out"
         )
-    # A refit may have changed the graph too.
-    changed = settings_of_folder.input_share or settings_of_folder.mirror_mean
-    found = load(folder, refitted=not changed)
+    found = load(folder, refitted=not settings_of_folder.refit_changes_graph)
     return [weight.numpy() for weight in _weights(found)]
 
 
