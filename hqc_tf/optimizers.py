@@ -1,7 +1,8 @@
 """The optimizers and the learning rate of each step."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import tensorflow as tf
 
@@ -110,18 +111,49 @@ class CoupledAdam(RateFactors, tf.keras.optimizers.Adam):
     """
 
     def __init__(self, learning_rate, l2: float = 0.0, epsilon: float = 1e-8, **kwargs):
-        super().__init__(learning_rate, epsilon=epsilon, **kwargs)
+        # XLA would compile the update of each weight, which is one kernel as it is.
+        super().__init__(learning_rate, epsilon=epsilon, **kwargs | {"jit_compile": False})
         self.l2 = l2
+
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[tf.Tensor, tf.Variable]], name: str | None = None
+    ) -> tf.Tensor:
+        """Updates weights by their gradients; returns the number of steps done."""
+        self._of_step = functools.cache(self._scalars)
+        return super().apply_gradients(grads_and_vars, name)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Updates one weight by its gradient."""
-        # Keras adds epsilon before the bias of the velocity is taken out, Adam's authors after.
-        step, beta_2 = (tf.cast(x, variable.dtype) for x in (self.iterations + 1, self.beta_2))
-        epsilon, self.epsilon = self.epsilon, self.epsilon * tf.sqrt(1 - tf.pow(beta_2, step))
+        dtype, place = variable.dtype, self._index_dict[self._var_key(variable)]
         # A sum would be joined with that of the views' gradients, whose order is then open.
-        coupled = gradient - tf.cast(-self.l2, variable.dtype) * variable
-        self._update(variable, lambda: super(CoupledAdam, self).update_step(coupled, variable))
-        self.epsilon = epsilon
+        coupled = gradient - tf.constant(-self.l2, dtype) * variable
+
+        # One kernel for the dozen operations of Keras' own step, which take seconds to trace.
+        def update():
+            return tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[place].handle,
+                v=self._velocities[place].handle,
+                grad=coupled,
+                **self._of_step(dtype),
+            )
+
+        self._update(variable, update)
+
+    def _scalars(self, dtype):
+        """What the kernel takes beside tensors of a weight, the same for all weights of a step."""
+        step = tf.cast(self.iterations + 1, dtype)
+        beta_1, beta_2 = (tf.constant(beta, dtype) for beta in (self.beta_1, self.beta_2))
+        power_2 = tf.pow(beta_2, step)
+        return {
+            "beta1": beta_1,
+            "beta2": beta_2,
+            "beta1_power": tf.pow(beta_1, step),
+            "beta2_power": power_2,
+            "lr": tf.cast(self.learning_rate, dtype),
+            # The kernel adds it before the velocity's bias is taken out, Adam's authors after.
+            "epsilon": self.epsilon * tf.sqrt(1 - power_2),
+        }
 
     def get_config(self) -> dict:
         return super().get_config() | {"l2": self.l2}

@@ -104,12 +104,11 @@ def _read_records(piece, image, label, decode):
 
     def parse(records):
         examples = tf.io.parse_example(records, features)
-        images = examples[image]
-        if decode:
-            images = decoding.decode_known_alike(images)
-        return images, examples[label] if label else tf.zeros_like(records, tf.int64)
+        return examples[image], examples[label] if label else tf.zeros_like(records, tf.int64)
 
     records = tf.data.TFRecordDataset(piece.filename).skip(piece.skip).take(piece.take)
     batches = records.batch(_READ_BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-    images, labels = zip(*batches.as_numpy_iterator(), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    # As one element: each that Python takes waits for its other threads.
+    read = batches.rebatch(piece.examples_in_shard).get_single_element()
+    files, labels = (values.numpy() for values in read)
+    return decoding.decode_known_alike(files) if decode else files, labels
