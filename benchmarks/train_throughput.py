@@ -21,7 +21,7 @@ from absl import flags
 from benchmarks import machine
 from hqc_tf import commands, config, losses, model, optimizers
 from hqc_tf.data import catalog
-from hqc_tf.data.batches import recolor_views, training_views
+from hqc_tf.data.views import recolor_views, training_views
 
 _PIPELINE_BATCHES = 32
 # More than the pipeline makes ahead while the others have their turn.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hqc_tf import model, retrieval
-from hqc_tf.data.batches import changed_views
 from hqc_tf.data.images import Images
+from hqc_tf.data.views import changed_views
 
 # A book that uses a smaller share of its words is called collapsed.
 _COLLAPSED = 1 / 4

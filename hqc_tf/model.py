@@ -8,9 +8,10 @@ import tensorflow as tf
 
 from hqc_tf import backbones, config, distribute, losses
 from hqc_tf.backbones.gradients import OrientedGradients
-from hqc_tf.data.batches import no_autograph, plain_batches, recolor_views
+from hqc_tf.data.batches import no_autograph, plain_batches
 from hqc_tf.data.images import Images
 from hqc_tf.data.screening import naming_a_bad_file
+from hqc_tf.data.views import recolor_views
 from hqc_tf.errors import UserError
 from hqc_tf.losses import Encoding
 from hqc_tf.numerics import branches

@@ -19,9 +19,9 @@ from absl import flags
 
 from hqc_tf import backbones, commands, config, distribute, evaluate, files, model, optimizers
 from hqc_tf.data import catalog, decoding, features, roles, screening
-from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import hold_out
+from hqc_tf.data.views import steps_per_epoch, training_views
 from hqc_tf.errors import UserError, counted, naming_a_full_disk
 from hqc_tf.training import inputs, refit, start, tensorboard
 from hqc_tf.training.callbacks import make_callbacks

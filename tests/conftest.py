@@ -30,7 +30,7 @@ LONG = (
     "test_saved", "test_collection", "test_encode", "test_state", "test_decoding", "test_pixels",
     "test_report", "test_stacks", "test_model", "test_saved_model", "test_pretrained", "test_field",
     "test_fuzz", "test_evaluate", "test_embed", "test_screening", "test_update", "test_app",
-    "test_start", "test_batches", "test_pictures", "test_wheel", "test_searcher",
+    "test_start", "test_views", "test_pictures", "test_wheel", "test_searcher",
 )  # fmt: skip
 
 

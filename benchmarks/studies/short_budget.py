@@ -24,8 +24,8 @@ from benchmarks import machine
 from hqc_tf import commands, config, losses, metrics, model, optimizers, retrieval
 from hqc_tf.baselines import opq
 from hqc_tf.data import catalog
-from hqc_tf.data.batches import steps_per_epoch, training_views
 from hqc_tf.data.images import Images
+from hqc_tf.data.views import steps_per_epoch, training_views
 from hqc_tf.errors import UserError
 
 _APART = 10  # one image in so many is kept apart

@@ -15,9 +15,9 @@ import tqdm
 
 from hqc_tf import backbones, config, files
 from hqc_tf.data import features
-from hqc_tf.data.batches import BLOCK, numbered_views
 from hqc_tf.data.features import shards
 from hqc_tf.data.screening import naming_a_bad_file
+from hqc_tf.data.views import BLOCK, numbered_views
 from hqc_tf.embed.plan import Plan, make_plan
 from hqc_tf.errors import UserError, naming_a_full_disk
 from hqc_tf.training import inputs

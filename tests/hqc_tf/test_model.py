@@ -9,7 +9,7 @@ import tensorflow as tf
 from hqc_tf import losses, model
 from hqc_tf.config import FUSIONS
 from hqc_tf.data import augment, catalog
-from hqc_tf.data.batches import recolor_views, training_views
+from hqc_tf.data.views import recolor_views, training_views
 from hqc_tf.optimizers import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("same_random_numbers")

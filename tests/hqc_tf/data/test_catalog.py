@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from hqc_tf.data import catalog, tfds
-from hqc_tf.data.batches import plain_batches, read_pixels, training_views
+from hqc_tf.data.batches import plain_batches, read_pixels
+from hqc_tf.data.views import training_views
 from hqc_tf.errors import UserError
 from tests.support.pixels import encode, random_pixels, write_images
 

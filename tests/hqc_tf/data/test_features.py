@@ -9,8 +9,9 @@ import tensorflow as tf
 from pyarrow import parquet
 
 from hqc_tf.data import catalog, features
-from hqc_tf.data.batches import changed_views, plain_batches, training_views
+from hqc_tf.data.batches import plain_batches
 from hqc_tf.data.images import Images
+from hqc_tf.data.views import changed_views, training_views
 from hqc_tf.errors import UserError
 
 

@@ -16,6 +16,7 @@ from hqc_tf import embed
 from hqc_tf.data import batches, catalog, features
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import Images
+from hqc_tf.data.views import changed_views, numbered_views, training_views
 from hqc_tf.embed.plan import make_plan
 from hqc_tf.errors import UserError
 from hqc_tf.train import train_and_evaluate
@@ -89,7 +90,7 @@ def test_a_view_depends_on_its_image_and_number_alone(own):
     images = make_images(own)
 
     def views(first, last, count, batch):
-        found = batches.numbered_views(images, own, first, last, count, batch)
+        found = numbered_views(images, own, first, last, count, batch)
         each = np.concatenate([*found.as_numpy_iterator()])[: (last - first) * (1 + count)]
         return each.reshape(last - first, 1 + count, 8, 8, 3)
 
@@ -217,7 +218,7 @@ def test_training_draws_two_different_views_of_each_image(own):
     known = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in known]
     settings = dataclasses.replace(own, feature_width=6, feature_dropout=0.0, batch_size=32)
     seen = set()
-    for a, b in batches.training_views(images, settings, 0, 4).as_numpy_iterator():
+    for a, b in training_views(images, settings, 0, 4).as_numpy_iterator():
         for one, other in zip(a, b, strict=True):
             found = [locate(known, view) for view in (one, other)]
             assert found[0][1] == found[1][1] and found[0][0] != found[1][0]
@@ -225,7 +226,7 @@ def test_training_draws_two_different_views_of_each_image(own):
     assert seen == {1, 2, 3}
     (plain,) = batches.plain_batches(images, 0, 0, 61)
     np.testing.assert_array_equal(plain, features.gather(images, np.arange(61)))
-    changed = np.concatenate([*batches.changed_views(images, settings)])
+    changed = np.concatenate([*changed_views(images, settings)])
     assert {locate(known, view)[0] for view in changed} <= {1, 2, 3}
 
 

@@ -24,7 +24,7 @@ from tests.support import commands
 PER_EPOCH, EPOCHS = 12, 2
 
 
-# The views of a step are the same whenever it is trained, which test_batches.py has of images.
+# The views of a step are the same whenever it is trained, which test_views.py has of images.
 @pytest.fixture(scope="module")
 def settings(feature_config):
     return feature_config(epochs=EPOCHS, checkpoint_steps=5, held_out=5, projection_norm=True)
