@@ -11,8 +11,8 @@ from absl import flags
 from hqc_tf import commands, config, label_free, metrics, model, retrieval
 from hqc_tf.baselines import opq, pixels
 from hqc_tf.data import roles
-from hqc_tf.data.images import held_out
-from hqc_tf.training import inputs
+from hqc_tf.data.images import held_out, hold_out
+from hqc_tf.training import inputs, start
 from hqc_tf.workdir import (
     Baseline,
     Folder,
@@ -74,6 +74,12 @@ def label_free_scores(
     images = roles.load_role(c, "train", rejected)
     held = held_out(images, c.held_out)
     return label_free.evaluate(trained, held) if len(held) else None
+
+
+def draw(settings: config.Config, rejected: frozenset[str] = frozenset()) -> model.HQC:
+    """A run's model before its training, as `start.draw` gives it, of the images trained on."""
+    images, _ = hold_out(roles.load_role(settings, "train", rejected), settings.held_out)
+    return start.draw(settings, images)
 
 
 def evaluate_pixels(
@@ -265,7 +271,7 @@ def main(_: list[str]) -> None:
     if values.untrained:
         run, settings = changed_settings(values.workdir, changed)
         rejected = rejected_ids(values.workdir)
-        found = evaluate(model.build_model(run), 0, "untrained", rejected, settings=settings)
+        found = evaluate(draw(run, rejected), 0, "untrained", rejected, settings=settings)
         results.append(found)
     for result in results:
         append_metrics(values.workdir, result)

@@ -154,8 +154,8 @@ class HQC(tf.keras.Model):
             self.book_classifier = _book_classifier(settings, self.quantizer.dtype)
         self._features_too = None
         if "reconstruction" in self.weights_of_terms:
-            features = self.encoder.get_layer("projection").input
-            self._features_too = tf.keras.Model(self.encoder.input, [features, self.encoder.output])
+            both = [self._features, self.encoder.output]
+            self._features_too = tf.keras.Model(self.encoder.input, both)
         self._make_encode()
         self.trackers = [
             tf.keras.metrics.Mean(name=name) for name in ["loss", *self.weights_of_terms]
@@ -164,6 +164,11 @@ class HQC(tf.keras.Model):
     def _make_encode(self):
         view = tf.TensorSpec(self.encoder.input_shape, tf.float32)
         self.encode = tf.function(self._encode, input_signature=[view], autograph=False)
+
+    @property
+    def _features(self):
+        """What the backbone gives, in the encoder's graph."""
+        return self.encoder.get_layer("projection").input
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
@@ -185,7 +190,7 @@ class HQC(tf.keras.Model):
 
     def build_backbone(self) -> tf.keras.Model:
         """The part of the encoder before the head: float [B, size, size, 3] -> float [B, E]."""
-        return tf.keras.Model(self.encoder.input, self.encoder.get_layer("projection").input)
+        return tf.keras.Model(self.encoder.input, self._features)
 
     def build_head(self) -> tf.keras.Model | None:
         """The part of the encoder after the backbone: float [B, E] -> embedding float [B, M*D].
@@ -197,8 +202,7 @@ class HQC(tf.keras.Model):
         names, trains = self._layer_names(), self.settings.train_backbone != "none"
         if "projection" not in names or (_JOINED in names and trains):
             return None
-        features = self.encoder.get_layer("projection").input
-        return tf.keras.Model(features, self.encoder.output)
+        return tf.keras.Model(self._features, self.encoder.output)
 
     def prepare_refit(self) -> None:
         """Makes the encoder's graph that of refitted weights, which are still to be set."""
@@ -251,7 +255,7 @@ class HQC(tf.keras.Model):
         if c.feature_width:
             return self.encoder.input
         if c.train_backbone == "none":
-            return self.encoder.get_layer("projection").input
+            return self._features
         pool = layers.AveragePooling2D(-(-c.image_size // _MOST_SIDE), dtype="float32")
         return OrientedGradients()(pool(self.encoder.input))
 

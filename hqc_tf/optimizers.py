@@ -111,6 +111,8 @@ class CoupledAdam(RateFactors, tf.keras.optimizers.Adam):
     """
 
     def __init__(self, learning_rate, l2: float = 0.0, epsilon: float = 1e-8, **kwargs):
+        if kwargs.get("amsgrad"):
+            raise ValueError("amsgrad=True: the kernel has no such rule; leave it out")
         # XLA would compile the update of each weight, which is one kernel as it is.
         super().__init__(learning_rate, epsilon=epsilon, **kwargs | {"jit_compile": False})
         self.l2 = l2

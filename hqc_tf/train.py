@@ -36,6 +36,7 @@ from hqc_tf.workdir import (
     append_metrics,
     check_settings,
     claim,
+    load,
     read_epochs,
     read_files,
     read_metrics,
@@ -77,8 +78,8 @@ def train_and_evaluate(
     files.check_folder_name(workdir, "--workdir=")
     workdir = pathlib.Path(workdir)
     decoding.raise_max_pixels(settings.max_pixels)
-    settings = inputs.from_anywhere(_with_worthwhile_precision(settings))
-    settings = _with_network(_with_features(settings))
+    settings = inputs.from_anywhere(_with_worthwhile_precision(settings, workdir))
+    settings = _with_network(_with_features(settings, workdir))
     check_settings(workdir, settings)
     _check_moved(settings, workdir)
     # Before waiting for the other processes, which may have ended for good.
@@ -123,7 +124,8 @@ def _train(settings, workdir, strategy, callbacks):
             if chief:
                 _describe_start(trained, images, held, len(rejects), per_epoch)
             _fit(trained, images, held, per_epoch, workdir, callbacks)
-        tensorboard.show_held_out(trained, held, workdir)
+        if settings.refit == "none":
+            tensorboard.show_held_out(trained, held, workdir)
         results = _evaluate(settings, workdir, images, held) if chief else []
     # A chief that has to restart needs the others, so none ends before it.
     distribute.wait_for_all(strategy)
@@ -139,8 +141,8 @@ def _fit_network(trained, images, weights):
             _report(warning)
     if weights:
         start.assign(trained, weights)
-    elif settings.feature_norm == "standard" and settings.feature_width:
-        trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
+    else:
+        start.adapt(trained, images)
 
 
 def _read(settings, workdir):
@@ -170,38 +172,60 @@ def _keep_inputs(rejects, settings, workdir):
         _report(f"{said}: {workdir / REJECTS}")
 
 
-def _with_worthwhile_precision(settings):
+def _with_worthwhile_precision(settings, workdir):
     # All processes of a run must choose alike, and a TPU has its own kernels.
     fixed = settings.strategy in ("multi_worker", "tpu")
-    if settings.precision != "mixed_bfloat16" or fixed or distribute.gains_from_bfloat16():
+    if settings.precision != "mixed_bfloat16" or fixed:
+        return settings
+    if (workdir / FLAGFILE).exists():
+        # Another machine, or a busy one, may measure otherwise, and that would be another run.
+        precision = read_settings(workdir).precision
+        if precision != settings.precision:
+            _report(f"--precision=mixed_bfloat16: {workdir} began with {precision} and keeps it")
+        return dataclasses.replace(settings, precision=precision)
+    if distribute.gains_from_bfloat16():
         return settings
     _report("--precision=mixed_bfloat16: no faster on this device; using float32")
     return dataclasses.replace(settings, precision="float32")
 
 
-def _with_features(settings):
+def _with_features(settings, workdir):
     """The settings with what a folder of features, or a file of them, says of itself."""
     source = catalog.parse(settings.dataset)
     if source.kind != "features":
         return settings
-    width = catalog.load_images(settings.dataset).features.shape[1]
+    begun = read_settings(workdir) if (workdir / FLAGFILE).exists() else None
+    if begun and begun.dataset == settings.dataset:
+        # A finished run does not need its features, which may be gone.
+        width, known = begun.feature_width, begun
+    else:
+        width, known = catalog.load_images(settings.dataset).features.shape[1], None
     if settings.feature_width not in (0, width):
         raise UserError(
             f"--feature_width={settings.feature_width}: {settings.dataset} has {width} numbers a "
             "row; leave it out, or name the features it was"
         )
-    changed = {"feature_width": width}
-    if features.is_folder(source.name):
-        manifest, default = shards.read_manifest(source.name), config.Config()
-        made = {name: manifest.settings[name] for name in shards.OF_NETWORK}
-        for name, value in (made | {"backbone_digest": manifest.network}).items():
-            given = getattr(settings, name)
-            if given not in (getattr(default, name), value):
-                raise UserError(
-                    f"--{name}={given}: {settings.dataset} was made with {value}; leave it out"
-                )
-            changed[name] = value
-    return dataclasses.replace(settings, **changed)
+    made = _of_network(source, known)
+    for name, value in made.items():
+        given = getattr(settings, name)
+        if given not in (getattr(config.Config, name), value):
+            raise UserError(
+                f"--{name}={given}: {settings.dataset} was made with {value}; leave it out"
+            )
+    return dataclasses.replace(settings, feature_width=width, **made)
+
+
+def _of_network(source, known):
+    """Settings of the network that made a folder of features, which a run begun with has too."""
+    names = *shards.OF_NETWORK, "backbone_digest"
+    if known:
+        return {name: getattr(known, name) for name in names}
+    if not features.is_folder(source.name):
+        return {}
+    manifest = shards.read_manifest(source.name)
+    return {name: manifest.settings[name] for name in shards.OF_NETWORK} | {
+        "backbone_digest": manifest.network
+    }
 
 
 def _with_network(settings):
@@ -225,7 +249,7 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
     last_step = trained.settings.epochs * per_epoch
     state = RunState(trained, workdir)
     step = state.restore()
-    if step == last_step:
+    if step == last_step or (not step and _results_of_trained(trained.settings, workdir)):
         return
     if step:
         _report(f"resuming after step {step} of {last_step}")
@@ -257,6 +281,7 @@ def _evaluate(settings, workdir, images, held):
     if settings.refit != "none":
         for line in refit.refit_workdir(workdir, images, held):
             _report(line)
+        tensorboard.show_held_out(load(workdir, "last"), held, workdir)
     names = "data_dir", "queries", "labels"
     changed = {name: getattr(settings, name) for name in names}
     results = evaluate.evaluate_workdir(workdir, **changed)
@@ -267,6 +292,16 @@ def _evaluate(settings, workdir, images, held):
 
 def _results_of_finished(settings, workdir):
     """The results of a run that is trained and evaluated; empty where something is left to do."""
+    results = _results_of_trained(settings, workdir)
+    # Only refitted weights of another graph are always kept.
+    needed = results if settings.refit_changes_graph else []
+    if any(saved_step(workdir, one.weights, refitted=True) != one.step for one in needed):
+        return []
+    return results
+
+
+def _results_of_trained(settings, workdir):
+    """The results of a run that was evaluated after its last step; else empty."""
     epochs = read_epochs(workdir)
     results = read_metrics(workdir)  # read before training, whose results could not be added
     last_step = epochs[-1].step if len(epochs) == settings.epochs else None

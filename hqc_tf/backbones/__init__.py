@@ -108,11 +108,11 @@ def freeze(backbone: tf.keras.Model, trained: str) -> None:
     layers_of = [layer for layer in flat_layers(backbone) if layer.weights]
     kind, _, number = trained.partition(":")
     count = {"all": len(layers_of), "none": 0}.get(trained)
-    if kind == "last" and number.isdecimal():
+    if kind == "last" and number.isdecimal() and int(number):
         count = int(number)
     if count is None or count > len(layers_of):
         raise UserError(
-            f"--train_backbone={trained}: give all, none, or last:N, N at most {len(layers_of)}"
+            f"--train_backbone={trained}: give all, none, or last:N, N from 1 to {len(layers_of)}"
         )
     for layer in layers_of[: len(layers_of) - count]:
         layer.trainable = False

@@ -12,6 +12,10 @@ import numpy as np
 
 from hqc_tf.errors import UserError
 
+# FAISS takes no more for the rotation.
+MOST_VECTORS = 2**16
+# Of vectors and words, that are held at once.
+_PRODUCTS = 2**24
 FIX = "pip install 'hqc-tf[report]', which has FAISS"
 
 
@@ -36,7 +40,8 @@ def fit(vectors: np.ndarray, num_books: int, num_words: int) -> Fit:
     """OPQ of some vectors; the same result for the same vectors on the same machine.
 
     Args:
-        vectors: float [N, E], of which FAISS takes 65,536 at most; N at least `num_words`.
+        vectors: float [N, E]; N at least `num_words`. FAISS takes `MOST_VECTORS` for the
+            rotation and 256 a word for the codebooks.
         num_books: M, a divisor of E.
         num_words: K, a power of two from 2 to 256.
 
@@ -78,8 +83,12 @@ def _quantizer(faiss, width, num_books, word_bits):
 
 def encode(vectors: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
     """Nearest word of each part: float [N, E], already rotated -> uint8 [N, M]."""
-    num_books, _, word_dim = codebooks.shape
-    parts = np.reshape(vectors, [len(vectors), num_books, word_dim])
+    num_books, num_words, word_dim = codebooks.shape
     halved = np.square(codebooks).sum(-1) / 2
-    products = np.einsum("nmd,mkd->nmk", parts, codebooks, optimize=True)
-    return np.argmax(products - halved, axis=-1).astype(np.uint8)
+    codes = np.empty([len(vectors), num_books], np.uint8)
+    rows = max(1, _PRODUCTS // (num_books * num_words))
+    for start in range(0, len(vectors), rows):
+        parts = np.reshape(vectors[start : start + rows], [-1, num_books, word_dim])
+        products = np.einsum("nmd,mkd->nmk", parts, codebooks, optimize=True)
+        codes[start : start + rows] = np.argmax(products - halved, axis=-1)
+    return codes

@@ -62,7 +62,8 @@ def evaluate(
         batches = [tf.matmul(batch - mean, axes).numpy() for batch in _views(images, size)]
         return np.concatenate(batches)
 
-    fit = opq.fit(project(trained_on), num_books, num_words)
+    some = trained_on.take(spread(len(trained_on), opq.MOST_VECTORS))
+    fit = opq.fit(project(some), num_books, num_words)
     codes = opq.encode(project(database) @ fit.rotation, fit.codebooks)
     rotated = project(queries) @ fit.rotation
     return metrics.evaluate_codes(

@@ -158,11 +158,18 @@ def _kept_choice(file, source, given):
     with naming_damage(file, "restore a copy, or make the collection in a new folder"):
         kept = json.loads(file.read_text())
         before, own = kept["source"], kept["given"]
+        if before != source:
+            if not _has_moved(before, source):
+                raise UserError(
+                    f"{source}: the collection at {file.parent} is of {before}; name that"
+                )
+            kept |= {"source": source}
+            if not workdir.read_metrics(file.parent / "run"):
+                # A training that is done keeps the folder that it read.
+                of_photos = "embedding" if kept["embedding"] else "training"
+                kept |= {of_photos: kept[of_photos] | {"dataset": source}}
+            files.replace_text(file, json.dumps(kept))
         parts = [kept[name] and config.Config(**kept[name]) for name in ("embedding", "training")]
-    if before != source:
-        if not _has_moved(before, source):
-            raise UserError(f"{source}: the collection at {file.parent} is of {before}; name that")
-        files.replace_text(file, json.dumps(kept | {"source": source}))
     for name, value in given.items():
         if own.get(name) != value:
             raise UserError(

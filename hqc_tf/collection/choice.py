@@ -100,12 +100,18 @@ def is_pretrained(given: Mapping[str, Any]) -> bool:
 
 
 def _on_features(count, given, features):
+    trained = given.get("train_backbone", "none")
+    if trained != "none":
+        raise UserError(
+            f"--train_backbone={trained}: a collection embeds by a pretrained network as it is; "
+            "leave it out, or train one with hqc_tf.train"
+        )
     schedule = _schedule(count, _SEEN_OF_FEATURES, given)
     frozen = {"image_size": _SIDE, "train_backbone": "none"}
-    embedding = config.Config(**frozen | schedule | given)
-    own = {name: value for name, value in given.items() if name not in _OF_NETWORK}
     # Images of a kind and the very nearest, both: benchmarks/README.md.
     refit = _refit(count, given, refit="neighbors", input_share=0.5)
+    embedding = config.Config(**frozen | schedule | refit | given)
+    own = {name: value for name, value in given.items() if name not in _OF_NETWORK}
     training = config.Config(**schedule | refit | own | {"dataset": f"features:{features}"})
     reasons = [
         f"network: {embedding.backbone}, pretrained and frozen, at {embedding.image_size} pixels; "

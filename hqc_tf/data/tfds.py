@@ -108,7 +108,8 @@ def _read_records(piece, image, label, decode):
 
     records = tf.data.TFRecordDataset(piece.filename).skip(piece.skip).take(piece.take)
     batches = records.batch(_READ_BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-    # As one element: each that Python takes waits for its other threads.
-    read = batches.rebatch(piece.examples_in_shard).get_single_element()
-    files, labels = (values.numpy() for values in read)
+    if decode:
+        # Small ones as one element: each that Python takes waits for its other threads.
+        batches = batches.rebatch(piece.take)
+    files, labels = map(np.concatenate, zip(*batches.as_numpy_iterator(), strict=True))
     return decoding.decode_known_alike(files) if decode else files, labels

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hqc_tf import config, evaluate, label_free, metrics, model
+from hqc_tf import config, evaluate, label_free, metrics
 from hqc_tf.data import roles
 from hqc_tf.errors import UserError
 from hqc_tf.report import gallery, numbers
@@ -101,7 +101,8 @@ def gather(workdirs: Sequence[str], untrained: bool = True, **changed: Any) -> R
     seen = numbers.make_scene(trained, rejected, settings)
     before = None
     if untrained:
-        before = numbers.make_scene(model.build_model(trained.settings), rejected, settings)
+        drawn = evaluate.draw(trained.settings, rejected)
+        before = numbers.make_scene(drawn, rejected, settings)
     labeled = seen.queries.labels is not None
     codes, words = seen.database.codes, trained.settings.num_words
     models = {"trained": seen, "before training": before}

@@ -34,6 +34,8 @@ def _regress(inputs, targets):
     mean, target_mean = inputs.mean(axis=0), targets.mean(axis=0)
     centered = inputs - mean
     squares = centered.T @ centered
-    squares.flat[:: len(squares) + 1] += _RIDGE * np.trace(squares) / len(squares)
+    # Inputs that are all alike leave the targets' mean.
+    ridge = max(_RIDGE * np.trace(squares) / len(squares), np.finfo(np.float32).tiny)
+    squares.flat[:: len(squares) + 1] += ridge
     kernel = np.linalg.solve(squares, centered.T @ (targets - target_mean))
     return np.float32(kernel), np.float32(target_mean - mean @ kernel)

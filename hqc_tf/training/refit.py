@@ -21,8 +21,6 @@ from hqc_tf.errors import UserError
 from hqc_tf.training import joining, neighbors
 from hqc_tf.workdir import WEIGHTS, Folder, load, save_weights, saved_step
 
-# FAISS takes no more.
-_MOST_IMAGES = 2**16
 # Those that a layer is fitted to.
 _FEW_IMAGES = 2**14
 
@@ -83,7 +81,7 @@ def _is_kept(before, after, settings):
 
 def _refitted(trained, images, held):
     """The model refitted, and its `_scores` before and after."""
-    sample = images.take(spread(len(images), _MOST_IMAGES))
+    sample = images.take(spread(len(images), opq.MOST_VECTORS))
     before = _scores(trained, sample, held)
     refit_model(trained, images)
     return trained, before, _scores(trained, sample, held)
@@ -91,7 +89,7 @@ def _refitted(trained, images, held):
 
 def refit_model(trained: model.HQC, images: Images) -> None:
     """Refits a model to some images as its settings of a refit say."""
-    sample, few = (images.take(spread(len(images), most)) for most in (_MOST_IMAGES, _FEW_IMAGES))
+    few, sample = (images.take(spread(len(images), n)) for n in (_FEW_IMAGES, opq.MOST_VECTORS))
     if trained.settings.mirror_mean:
         trained.add_mirror()
     if trained.settings.refit == "neighbors":

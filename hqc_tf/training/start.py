@@ -1,10 +1,12 @@
-"""How a run goes on from an earlier training: its own of fewer epochs, or another run's."""
+"""What a run begins with: drawn weights, those of another run, or its own of fewer epochs."""
 
 import pathlib
 
 import numpy as np
 
 from hqc_tf import backbones, config, model, optimizers
+from hqc_tf.data import features
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 from hqc_tf.training.state import newest_step
 from hqc_tf.workdir import FLAGFILE, STATES, Folder, load, read_epochs, read_settings, saved_step
@@ -14,6 +16,7 @@ _OF_WEIGHTS = (
     "backbone",
     "backbone_width",
     "feature_width",
+    "feature_norm",
     "projection_norm",
     "num_books",
     "num_words",
@@ -77,6 +80,19 @@ def assign(trained: model.HQC, weights: list[np.ndarray]) -> None:
     """Gives a model the weights that `read_weights` read."""
     for own, value in zip(_weights(trained), weights, strict=True):
         own.assign(value)
+
+
+def draw(settings: config.Config, images: Images) -> model.HQC:
+    """A model as its seed draws it, before any training on `images`."""
+    trained = model.build_model(settings)
+    adapt(trained, images)
+    return trained
+
+
+def adapt(trained: model.HQC, images: Images) -> None:
+    """Gives a model of features the statistics of the training features, where it takes them."""
+    if trained.settings.feature_norm == "standard" and trained.settings.feature_width:
+        trained.encoder.get_layer("feature_norm").adapt(*features.statistics(images))
 
 
 def _network(settings):

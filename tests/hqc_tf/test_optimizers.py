@@ -160,6 +160,11 @@ def test_adam_from_its_config_is_the_same(small_config):
     assert again.l2 == 0.02
 
 
+def test_what_the_kernel_has_not_is_refused():
+    with pytest.raises(ValueError, match="amsgrad=True: the kernel has no such rule; leave it out"):
+        CoupledAdam(0.1, amsgrad=True)
+
+
 def test_lamb_trains_a_step(small_config):
     pytest.importorskip("tensorflow_addons", reason="only requirements.txt has TensorFlow Addons")
     config = small_config(optimizer="lamb", learning_rate=0.01)

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import pathlib
 import shutil
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from hqc_tf import distribute, model, train
-from hqc_tf.data import catalog, tfds
+from hqc_tf.data import catalog, roles, tfds
+from hqc_tf.data.images import hold_out
 from hqc_tf.errors import UserError
 from hqc_tf.training.callbacks import CloseEpoch
 from hqc_tf.training.state import KeepState
@@ -204,14 +206,50 @@ def test_names_of_images_need_not_be_utf8(quick_config, photos, tmp_path):
     train.train_and_evaluate(settings, tmp_path / "run")
 
 
-def test_bfloat16_that_gains_nothing_becomes_float32(settings, tmp_path, monkeypatch, capsys):
+def test_bfloat16_that_gains_nothing_becomes_float32_once(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distribute, "gains_from_bfloat16", lambda: False)
-    wanted = dataclasses.replace(settings, precision="mixed_bfloat16")
-    train.train_and_evaluate(wanted, tmp_path)
+    wanted = dataclasses.replace(settings, precision="mixed_bfloat16", epochs=1)
+    train.train_and_evaluate(wanted, tmp_path / "run")
     assert "no faster on this device; using float32" in capsys.readouterr().err
-    assert read_settings(tmp_path).precision == "float32"
-    # The same command goes on with what the run was made with.
-    assert train.train_and_evaluate(wanted, tmp_path)[0].step == saved_step(tmp_path)
+    assert read_settings(tmp_path / "run").precision == "float32"
+    # The same command goes on with what the run was made with, also where that is another device.
+    monkeypatch.setattr(distribute, "gains_from_bfloat16", lambda: True)
+    assert train.train_and_evaluate(wanted, tmp_path / "run")[0].step == 12
+    assert f"bfloat16: {tmp_path}/run began with float32 and keeps it" in capsys.readouterr().err
+    train.train_and_evaluate(wanted, tmp_path / "other")
+    monkeypatch.setattr(distribute, "gains_from_bfloat16", lambda: False)
+    assert train.train_and_evaluate(wanted, tmp_path / "other")[0].step == 12
+    assert read_settings(tmp_path / "other").precision == "mixed_bfloat16"
+
+
+def test_a_finished_run_does_without_its_features(settings, features, tmp_path):
+    source = pathlib.Path(features.removeprefix("features:"))
+    own = shutil.copy(source, tmp_path / source.name)
+    moved = dataclasses.replace(settings, dataset=f"features:{own}", feature_width=0, epochs=1)
+    results = train.train_and_evaluate(moved, tmp_path / "run")
+    pathlib.Path(own).unlink()
+    assert train.train_and_evaluate(moved, tmp_path / "run") == results
+    with pytest.raises(UserError, match="--feature_width=7: .* has 12 numbers a row"):
+        train.train_and_evaluate(dataclasses.replace(moved, feature_width=7), tmp_path / "run")
+
+
+def test_a_refit_that_is_gone_is_done_again_without_training(quick_config, photos, tmp_path):
+    """Also where the states are gone; TensorBoard shows what the refit made."""
+    changes = {"dataset": f"folder:{photos}", "refit": "opq", "mirror_mean": True, "epochs": 1}
+    settings = quick_config(**changes, top_k=10)
+    train.train_and_evaluate(settings, tmp_path)
+    refitted = load(tmp_path, "last")
+    lines, folder = read_epochs(tmp_path), tmp_path / "checkpoints"
+    held = hold_out(roles.load_role(settings, "train"), settings.held_out)[1]
+    shown = np.loadtxt(tmp_path / HELD_OUT_RUN / "embedding.tsv", ndmin=2)
+    np.testing.assert_allclose(shown, refitted.encode_images(held).embeddings, rtol=1e-4, atol=1e-5)
+    for name in ("best_refitted", "last_refitted", "state"):
+        shutil.rmtree(folder / name)
+    train.train_and_evaluate(settings, tmp_path)
+    for one, other in zip(load(tmp_path, "last").weights, refitted.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert read_epochs(tmp_path) == lines and not any(folder.glob("state/*.index"))
+    assert len(read_metrics(tmp_path)) == 4
 
 
 def test_the_probe_of_bfloat16_answers_without_failing():

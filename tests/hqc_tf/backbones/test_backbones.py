@@ -213,7 +213,7 @@ def test_frozen_layers_stay_as_they_are_whatever_the_batch():
     np.testing.assert_allclose(network(images, training=True), network(images), rtol=1e-5)
     for one, other in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    for wrong in ("some", "last:", "last:9999"):
+    for wrong in ("some", "last:", "last:0", "last:9999"):
         with pytest.raises(UserError, match=f"--train_backbone={wrong}: give all, none, or last"):
             backbones.freeze(network, wrong)
 

@@ -22,7 +22,9 @@ def error(vectors, codebooks):
     return np.square(vectors - words).sum()
 
 
-def test_codes_name_the_nearest_word_of_each_book():
+@pytest.mark.parametrize("held", [opq._PRODUCTS, 3 * 8, 1])
+def test_codes_name_the_nearest_word_of_each_book(monkeypatch, held):
+    monkeypatch.setattr(opq, "_PRODUCTS", held)
     random = np.random.default_rng(1)
     vectors, codebooks = random.normal(size=[30, 6]), random.normal(size=[2, 4, 3])
     for vector, code in zip(vectors, opq.encode(vectors, codebooks), strict=True):

@@ -58,6 +58,7 @@ def test_a_pretrained_network_is_frozen_and_the_training_is_on_its_vectors():
         (512, {"num_words": 256}, ("neighbors", 0.5)),
         (200, {"refit": "none"}, ("none", 0)),
         (200, {"refit": "opq", "input_share": 0.1}, ("opq", 0.1)),
+        (200, {"input_share": 0.3}, ("neighbors", 0.3)),
     ],
 )
 def test_vectors_are_refitted_where_there_are_enough(count, given, expected, monkeypatch):
@@ -81,3 +82,9 @@ def test_weights_that_keras_has_downloaded_are_found(tmp_path):
     assert made.embedding.backbone_weights == found
     other = choice.choose("folder:p", 100, {"backbone": "resnet18_cifar"}, "f", found)
     assert other.embedding is None
+
+
+def test_a_pretrained_network_that_should_train_is_refused():
+    given = {"backbone": "keras:MobileNetV2", "backbone_weights": "imagenet"}
+    with pytest.raises(UserError, match="--train_backbone=all: a collection embeds by a pre"):
+        choice.choose("folder:p", 909, given | {"train_backbone": "all"}, "f")

@@ -136,6 +136,19 @@ def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(
     moved.rename(folder)
 
 
+def test_a_training_that_is_not_done_reads_photos_where_they_are_now(copied, tmp_path, monkeypatch):
+    folder, album = copied
+    (album / "run/metrics.jsonl").unlink()
+    moved, trained = folder.rename(tmp_path / "moved"), []
+    monkeypatch.setattr(
+        collection, "train_and_evaluate", lambda own, _: trained.append(own) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        collection.make_collection(f"folder:{moved}", album)
+    assert trained[0].dataset == f"folder:{moved}"
+    moved.rename(folder)
+
+
 def test_a_frozen_network_goes_before_the_encoder(photos, tmp_path):
     layers = tf.keras.layers
     image = layers.Input([16, 16, 3])

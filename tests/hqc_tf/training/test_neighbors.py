@@ -28,3 +28,11 @@ def test_regression_is_that_of_numpy():
     np.testing.assert_allclose(
         bias, targets.mean(0) - inputs.mean(0) @ wanted, rtol=1e-4, atol=1e-5
     )
+
+
+def test_inputs_that_are_all_alike_leave_the_mean():
+    embeddings = np.float32([[3, 4], [4, 3], [0, 5]])
+    for hidden in (np.zeros([3, 4]), np.ones([3, 4])):
+        kernel, bias = neighbors.fit_layer(hidden, embeddings)
+        np.testing.assert_array_equal(kernel, np.zeros([4, 2]))
+        np.testing.assert_allclose(bias, embeddings.mean(axis=0), rtol=1e-6)

@@ -86,19 +86,28 @@ def test_weights_trained_further_are_not_those_that_were_refitted(run):
     assert error(load(folder, "last"), images) == error(learned, images)
 
 
-def test_what_is_not_better_is_not_kept(run):
-    folder, images, _ = run
-    nothing = images.take([])
-    refit.refit_workdir(folder, images, nothing)
-    best = load(folder, "best")
-    shutil.rmtree(folder / "checkpoints/best_refitted")
-    # Refitted weights as the learned ones: there is nothing to gain.
-    save_weights(best, folder, 9, "best")
-    lines = refit.refit_workdir(folder, images, nothing)
-    if lines[0].endswith("not better, not kept"):
-        assert saved_step(folder, "best", refitted=True) is None
-    else:
-        assert error(load(folder, "best"), images) < error(best, images)
+def test_what_is_not_better_is_not_kept(run, monkeypatch):
+    folder, images, held = run
+    far = opq.Fit(np.eye(6, dtype=np.float32), np.full([2, 4, 3], 100, np.float32))
+    monkeypatch.setattr(opq, "fit", lambda *_: far)
+    for line in refit.refit_workdir(folder, images, held):
+        assert line.endswith("not better, not kept")
+    assert saved_step(folder, "best", refitted=True) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "after", "kept"),
+    [
+        ({"refit": "opq"}, (0.1, 0.5), True),
+        ({"refit": "opq"}, (0.1, 0.4), False),
+        ({"refit": "opq"}, (0.2, 0.6), False),
+        ({"refit": "neighbors"}, (0.1, 0.4), True),
+        ({"refit": "neighbors"}, (0.3, 0.9), False),
+        ({"refit": "opq", "input_share": 0.5}, (0.3, 0.4), True),
+    ],
+)
+def test_error_and_recall_decide(small_config, changes, after, kept):
+    assert refit._is_kept((0.2, 0.5), after, small_config(**changes)) == kept
 
 
 def test_what_cannot_be_refitted_is_refused_before_training(small_config, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import kill_test
-from hqc_tf import optimizers, train
+from hqc_tf import evaluate, optimizers, train
 from hqc_tf.errors import UserError
 from hqc_tf.model import build_model
 from hqc_tf.training import refit, start
@@ -157,6 +157,7 @@ def test_what_trains_does_not_change_the_order_of_weights(quick_config, tmp_path
     [
         ({"num_books": 4}, "its weights are of --num_books=2, not 4; give the same, or leave it"),
         ({"projection_norm": False}, "of --projection_norm=True, not False; give the same"),
+        ({"feature_norm": "unit"}, "of --feature_norm=standard, not unit; give the same"),
         ({"init_from": "none"}, "--init_from=.*none: no trained run there; name the --workdir of"),
     ],
 )
@@ -181,3 +182,12 @@ def test_a_run_starts_from_weights_without_the_graph_that_a_refit_makes(
         start.read_weights(other, tmp_path / "run"), start._weights(learned), strict=True
     ):
         np.testing.assert_array_equal(one, value)
+
+
+def test_the_model_before_training_has_the_statistics_of_what_is_trained_on(settings, finished):
+    drawn, trained = evaluate.draw(settings), load(finished, refitted=False)
+    norms = [one.encoder.get_layer("feature_norm").get_weights() for one in (drawn, trained)]
+    for one, other in zip(*norms, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert norms[0][1] != 1
+    assert not np.array_equal(drawn.quantizer.codebooks, trained.quantizer.codebooks)
