@@ -31,7 +31,7 @@ setup: $(INSTALLED) ## make the environment, .venv or .venv-tf220
 
 $(INSTALLED): $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile -r $(LOCK)
 	touch $@
 
 data: $(FASHION_MNIST) ## prepare Fashion-MNIST in data/tfds

@@ -49,8 +49,6 @@ def test_photos_are_found_by_codes_of_a_pretrained_network(network, few, tmp_pat
     done = run("hqc_tf.embed", data, *made, "--backbone_pixels=0..255", features)
     assert "24 images in 1 shard, 3 x 1280 float16 each, 0 rejected" in done.stdout
     assert "almost the same vector" not in done.stderr
-    again = run("hqc_tf.embed", data, *made, "--backbone_pixels=0..255", features)
-    assert again.stdout == done.stdout
     wrong = run("hqc_tf.embed", data, *made, f"--output={tmp_path}/wrong", "--views=0")
     assert "gives almost the same vector for 8 different images" in wrong.stderr
     settings = "--batch_size=8", "--epochs=8", "--warmup_epochs=1", "--num_neighbors=5"
