@@ -56,8 +56,7 @@ def new_folder(path: str | PathLike, locked: bool = False) -> Iterator[pathlib.P
         locked: whether the caller is its `sole_writer` already.
     """
     path = pathlib.Path(path).resolve()
-    if not path.name:
-        raise UserError(f"{path}: cannot be replaced; name a folder in it")
+    check_movable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     with contextlib.nullcontext() if locked else sole_writer(path):
@@ -68,6 +67,13 @@ def new_folder(path: str | PathLike, locked: bool = False) -> Iterator[pathlib.P
             replace(aside, path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_movable(path: str | PathLike) -> None:
+    """Raises UserError where no other folder can be moved to `path`, before the work for it."""
+    path = pathlib.Path(path).resolve()
+    if not path.name or os.path.ismount(path):
+        raise UserError(f"{path}: a mount point cannot be replaced; name a folder in it")
 
 
 def replace(aside: pathlib.Path, path: pathlib.Path) -> None:

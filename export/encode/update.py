@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import re
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -46,7 +48,25 @@ def update_codes(
         UserError: the codes are incomplete, or of another encoder or input; or `source` is neither
             a folder nor a pattern.
     """
-    old, aside = read_shards(folder), aside_of(folder)
+    # A link would be replaced, not the folder that it leads to.
+    folder = folder.resolve()
+    # Before a lock is made beside what has no codes.
+    read_shards(folder)
+    folders.check_movable(folder)
+    options = {"batch_size": batch_size, "on_bad_image": on_bad_image}
+    with folders.sole_writer(folder):
+        old, aside = read_shards(folder), aside_of(folder)
+        _drop_left(folder, aside)
+        plan = _plan(encoder, source, old, folder, aside, num_shards, id_prefix)
+        known, read = _known(old, changed), []
+        runner = functools.partial(_encode_unknown, **options, known=known, read=read)
+        encode_plan(encoder, plan, str(aside), runner)
+        folders.replace(aside, folder)
+    return sum(read)
+
+
+def _plan(encoder, source, old, folder, aside, num_shards, id_prefix):
+    """What the new codes are made of; UserError where the old are of something else."""
     plan = inputs.make_plan(source, aside, num_shards, id_prefix=id_prefix)
     if not isinstance(plan.shards[0], inputs.Files):
         raise UserError(f"--update: {source} is neither folder:PATH nor a pattern; encode it anew")
@@ -57,7 +77,11 @@ def update_codes(
     ]:
         if was != now:
             raise UserError(f"--update: {name} of {folder} is {was}, not {now}; encode it anew")
-    plan = plan._replace(keep=old.keep)
+    return plan._replace(keep=old.keep)
+
+
+def _known(old, changed):
+    """{packed id: its row, as bytes} of the images that are not read again."""
     known = {
         name: row.tobytes()
         for shard in old.shards
@@ -65,12 +89,7 @@ def update_codes(
     }
     for name in pack_ids(changed).to_pylist():
         known.pop(name, None)
-    read = []
-    options = {"batch_size": batch_size, "on_bad_image": on_bad_image, "known": known, "read": read}
-    with folders.sole_writer(folder):
-        encode_plan(encoder, plan, str(aside), functools.partial(_encode_unknown, **options))
-        folders.replace(aside, folder)
-    return sum(read)
+    return known
 
 
 def _has_moved(old, new):
@@ -81,8 +100,21 @@ def _has_moved(old, new):
 
 
 def aside_of(folder: pathlib.Path) -> pathlib.Path:
-    """Where an update of a folder of codes is prepared; a stopped one leaves it."""
-    return folder.with_name(f".{folder.name}.update")
+    """Where an update of a folder of codes is prepared; a stopped one leaves it.
+
+    It is named by the number of the folder that it will replace. Once exchanged, the old codes have
+    that name, and no later update, which replaces another folder, takes them for its own work.
+    """
+    return folder.with_name(f".{folder.name}.update-{folder.stat().st_ino}")
+
+
+def _drop_left(folder, aside):
+    """Removes what updates that were killed have left beside a folder, but for `aside`."""
+    # Older versions wrote no number.
+    pattern = re.compile(re.escape(f".{folder.name}.update") + r"(-\d+)?")
+    for path in [*folder.parent.iterdir()]:
+        if pattern.fullmatch(path.name) and path != aside:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _encode_unknown(

@@ -127,7 +127,8 @@ def write_collection(
 
 
 def check_replaceable(path: pathlib.Path) -> None:
-    """Raises UserError unless `path` is missing, an empty folder or an index."""
+    """Raises UserError unless `path` is missing, an empty folder or an index, and can be moved."""
+    folders.check_movable(path)
     if path.is_dir() and any(path.iterdir()):
         store.found_manifest(path, path)
     elif path.exists() and not path.is_dir():

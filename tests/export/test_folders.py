@@ -80,3 +80,11 @@ def test_second_writer_is_refused(tmp_path):
             write(path, "theirs")
     assert contents(path) == ["mine"]
     write(path, "theirs")
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "folder")
+    with pytest.raises(ValueError, match="folder: a mount point cannot be replaced; name a folder"):
+        write(tmp_path / "folder", "a")
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "folder" / "in_it", "a")

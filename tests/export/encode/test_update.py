@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from export import folders
 from export.arrays import unpack_id
 from export.codes import read_rejects, read_shards
 from export.encode import streaming
@@ -66,7 +67,7 @@ def test_stopped_before_its_end_it_leaves_the_old_codes_and_resumes(grown, monke
     _, codes, arguments = grown
     before = {path.name: path.read_bytes() for path in codes.iterdir()}
     with monkeypatch.context() as patch:
-        write, turns = streaming._encode_batch, []
+        turns = []
 
         def fail(*given):
             turns.append(given)
@@ -74,10 +75,51 @@ def test_stopped_before_its_end_it_leaves_the_old_codes_and_resumes(grown, monke
 
         patch.setattr(streaming, "_encode_batch", fail)
         assert commands.run("export.encode", *arguments, "--update").status == 130
-        assert turns and write
+    assert len(turns) == 1
     assert {path.name: path.read_bytes() for path in codes.iterdir()} == before
     done = commands.run("export.encode", *arguments, "--update")
     assert done.status == 0 and "61 images" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("removed", [[], ["manifest.json", "inputs.arrow"]])
+def test_killed_after_the_exchange_the_old_codes_are_not_taken_for_new(grown, monkeypatch, removed):
+    folder, codes, arguments = grown
+
+    def killed(path, **_):
+        for name in removed:
+            (path / name).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.shutil, "rmtree", killed)
+        assert commands.run("export.encode", *arguments, "--update").status == 130
+    assert [path for path in codes.parent.iterdir() if path.name.startswith(".codes.update")]
+    shutil.copy(folder / "first.png", folder / "newest.png")
+    done = commands.run("export.encode", *arguments, "--update")
+    assert done.status == 0, done.stderr
+    # The second reads the bad one again.
+    assert "62 images" in done.stdout and done.stdout.endswith("; 2 images read\n")
+    assert [path.name for path in codes.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_link_to_codes_stays_one(grown, tmp_path):
+    _, codes, (saved_model, source, _) = grown
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere/link"
+    link.symlink_to(codes)
+    done = commands.run("export.encode", saved_model, source, f"--output={link}", "--update")
+    assert done.status == 0 and "61 images" in done.stdout, done.stderr
+    assert link.is_symlink() and [path.name for path in link.parent.iterdir()] == ["link"]
+    assert sum(len(shard.codes) for shard in read_shards(codes).shards) == 61
+
+
+def test_codes_on_a_mount_point_are_refused_at_once(grown, monkeypatch):
+    _, codes, arguments = grown
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path) == str(codes))
+    monkeypatch.setattr(streaming, "_encode_batch", lambda *_: 1 / 0)
+    done = commands.run("export.encode", *arguments, "--update")
+    assert done.status == 2
+    assert f"{codes}: a mount point cannot be replaced; name a folder in it" in done.stderr
 
 
 def test_other_codes_are_not_updated(grown, tmp_path):
