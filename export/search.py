@@ -125,7 +125,9 @@ def search_embeddings(
         encoder = load()
         index.check_encoder(encoder.manifest["fingerprint"])
     if not fits or rows.shape[1] != (encoder.feature_width if encoder else width):
-        wanted = f"[Q, {width}]" + (f" or [Q, {encoder.feature_width}]" if encoder else "")
+        # An encoder of images alone takes no features.
+        features = encoder and encoder.feature_width
+        wanted = f"[Q, {width}]" + (f" or [Q, {features}]" if features else "")
         raise UserError(
             f"--embeddings={path}: holds {rows.dtype} {rows.shape}, but index {index.path} needs "
             f"floats {wanted}; embed the queries with its encoder"

@@ -42,6 +42,9 @@ class Partition:
 
     def join(self, pairs: np.ndarray) -> None:
         """Joins int [P, 2] things."""
+        # Else each call would go through all things.
+        if not len(pairs):
+            return
         ends = self.labels[pairs.T]
         shape = len(self.labels), len(self.labels)
         graph = sparse.coo_array((np.ones(len(pairs), bool), tuple(ends)), shape)

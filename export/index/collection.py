@@ -1,6 +1,7 @@
 """What an index is made of: shards of codes and ids, read one at a time, some images left out."""
 
 import functools
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,11 +91,12 @@ class Collection:
     def once(self, on_duplicate_id: str = "error") -> "Collection":
         """The collection with one image of each id.
 
-        Of images with equal ids and codes the first stays.
+        Of images with equal ids, codes and kept embeddings the first stays.
 
         Args:
             on_duplicate_id: of equal ids with different codes: "replace" keeps the last, "keep" the
-                first, "error" neither.
+                first, "error" neither. Where only the kept embeddings differ, "replace" keeps the
+                last and the others the first.
 
         Raises:
             UserError: an id has different codes, and `on_duplicate_id` is "error".
@@ -109,14 +111,15 @@ class Collection:
         for start, shard in zip(self._starts(), self, strict=True):
             own = hashes[start : start + len(shard.codes)]
             for row in np.flatnonzero(np.isin(own, repeated)):
-                rows_of[shard.ids[row].as_py()].append((start + row, shard.codes[row].tobytes()))
+                rows_of[shard.ids[row].as_py()].append((start + row, *_contents_of(shard, row)))
         stays, differ = np.ones(self.num_images, bool), []
         for name, images in rows_of.items():
-            alike = len({code for _, code in images}) == 1
-            if not alike:
+            rows, codes, embeddings = zip(*images, strict=True)
+            if len(set(codes)) > 1:
                 differ.append(name)
+            alike = len(set(codes)) == len(set(embeddings)) == 1
             last = on_duplicate_id == "replace" and not alike
-            stays[[row for row, _ in (images[:-1] if last else images[1:])]] = False
+            stays[list(rows[:-1] if last else rows[1:])] = False
         if differ and on_duplicate_id == "error":
             raise UserError(
                 f"{len(differ)} ids have several images with different codes, the first is "
@@ -193,6 +196,12 @@ def _hashes(ids):
         ends = np.append(np.uint64(0), sums)[starts]
         found.append(ends[1:] - ends[:-1])
     return np.concatenate(found) if found else np.zeros(0, np.uint64)
+
+
+def _contents_of(shard, row):
+    """The code of an image, and a digest of its kept embedding, which is long; both bytes."""
+    kept = b"" if shard.kept is None else hashlib.sha256(shard.kept[row]).digest()
+    return shard.codes[row].tobytes(), kept
 
 
 def _cut(codes, ids, kept, start):

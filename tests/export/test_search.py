@@ -112,6 +112,13 @@ def test_embeddings_that_do_not_fit_are_refused(index, tmp_path, array, message)
         search.search_embeddings(index, path, 1)
 
 
+def test_features_are_offered_only_where_the_encoder_takes_some(index, encoder, tmp_path):
+    np.save(tmp_path / "e.npy", np.zeros([3, 5], np.float32))
+    assert not encoder.feature_width
+    with pytest.raises(UserError, match=r"needs floats \[Q, 6\]; embed the queries"):
+        search.search_embeddings(index, tmp_path / "e.npy", 1, lambda: encoder)
+
+
 def test_rerank_below_k_is_refused(index, embeddings):
     with pytest.raises(ValueError, match="rerank is 2, but must be at least k, 3: raise it"):
         index.rows(embeddings, 3, rerank=2)

@@ -53,6 +53,14 @@ def test_partition_joins_what_pairs_lead_to():
     assert len({*labels}) == 3
 
 
+def test_no_pairs_leave_a_partition_as_it_is():
+    parts = Partition(6)
+    labels = parts.labels
+    parts.join(np.zeros([0, 2], int))
+    # Not even a pass over the things, of which there may be a hundred million.
+    assert parts.labels is labels
+
+
 def test_pairs_of_images_are_those_of_a_loop(monkeypatch):
     monkeypatch.setattr(duplicates, "ROUGHLY", 5)
     starts = np.array([0, 3, 4, 8])

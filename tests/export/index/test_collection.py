@@ -94,6 +94,15 @@ def test_an_id_with_another_code_is_an_error_or_follows_the_policy():
     np.testing.assert_array_equal(codes_of(oldest), codes[[0, 1, 3]])
 
 
+def test_an_equal_code_with_another_embedding_follows_the_policy():
+    codes, names = np.zeros([4, 4], np.uint8), ["x", "y", "x", "y"]
+    embeddings = np.uint8([[1, 2], [3, 4], [5, 6], [3, 4]])
+    images = collection.of_shards([Shard(codes, pack_ids(names), embeddings)], keep="int8")
+    for policy, expected in [("replace", [1, 2]), ("keep", [0, 1]), ("error", [0, 1])]:
+        (found,) = images.once(policy)
+        np.testing.assert_array_equal(found.kept, embeddings[expected])
+
+
 def test_hashes_that_meet_by_chance_merge_nothing(monkeypatch):
     monkeypatch.setattr(collection, "_hashes", lambda ids: np.zeros(len(ids), np.uint64))
     images = collection.of_shards(shards(170, 0, "a"))
