@@ -367,7 +367,8 @@ def _check_together(config):
             f"--num_words={c.num_words}: a word's number must be whole bits of one byte; "
             "take a power of two from 2 to 256"
         )
-    for name in (c.dataset, c.data_dir, c.init_from, c.queries, c.labels):
+    paths = c.dataset, c.data_dir, c.init_from, c.queries, c.labels, c.backbone, c.backbone_weights
+    for name in (*paths, c.tpu):
         if "\n" in name or name != name.strip():
             # A flagfile has one flag a line, and absl strips the lines.
             raise UserError(

@@ -151,8 +151,8 @@ def evaluate_workdir(workdir: Folder, **changed: Any) -> list[Result]:
     Raises:
         UserError: `workdir` has no trained model, or the data cannot be read.
     """
-    results, rejected = [], rejected_ids(workdir)
     run, settings = changed_settings(workdir, changed)
+    results, rejected = [], find_rejects(workdir, settings)
     raw_pixels = evaluate_pixels(settings, rejected)
     for weights in ("last", "best"):
         step = saved_step(workdir, weights)
@@ -161,8 +161,28 @@ def evaluate_workdir(workdir: Folder, **changed: Any) -> list[Result]:
             continue
         trained = load(workdir, weights)
         trained.settings = run
-        results.append(evaluate(trained, step, weights, rejected, raw_pixels, settings))
+        result = evaluate(trained, step, weights, rejected, raw_pixels, settings)
+        results.append(dataclasses.replace(result, changed=changes(workdir, settings)))
     return results
+
+
+def find_rejects(workdir: Folder, settings: config.Config) -> frozenset[str]:
+    """Ids that are left out of the data of an evaluation: the run's own of the run's own files."""
+    own, run = rejected_ids(workdir), read_settings(workdir)
+    files_of = read_files(workdir)
+    if settings.dataset == run.dataset or (
+        files_of and not inputs.describe_changes(settings.dataset, files_of, own)
+    ):
+        return own
+    return roles.find_rejects("dataset", settings.dataset, settings.on_bad_image)
+
+
+def changes(workdir: Folder, settings: config.Config) -> dict[str, str] | None:
+    """`Result.changed` of an evaluation with `settings` of the run in `workdir`."""
+    run, own = read_settings(workdir), inputs.from_anywhere(settings)
+    names = "dataset", *_LATER
+    found = {name: getattr(own, name) for name in names if getattr(own, name) != getattr(run, name)}
+    return found or None
 
 
 def changed_settings(
@@ -194,7 +214,7 @@ def describe(result: Result) -> str:
             f"perplexity {min(result.perplexity):.1f} to {max(result.perplexity):.1f}, "
             f"quantization error {result.quantization_error:.3f}"
         )
-    nothing = f"{result.protocol}: neither labels nor held-out images (--held_out=0) to evaluate"
+    nothing = f"{result.protocol}: no labels and no held-out images to evaluate"
     return f"{result.weights}, step {result.step}: {'; '.join(parts) or nothing}"
 
 
@@ -270,9 +290,9 @@ def main(_: list[str]) -> None:
     results = evaluate_workdir(values.workdir, **changed)
     if values.untrained:
         run, settings = changed_settings(values.workdir, changed)
-        rejected = rejected_ids(values.workdir)
+        rejected = find_rejects(values.workdir, settings)
         found = evaluate(draw(run, rejected), 0, "untrained", rejected, settings=settings)
-        results.append(found)
+        results.append(dataclasses.replace(found, changed=changes(values.workdir, settings)))
     for result in results:
         append_metrics(values.workdir, result)
     show(results)

@@ -277,9 +277,15 @@ class HQC(tf.keras.Model):
             `Encoded`: embeddings float32 [N, M*D] and codes uint8 [N, M].
 
         Raises:
-            UserError: a file cannot be decoded; it is named.
+            UserError: a file cannot be decoded, and is named; or the model takes images and these
+                are features, or the reverse.
         """
-        views = plain_batches(images, *self.settings.plain_sizes, ENCODE_BATCH)
+        c = self.settings
+        widths = 0 if images.features is None else images.features.shape[1], c.feature_width
+        if widths[0] != widths[1]:
+            kinds = [f"features of {width} numbers" if width else "images" for width in widths]
+            raise UserError(f"{kinds[0]}: the model takes {kinds[1]}; give such")
+        views = plain_batches(images, *c.plain_sizes, ENCODE_BATCH)
         with naming_a_bad_file(images):
             return self.encode_views(views, len(images), label)
 

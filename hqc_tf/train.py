@@ -193,6 +193,11 @@ def _with_features(settings, workdir):
     """The settings with what a folder of features, or a file of them, says of itself."""
     source = catalog.parse(settings.dataset)
     if source.kind != "features":
+        if settings.feature_width:
+            raise UserError(
+                f"--feature_width={settings.feature_width}: {settings.dataset} has images, no "
+                "features; leave it out"
+            )
         return settings
     begun = read_settings(workdir) if (workdir / FLAGFILE).exists() else None
     if begun and begun.dataset == settings.dataset:
@@ -308,13 +313,22 @@ def _results_of_trained(settings, workdir):
     # A person may have removed the states of a finished run to save space.
     if last_step is None or newest_step(workdir) not in (None, last_step):
         return []
-    found = {one.weights: one for one in results if one.distance == settings.distance}
+    run = read_settings(workdir)
+    if (run.queries, run.labels) != (settings.queries, settings.labels):
+        return []
+    found = {one.weights: one for one in results if _is_own(one, settings)}
     # Results may be of fewer epochs.
     steps = {name: saved_step(workdir, name) for name in ("best", "last")}
     ended = last_step == steps["last"] and all(
         name in found and found[name].step == step for name, step in steps.items()
     )
     return [found["last"], found["best"]] if ended else []
+
+
+def _is_own(result, settings):
+    """Whether a result is of the run's own data, distance and R."""
+    has_r = result.top_k is None or result.top_k == min(settings.top_k, result.database)
+    return has_r and result.distance == settings.distance and result.changed is None
 
 
 def _report(text):

@@ -97,6 +97,8 @@ class Result:
     precision_at_k: _PrecisionAtK | None = None  # k, as text -> P@k
     # "embedding": the same without quantization; "pixels": PCA and OPQ of raw pixels, by FAISS.
     baselines: dict[str, Baseline] | None = None
+    # Settings of the data, --dataset, --queries and --labels, that were not the run's.
+    changed: dict[str, str] | None = None
     # As in `EpochLine`.
     held_out: _Count | None = None
     recall_at_1: float | None = None

@@ -183,7 +183,8 @@ def _plan_tfrecords(parsed, codes, num_shards, image_feature, id_feature, named)
     features = {"image_feature": image_feature, "id_feature": id_feature}
     job = {"tfrecords": parsed.name, "root": str(root)} | features | named
     names = _keep_names(f"tfrecord:{parsed.name}", parsed, codes, job)
-    pieces = [records.whole_file(str(root / unpack_id(name))) for name in names.to_pylist()]
+    paths = (str(root / unpack_id(name)) for name in names.to_pylist())
+    pieces = records.whole_files(paths, has_ids=bool(id_feature))
     bounds = _bounds(len(names), num_shards or len(names), "files, and none is divided")
     parts = [records.Records(pieces[first:last], **features) for first, last in bounds]
     records.check_features(parts[0])

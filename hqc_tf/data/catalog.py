@@ -79,8 +79,9 @@ class Source(NamedTuple):
 def parse(text: str) -> Source:
     """The `Source` that `--dataset` or `--input` names.
 
-    NAME and NAME/SPLIT mean a TFDS data set unless a file of this name exists; anything else is a
-    pattern. Paths that differ in slashes alone are the same.
+    NAME and NAME/SPLIT mean a TFDS data set unless a file of this name exists, and so does
+    tfds:NAME/CONFIG/SPLIT; anything else is a pattern. Paths that differ in slashes alone are the
+    same.
     """
     kind, _, rest = text.partition(":")
     if kind in ("folder", "tfrecord"):
@@ -91,6 +92,9 @@ def parse(text: str) -> Source:
         has_role = folder and role in ROLES and not pathlib.Path(rest).exists()
         return Source(kind, folder, role) if has_role else Source(kind, rest)
     name, _, split = text.removeprefix("tfds:").partition("/")
+    if kind == "tfds" and "/" in split:
+        config, _, split = split.rpartition("/")
+        name = f"{name}/{config}"
     if kind != "tfds" and name in DATA_SETS:
         return Source("name", name, split)
     is_name = re.fullmatch(r"\w+(/[\w\[\]:%+-]+)?", text) and not pathlib.Path(text).exists()

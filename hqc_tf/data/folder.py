@@ -21,7 +21,7 @@ from hqc_tf import files
 from hqc_tf.data import decoding
 from hqc_tf.data.decoding import MAX_PIXELS, NAMES, SUFFIXES
 from hqc_tf.data.formats.converted import HEAD_BYTES
-from hqc_tf.data.images import Images
+from hqc_tf.data.images import Images, numbered
 from hqc_tf.errors import UserError, printable
 
 # What an image of `decoding.MAX_PIXELS` takes at most: three colors of 16 bits, not compressed.
@@ -329,8 +329,7 @@ def read_files(
     inside = [name[fixed:].partition("/") for name in ids]
     if not all(slash for _, slash, _ in inside) or len({top for top, _, _ in inside}) < 2:
         return Images.of_files(paths, ids)
-    label_names, labels = np.unique([top for top, _, _ in inside], return_inverse=True)
-    return Images.of_files(paths, ids, labels, label_names.tolist())
+    return Images.of_files(paths, ids, *numbered([top for top, _, _ in inside]))
 
 
 def divide(images: Images, role: str) -> Images | None:

@@ -86,6 +86,14 @@ class Images:
         return dataclasses.replace(self, ids=[self.ids[row] for row in rows], **found)
 
 
+def numbered(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Labels int [N] of the names of N images, and the name of each label, sorted."""
+    # NumPy's own would give each name the room of the longest.
+    known = sorted(set(names))
+    numbers = {name: number for number, name in enumerate(known)}
+    return np.array([numbers[name] for name in names], np.int64), known
+
+
 def joined(parts: Sequence[Images]) -> Images:
     """The images of several sets of one kind, one after the other."""
     first, found = parts[0], {}

@@ -48,9 +48,22 @@ class Records(NamedTuple):
     id_prefix: str = ""  # before every id
 
 
-def whole_file(file: str) -> Piece:
-    """All records of a file; ids are name.tfrecord:0 and so on."""
-    return Piece(file, 0, -1, f"{pathlib.PurePath(file).name}:", 0, 1)
+def whole_files(files: Iterable[str], has_ids: bool = False) -> list[Piece]:
+    """All records of some files; ids are name.tfrecord:0 and so on.
+
+    UserError where two files of different folders have one name, unless records have ids of their
+    own.
+    """
+    files = list(files)
+    names, seen = [pathlib.PurePath(file).name for file in files], {}
+    for file, name in zip(files, names, strict=True):
+        if name in seen and not has_ids:
+            raise UserError(
+                f"{file}: its records would have the ids of those of {seen[name]}, since the files "
+                "have one name; rename one, or take one alone"
+            )
+        seen[name] = file
+    return [Piece(file, 0, -1, f"{name}:", 0, 1) for file, name in zip(files, names, strict=True)]
 
 
 def cut(pieces: list[Piece], first: int, last: int) -> list[Piece]:
@@ -77,15 +90,18 @@ def pieces_of(name: str, split: str, instructions: list) -> list[Piece]:
 
 def read_files(files: Iterable[str]) -> Iterator[Item]:
     """Yields an `Item` for each record of some TFRecord files."""
-    pieces = [whole_file(file) for file in files]
+    pieces = whole_files(files)
     part = Records(pieces, "image/encoded")
     if pieces:
-        check_features(part)
+        check_features(part, "store the contents of image files there")
     return read_records(part)
 
 
-def check_features(part: Records) -> None:
-    """Raises UserError where the first record of a `Records` lacks the features named in it."""
+def check_features(part: Records, fix: str = "") -> None:
+    """Raises UserError where the first record of a `Records` lacks the features named in it.
+
+    `fix` says what to do where there is no flag to name another.
+    """
     first = part.pieces[0]._replace(take=1)
     try:
         features = next(map(_parse, _open(first)))
@@ -94,8 +110,11 @@ def check_features(part: Records) -> None:
     for flag in ("image_feature", "id_feature"):
         name = getattr(part, flag)
         if name and name not in features:
-            fix = f"name one of {', '.join(sorted(features))}"
-            raise UserError(f"--{flag}={name}: not in the first record of {first.file}; {fix}")
+            only = ", ".join(sorted(features))
+            if fix:
+                raise UserError(f"{first.file}: no {name} in its first record, only {only}; {fix}")
+            rule = f"not in the first record of {first.file}"
+            raise UserError(f"--{flag}={name}: {rule}; name one of {only}")
 
 
 def read_records(part: Records) -> Iterator[Item]:

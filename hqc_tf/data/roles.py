@@ -16,7 +16,7 @@ import numpy as np
 from hqc_tf import config
 from hqc_tf.data import catalog, screening
 from hqc_tf.data.folder import divide
-from hqc_tf.data.images import Images
+from hqc_tf.data.images import Images, numbered
 from hqc_tf.errors import UserError, printable
 
 _SHOWN = 3
@@ -59,7 +59,9 @@ def protocol(settings: config.Config) -> str:
     own = catalog.protocol(settings.dataset)
     if settings.queries:
         own = f"{own.partition(', 1 in')[0]}, queries of {settings.queries}"
-    return f"{own}, labels of {pathlib.Path(settings.labels).name}" if settings.labels else own
+    if not settings.labels:
+        return own
+    return f"{own.removesuffix(' without labels')}, labels of {pathlib.Path(settings.labels).name}"
 
 
 def read_labels(path: str) -> dict[str, str]:
@@ -69,7 +71,7 @@ def read_labels(path: str) -> dict[str, str]:
     """
     try:
         with pathlib.Path(path).open(encoding="utf-8-sig", newline="") as file:
-            return _rows(path, csv.DictReader(file))
+            return _rows(path, csv.DictReader(file, skipinitialspace=True))
     except FileNotFoundError as error:
         fix = "give a CSV file with the columns id and label"
         raise UserError(f"--labels={path}: no such file; {fix}") from error
@@ -103,7 +105,10 @@ def _labeled(images, path, source):
     if not path:
         return images
     by_name = read_labels(path)
-    by_path = {os.path.abspath(name): label for name, label in by_name.items()}  # noqa: PTH100
+    by_path = {}
+    for name, label in by_name.items():
+        if by_path.setdefault(os.path.abspath(name), label) != label:  # noqa: PTH100
+            raise UserError(f"--labels={path}: {name} is there with another label; leave one")
     paths = images.paths or images.ids
     found = [
         by_name.get(own) or by_path.get(os.path.abspath(place))  # noqa: PTH100
@@ -116,25 +121,26 @@ def _labeled(images, path, source):
             f"--labels={path}: no label for {len(missing)} of the {len(images)} images of "
             f"{source} ({first}{more}); add a line for each, with its id as it is here"
         )
-    names, labels = np.unique(found, return_inverse=True)
-    return dataclasses.replace(images, labels=labels, label_names=names.tolist())
+    labels, names = numbered(found)
+    return dataclasses.replace(images, labels=labels, label_names=names)
 
 
 def _load_queries(settings):
     c = settings
-    rejected = _find_rejects(c.queries, c.on_bad_image)
+    rejected = find_rejects("queries", c.queries, c.on_bad_image)
     images = catalog.load_images(c.queries, c.data_dir, rejected)
     return _labeled(images, c.labels, c.queries)
 
 
-# A command reads its queries several times.
-@functools.lru_cache(maxsize=1)
-def _find_rejects(queries, on_bad_image):
-    found = screening.find_rejects(queries, on_bad_image)
+# A command reads its images several times.
+@functools.lru_cache(maxsize=2)
+def find_rejects(flag: str, dataset: str, on_bad_image: str) -> frozenset[str]:
+    """Ids of the images of `--flag=dataset` that are left out; says how many, if any."""
+    found = screening.find_rejects(dataset, on_bad_image)
     if found:
         first = f"{found[0].id}: {found[0].reason}"
         print(
-            printable(f"--queries={queries}: {len(found)} of them left out, the first {first}"),
+            printable(f"--{flag}={dataset}: {len(found)} of them left out, the first {first}"),
             file=sys.stderr,
         )
     return frozenset(reject.id for reject in found)
@@ -146,6 +152,8 @@ def _matched(queries, images, settings):
     kinds = ["features" if one.features is not None else "images" for one in (queries, images)]
     if kinds[0] != kinds[1]:
         raise UserError(f"{asked}: {kinds[0]}, and --dataset are {kinds[1]}; give {kinds[1]} too")
+    if queries.features is not None:
+        _check_vectors(queries, images, asked)
     if queries.labels is None and images.labels is None:
         return queries
     if queries.labels is None or images.labels is None:
@@ -159,6 +167,18 @@ def _matched(queries, images, settings):
     if queries.labels.ndim > 1 or images.labels.ndim > 1 or None in _names(queries, images):
         raise UserError(f"{asked}: labels of another kind than --dataset's; give such as those")
     return _renumbered(queries, images, asked)
+
+
+def _check_vectors(queries, images, asked):
+    widths = [one.features.shape[1] for one in (queries, images)]
+    if widths[0] != widths[1]:
+        raise UserError(
+            f"{asked}: {widths[0]} numbers a row, and --dataset has {widths[1]}; give vectors of "
+            "the same network"
+        )
+    networks = {one.network for one in (queries, images) if one.network}
+    if len(networks) > 1:
+        raise UserError(f"{asked}: of another network than --dataset; embed them by the same")
 
 
 def _names(*some):

@@ -34,6 +34,8 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> tuple:
             f"-m hqc_tf.prepare --dataset={name} --data_dir=DIR` makes it, or --data_dir names "
             "where it is"
         )
+    if (kind := builder.info.file_format) and kind.value != "tfrecord":
+        raise UserError(f"dataset {name}: prepared as {kind.value}; prepare it as tfrecord")
     try:
         return builder, builder.info.splits[split].file_instructions
     except ValueError as error:

@@ -136,7 +136,7 @@ def numbered_views(
     views, strength = 1 + count, _strength(config)
     batches = -(-(last - first) * views // batch_size)
     needed = -(-batches * batch_size // views)
-    held, read = reader_of(images)
+    held, read = reader_of(images.take(range(first, last)))
 
     @no_autograph
     def plan(block):
@@ -148,7 +148,7 @@ def numbered_views(
 
     @no_autograph
     def cut(row, drawn):
-        pixels = read(held[row])
+        pixels = read(held[row - first])
         crops = _crops_of_file(pixels, drawn[1:], config.image_size, strength)
         plain = augment.plain_view(pixels, *config.plain_sizes)
         each = tf.nest.map_structure(lambda *values: tf.stack(values), *drawn)

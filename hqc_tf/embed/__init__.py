@@ -173,6 +173,7 @@ def _describe(settings, plan, network, views, dtype):
         network=backbones.digest_of(network, settings.backbone, settings.backbone_pixels),
         settings={name: values[name] for name in (*shards.OF_NETWORK, *shards.OF_VIEWS)},
         label_names=plan.images.label_names,
+        precision=settings.precision,
     )
 
 

@@ -55,8 +55,11 @@ def _united(by_role):
     places, parts = {}, []
     for role in ("database", "train", "query"):
         images = by_role[role]
-        new = [row for row, name in enumerate(images.ids if images else ()) if name not in places]
-        if new:
+        # A list may name an image twice.
+        first = {}
+        for row, name in enumerate(images.ids if images else ()):
+            first.setdefault(name, row)
+        if new := [row for name, row in first.items() if name not in places]:
             places |= {images.ids[row]: len(places) + at for at, row in enumerate(new)}
             parts.append(images.take(new))
     roles = np.zeros(len(places), np.uint8)

@@ -18,7 +18,6 @@ from hqc_tf.workdir import (
     read_metrics,
     read_settings,
     read_speed,
-    rejected_ids,
     saved_step,
 )
 
@@ -72,7 +71,9 @@ def read_runs(workdirs: Sequence[str]) -> list[Run]:
 
 def _newest_results(workdir):
     lines = read_metrics(workdir)
-    newest = {(line.weights, line.distance, line.top_k, line.protocol): line for line in lines}
+    newest = {}
+    for line in lines:
+        newest[line.weights, line.distance, line.top_k, line.protocol, str(line.changed)] = line
     return list(newest.values())
 
 
@@ -90,14 +91,12 @@ def gather(workdirs: Sequence[str], untrained: bool = True, **changed: Any) -> R
     """
     workdir = workdirs[0]
     protocol = roles.protocol(evaluate.changed_settings(workdir, changed)[1])
-    runs = [
-        run._replace(results=[line for line in run.results if line.protocol == protocol])
-        for run in read_runs(workdirs)
-    ]
+    runs = [_with_results_of(run, protocol, changed) for run in read_runs(workdirs)]
     # A damaged file is reported before minutes are spent on the images.
     lines, speed = read_epochs(workdir), read_speed(workdir)
-    trained, rejected = load(workdir, "best"), rejected_ids(workdir)
+    trained = load(workdir, "best")
     trained.settings, settings = evaluate.changed_settings(workdir, changed)
+    rejected = evaluate.find_rejects(workdir, settings)
     seen = numbers.make_scene(trained, rejected, settings)
     before = None
     if untrained:
@@ -122,10 +121,24 @@ def gather(workdirs: Sequence[str], untrained: bool = True, **changed: Any) -> R
         word_shares=label_free.word_shares(codes, words),
         perplexity=label_free.perplexity(codes, words),
         plane=numbers.plane(seen),
-        label_names=seen.images.label_names,
+        label_names=_label_names(seen.images),
         search=numbers.measure_search(seen),
         **(_with_labels(seen, before) if labeled else {"gallery": gallery.by_distance(seen)}),
     )
+
+
+def _with_results_of(run, protocol, changed):
+    """A run with the results of the data that the report is of."""
+    other = evaluate.changes(run.workdir, evaluate.changed_settings(run.workdir, changed)[1])
+    own = [one for one in run.results if one.protocol == protocol and one.changed == other]
+    return run._replace(results=own)
+
+
+def _label_names(images):
+    """Names of the labels; numbers where they have none."""
+    if images.labels is None or images.label_names or images.labels.ndim > 1:
+        return images.label_names
+    return [str(number) for number in range(images.labels.max() + 1)]
 
 
 def _with_labels(seen, before):

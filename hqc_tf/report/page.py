@@ -10,7 +10,8 @@ from hqc_tf.errors import UserError, counted, printable
 from hqc_tf.report import figures, gather, numbers
 
 _PLACES = 1, 10, 100, 1000
-RAW_PIXELS = "raw pixels, PCA and OPQ"
+# What is searched without a network, by the name of its baseline.
+_RAW = {"pixels": "raw pixels, PCA and OPQ", "features": "raw features, PCA and OPQ"}
 _NOT_CURVES = ("epoch", "step", "held_out", "perplexity")
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -67,8 +68,8 @@ def _key(report):
         name = f"mAP@{one.scores.top_k}, {one.name}"
         shown[name] = f"{one.scores.mean_average_precision:.4f}"
     if report.rankings:
-        if pixels := _raw_pixels(report, report.rankings[0].scores.top_k):
-            shown[f"the same, {RAW_PIXELS}"] = f"{pixels.mean_average_precision:.4f}"
+        for name, raw in _raw(report, report.rankings[0].scores.top_k).items():
+            shown[f"the same, {_RAW[name]}"] = f"{raw.mean_average_precision:.4f}"
         shown["the same, by chance"] = f"{report.chance:.4f}"
     if scores := report.without_labels["trained"]:
         shown["recall@1, without labels"] = f"{scores.recall_at_1:.3f}"
@@ -159,18 +160,19 @@ def _scores(report):
         at_k = [f"{scores.precision_at_k[k - 1]:.3f}" for k in places]
         rows.append((name, f"{scores.mean_average_precision:.4f}", *at_k))
     rows.append(("chance", f"{report.chance:.4f}", *["–"] * len(places)))
-    if pixels := _raw_pixels(report, top_k):
-        at_k = [f"{pixels.precision_at_k[str(k)]:.3f}" for k in places]
-        rows.insert(2, (RAW_PIXELS, f"{pixels.mean_average_precision:.4f}", *at_k))
+    for name, raw in _raw(report, top_k).items():
+        at_k = [f"{raw.precision_at_k[str(k)]:.3f}" for k in places]
+        rows.insert(2, (_RAW[name], f"{raw.mean_average_precision:.4f}", *at_k))
     head = ["search by", f"mAP@{top_k}", *(f"P@{k}" for k in places)]
     return {"score_head": head, "score_rows": rows}
 
 
-def _raw_pixels(report, top_k):
-    """The newest baseline that was recorded for this run's code length and mAP@top_k, or None."""
+def _raw(report, top_k):
+    """The newest baseline that was recorded for this run's code length and mAP@top_k, by name."""
     own = [line for run in report.runs if run.workdir == report.workdir for line in run.results]
-    found = [(line.baselines or {}).get("pixels") for line in own if line.top_k == top_k]
-    return next((one for one in reversed(found) if one), None)
+    known = [line.baselines or {} for line in own if line.top_k == top_k]
+    found = [{name: each[name]} for each in known for name in _RAW if name in each]
+    return found[-1] if found else {}
 
 
 def result_rows(runs: list) -> list[tuple]:
@@ -187,15 +189,16 @@ def _recorded(line):
     return (
         line.distance,
         f"{line.mean_average_precision:.4f} (R = {line.top_k})" if labeled else "–",
-        *(_of_baseline(line, name) for name in ("embedding", "pixels")),
+        *(_of_baseline(line, *names) for names in (["embedding"], _RAW)),
         f"{line.chance:.4f}" if labeled else "–",
         f"{line.recall_at_1:.3f}" if label_free else "–",
     )
 
 
-def _of_baseline(line, name):
-    found = (line.baselines or {}).get(name)
-    return f"{found.mean_average_precision:.4f}" if found else "–"
+def _of_baseline(line, *names):
+    known = line.baselines or {}
+    found = [f"{known[name].mean_average_precision:.4f}" for name in names if name in known]
+    return found[0] if found else "–"
 
 
 def _costs(search):

@@ -184,6 +184,7 @@ def test_every_number_has_a_bound():
                 ("dataset", "folder:a "),
                 ("data_dir", "a\nb"),
                 ("data_dir", " a"),
+                ("backbone", "saved_model:a "),
             ]
         ),
         ({"dataset": "folder:\udcff"}, "folder:\udcff: a path must be UTF-8; rename it"),

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -8,6 +9,7 @@ import pytest
 from hqc_tf import evaluate, metrics, model, retrieval
 from hqc_tf.baselines import pixels
 from hqc_tf.data import catalog
+from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
 from hqc_tf.training import inputs
 from hqc_tf.workdir import (
@@ -17,6 +19,7 @@ from hqc_tf.workdir import (
     read_metrics,
     read_settings,
     write_files,
+    write_rejects,
     write_settings,
 )
 
@@ -94,6 +97,27 @@ def test_files_that_changed_since_training_are_reported(workdir, photos, tmp_pat
     evaluate._report_other_files(tmp_path, None)
     said = f"changed since training: 1 added ({now[0].name}); the figures are of the files as they"
     assert said in capsys.readouterr().err
+
+
+def test_another_data_set_has_rejects_and_results_of_its_own(workdir, photos, tmp_path, capsys):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    settings = read_settings(run)
+    write_files(run, inputs.list_files(settings.dataset))
+    bad = next(iter(catalog.load_images(settings.dataset).ids))
+    write_rejects(run, [Reject(bad, "broken")])
+    other = shutil.copytree(photos, tmp_path / "other")
+    moved = dataclasses.replace(settings, dataset=f"folder:{other}")
+    assert evaluate.find_rejects(run, settings) == evaluate.find_rejects(run, moved) == {bad}
+    (other / "broken.png").write_bytes(b"")
+    assert evaluate.find_rejects(run, moved) == {"broken.png"}
+    assert "other: 1 of them left out, the first broken.png" in capsys.readouterr().err
+    assert evaluate.changes(run, settings) is None
+    assert evaluate.changes(run, moved) == {"dataset": f"folder:{other}"}
+
+
+def test_features_are_no_images(workdir, features):
+    with pytest.raises(UserError, match="features of 12 numbers: the model takes images; give"):
+        load(workdir).encode_images(catalog.load_images(features))
 
 
 def test_results_are_appended_one_line_each(result, tmp_path):

@@ -16,6 +16,7 @@ from hqc_tf.training.state import KeepState
 from hqc_tf.workdir import (
     HELD_OUT_RUN,
     SPEED_RUN,
+    append_metrics,
     load,
     read_epochs,
     read_metrics,
@@ -60,6 +61,16 @@ def test_the_flags_of_a_workdir_repeat_the_run(trained, tmp_path):
     train.train_and_evaluate(read_settings(folder), tmp_path)
     for one, other in zip(load(folder).get_weights(), load(tmp_path).get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_results_of_another_evaluation_are_not_the_runs(settings, trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    for other in ({"changed": {"dataset": "folder:other"}}, {"top_k": 1}, {"distance": "l2"}):
+        if getattr(trained[1][0], next(iter(other))) != next(iter(other.values())):
+            append_metrics(folder, dataclasses.replace(trained[1][0], **other))
+    assert train.train_and_evaluate(settings, folder) == trained[1]
+    with pytest.raises(UserError, match="--feature_width=12: folder:.*x has images, no features"):
+        train.train_and_evaluate(dataclasses.replace(settings, dataset="folder:x"), tmp_path / "x")
 
 
 def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
@@ -128,7 +139,7 @@ def test_all_rows_are_trained_on_where_queries_are_others(
     shutil.copy("x.npy", "y.npy")
     moved = dataclasses.replace(own, queries="features:y.npy")
     assert train.train_and_evaluate(moved, "run")[0].step == 13
-    with pytest.raises(UserError, match="made with --queries=features:.*x.npy, not ;"):
+    with pytest.raises(UserError, match="made with --queries=features:.*y.npy, not ;"):
         train.train_and_evaluate(dataclasses.replace(own, queries=""), "run")
 
 

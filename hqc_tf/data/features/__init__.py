@@ -25,7 +25,7 @@ import tensorflow as tf
 from hqc_tf import files
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import Images
-from hqc_tf.errors import UserError, naming_damage
+from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
 
 SUFFIXES = (".npy", ".arrow", ".parquet")
 MOST_WIDTH = 4096
@@ -140,14 +140,27 @@ def _read_table(path, suffix):
         if lists.null_count or widths - {width}:
             raise UserError(f"features:{path}: {name} has lists of several lengths; give one")
         values = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), np.float32)
-        held.write(values.data)
+        with naming_a_full_disk(tempfile.gettempdir()):
+            held.write(values.data)
         count += len(batch)
         ids += batch.column("id").to_pylist() if "id" in schema.names else []
         labels += batch.column("label").to_pylist() if "label" in schema.names else []
     held.flush()
     shape = count, int(width or 0)
     matrix = np.memmap(held, np.float32, "r", shape=shape) if count else np.zeros(shape, np.float32)
-    return matrix, [*map(str, ids)], np.array(labels) if labels else None
+    return matrix, [*map(str, ids)], _as_labels(labels, path) if labels else None
+
+
+def _as_labels(values, path):
+    if None in values:
+        raise UserError(
+            f"features:{path}: row {values.index(None)} has no label; give each row a number, or "
+            "leave the column out"
+        )
+    labels = np.array(values)
+    if labels.dtype.kind not in "iub":
+        raise UserError(f"features:{path}: its labels are {labels.dtype}; give whole numbers")
+    return labels
 
 
 def _column_of_lists(schema):

@@ -56,6 +56,7 @@ class Manifest:
     network: str  # digest of the backbone
     settings: dict[str, Any]  # those of a `Config` named in `OF_NETWORK` and `OF_VIEWS`
     label_names: list[str] | None = None
+    precision: str = "float32"  # in which the network ran
 
 
 class Shard(NamedTuple):

@@ -40,6 +40,8 @@ LARGE_PIXELS = 2**24
 _LARGE = threading.Lock()
 # Levels of 16 bits, in Pillow's words.
 _DEEP = "I;16", "I;16L", "I;16B", "I;16N"
+# Tags of a TIFF: bits of a level, and what the lowest level shows.
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # Pillow's remarks on a file, such as one on its EXIF data, concern nobody: pixels count.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
@@ -98,12 +100,14 @@ def _to_bmp(image, most):
     if image.mode in ("I", "F"):
         raise ValueError(f"{image.format} of 32 bits a color: save it as PNG")
     with _naming_breaks():
+        # A copy of an image that is turned has no tags.
+        tags = dict(getattr(image, "tag_v2", {}))
         # A JPEG is decoded at a half, a quarter or an eighth of its sides where that is enough.
         if (parts := _parts(image, most)) > 1:
             image.draft(None, (image.width // parts, image.height // parts))
         image = PIL.ImageOps.exif_transpose(image)
         if image.mode in _DEEP:
-            image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = PIL.Image.fromarray(_eight_bits(np.asarray(image), tags))
         elif image.has_transparency_data:
             image = image.convert("RGBA")
             white = PIL.Image.new("RGB", image.size, "white")
@@ -115,6 +119,13 @@ def _to_bmp(image, most):
         file = io.BytesIO()
         image.save(file, "BMP")
         return file.getvalue()
+
+
+def _eight_bits(levels, tags):
+    """Levels of a deep gray image, by the tags of a TIFF if it is one, as uint8."""
+    bits = max(np.atleast_1d(tags.get(_BITS, 16)))
+    made = (levels >> (bits - 8)).astype(np.uint8)
+    return 255 - made if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else made
 
 
 def _parts(image, most):

@@ -1,5 +1,7 @@
 """The grammar of --dataset and --input, and what it reads."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,6 +20,7 @@ from tests.support.pixels import encode, random_pixels, write_images
         ("cifar10_protocol1/query", ("name", "cifar10_protocol1", "query")),
         ("cifar10/test[:500]", ("tfds", "cifar10", "test[:500]")),
         ("tfds:mnist", ("tfds", "mnist", "")),
+        ("tfds:tiny/large/train", ("tfds", "tiny/large", "train")),
         ("mnist/test[5:]+train", ("tfds", "mnist", "test[5:]+train")),
         ("folder:a/b c", ("folder", "a/b c", "")),
         ("photos/**/*.jpg", ("pattern", "photos/**/*.jpg", "")),
@@ -115,3 +118,12 @@ def test_records_are_images_of_any_size_without_labels(tmp_path, small_config):
     assert left.ids == [name for name in images.ids if name != "a.tfrecord:1"]
     (views,) = training_views(images, small_config(), 0, 1)
     assert views[0].shape == [4, 8, 8, 3]
+    # Ids are by the name of a file, and there is no flag to take another feature.
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "a.tfrecord", tmp_path / "b")
+    with pytest.raises(UserError, match="b/a.tfrecord: its records would have the ids of those"):
+        catalog.load_images(f"tfrecord:{tmp_path}/**/*.tfrecord")
+    with tf.io.TFRecordWriter(str(tmp_path / "other.tfrecord")) as file:
+        file.write(tf.train.Example().SerializeToString())
+    with pytest.raises(UserError, match="other.tfrecord: no image/encoded in its first record"):
+        catalog.load_images(f"tfrecord:{tmp_path}/other.tfrecord")

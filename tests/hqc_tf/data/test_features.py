@@ -83,6 +83,10 @@ def test_what_is_no_matrix_of_floats_is_one_line(tmp_path, matrix):
     refused("x.csv", "name a file that ends in .npy, .arrow, .parquet")
     parquet.write_table(pa.table({"vector": [[1.0], [1.0, 2.0]]}), tmp_path / "mixed.parquet")
     refused("mixed.parquet", "vector has lists of several lengths")
+    for labels, message in ([[0, None], "row 1 has no label"], [["a", "b"], "its labels are <U1"]):
+        table = pa.table({"vector": [[1.0, 2.0]] * 2, "label": labels})
+        parquet.write_table(table, tmp_path / "label.parquet")
+        refused("label.parquet", message)
     parquet.write_table(pa.table({"a": [1.0]}), tmp_path / "scalar.parquet")
     refused("scalar.parquet", "one must be lists of floats")
 

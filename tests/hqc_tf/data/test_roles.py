@@ -7,6 +7,7 @@ import pytest
 
 from hqc_tf.config import Config
 from hqc_tf.data import catalog, roles
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
 
 
@@ -71,6 +72,8 @@ def test_labels_come_from_a_file(photos, tmp_path):
     for some in (query, rest):
         assert [some.label_names[n] for n in some.labels] == [labels[name] for name in some.ids]
     assert roles.protocol(settings) == "folder, 1 in 10 is a query, labels of labels.csv"
+    write_csv(tmp_path / "labels.csv", {f"{name}": f" {label}" for name, label in labels.items()})
+    assert roles.load_role(settings, "query").label_names == query.label_names
     by_path = {f"{tmp_path}/./flat/{name}": label for name, label in labels.items()}
     write_csv(tmp_path / "labels.csv", by_path, "\ufeffpath,label")
     again = roles.load_role(settings, "query")
@@ -83,6 +86,7 @@ def test_labels_come_from_a_file(photos, tmp_path):
         ("id;label\na;b", "its columns are id;label; it must have id .or path. and label, with"),
         ("", "its columns are none; it must have"),
         ("id,label\na,\n", "line 2 has no label; give one"),
+        ("id,label\na,1\n./a,2\n", "./a is there with another label; leave one"),
         ("id,label\na,1\na,1\n", "a is there twice, last in line 3; leave one"),
         ("id,label\n0.png,1\n", "no label for 59 of the 60 images of .*[.]png, [.][.][.]"),
         ("id,label\n\xe9,1", "no CSV in UTF-8"),
@@ -119,6 +123,17 @@ def test_queries_that_do_not_fit_are_refused(sets, photos, features, tmp_path):
             roles.load_role(Config(dataset=dataset, queries=queries), "query")
     with pytest.raises(UserError, match="--labels=x.csv: cifar10 has labels of its own; leave"):
         roles.load_role(Config(dataset="cifar10", labels="x.csv"), "train")
+
+
+def test_features_that_do_not_fit_are_refused():
+    def of(width, network=""):
+        return Images.of_features(np.ones([2, width], np.float32), ["a", "b"], network=network)
+
+    roles._check_vectors(of(3), of(3, "a"), "--queries=q")
+    with pytest.raises(UserError, match="--queries=q: 4 numbers a row, and --dataset has 3; give"):
+        roles._check_vectors(of(4), of(3), "--queries=q")
+    with pytest.raises(UserError, match="--queries=q: of another network than --dataset; embed"):
+        roles._check_vectors(of(3, "b"), of(3, "a"), "--queries=q")
 
 
 def test_queries_without_labels_search_images_without(sets, tmp_path):

@@ -1,5 +1,8 @@
 """Data sets that TFDS has prepared."""
 
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 
@@ -42,3 +45,12 @@ def test_roles_are_the_official_splits(fashion_mnist_dir):
 def test_unknown_split_is_refused(fashion_mnist_dir):
     with pytest.raises(UserError, match="split dev of fashion_mnist: .*take one that it has"):
         catalog.load_images("fashion_mnist/dev", fashion_mnist_dir)
+
+
+def test_files_of_another_format_are_refused(fashion_mnist_dir, tmp_path):
+    version = tmp_path / "fashion_mnist/3.0.1"
+    shutil.copytree(pathlib.Path(fashion_mnist_dir, "fashion_mnist/3.0.1"), version)
+    info = version / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tfrecord"', '"array_record"'))
+    with pytest.raises(UserError, match="fashion_mnist: prepared as array_record; prepare it as"):
+        catalog.load_images("fashion_mnist", str(tmp_path))

@@ -165,6 +165,8 @@ def test_what_does_not_fit_is_one_line(own, made, tmp_path):
     refused("--views=1: training compares two random views; give 0, or 2", views=1)
     refused("f: was begun with views 3, not 2; name another folder", views=2)
     refused("was begun with dtype float32, not float16", dtype="float16")
+    other = dataclasses.replace(own, precision="mixed_bfloat16")
+    refused("was begun with precision float32, not mixed_bfloat16", other)
     refused("was begun with seed 1, not 2", dataclasses.replace(own, seed=2))
     refused("are features already; name images", dataclasses.replace(own, dataset="features:x.npy"))
     (tmp_path / "x").mkdir()
@@ -309,3 +311,7 @@ def test_plan_takes_each_image_once_with_all_its_roles(own, tmp_path, monkeypatc
     assert plan.images.ids == ["0", "1", "3", "4", "5", "9"]
     assert plan.roles.tolist() == [3, 2, 3, 6, 1, 4]
     np.testing.assert_array_equal(plan.images.pixels, images.pixels[[0, 1, 3, 4, 5, 9]])
+    # A list that names an image twice.
+    parts["train"] = [5, 3, 5, 0, 3]
+    again = make_plan(dataclasses.replace(own, dataset="cifar10_protocol2"), tmp_path)
+    assert (again.images.ids, again.roles.tolist()) == (plan.images.ids, plan.roles.tolist())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hqc_tf import config, evaluate, files, label_free, metrics, model
+from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
 from hqc_tf.report import figures, gallery, gather, numbers, page
@@ -171,6 +172,12 @@ def test_raw_pixels_stand_beside_the_codes(report):
     row = ["raw pixels, PCA and OPQ", "0.4321", "0.500", "0.250"]
     assert table(found, "Means over 6 queries")[3] == row
     assert {row[7] for row in table(found, "The newest results in metrics.jsonl")[1:]} == {"0.4321"}
+
+
+def test_labels_without_names_are_numbers():
+    images = Images.of_features(np.ones([3, 2], np.float32), ["a", "b", "c"], np.array([2, 0, 2]))
+    assert gather._label_names(images) == ["0", "1", "2"]
+    assert gather._label_names(dataclasses.replace(images, labels=None)) is None
 
 
 def test_embeddings_are_ranked_by_euclidean_distance(seen, found):

@@ -194,3 +194,17 @@ def test_files_items_and_graphs_give_the_same_pixels(photo, tmp_path):
         np.testing.assert_array_equal(batches.read_pixels(held, row), found)
         if row < 3:
             np.testing.assert_array_equal(found, photo)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({}, [0, 15, 128, 255]),
+        ({258: (16,), 262: 1}, [0, 15, 128, 255]),
+        ({258: (12,)}, [0, 255, 0, 255]),
+        ({258: (16,), 262: 0}, [255, 240, 127, 0]),
+    ],
+)
+def test_deep_levels_are_read_by_their_bits_and_from_black(tags, expected):
+    levels = np.uint16([0, 4095, 32768, 65535])
+    np.testing.assert_array_equal(converted._eight_bits(levels, tags), expected)
