@@ -64,6 +64,8 @@ def path_finder(inputs: Sequence[Mapping[str, Any]]) -> Callable[[str], str]:
     The id itself where none of its folders has such a file.
     """
     folders = [(each.get("id_prefix", ""), each.get("folder")) for each in inputs]
+    # As in `name_finder`.
+    folders.sort(key=lambda each: -len(each[0]))
 
     def path_of(name):
         for prefix, folder in folders:
@@ -84,6 +86,32 @@ def id_prefix(inputs: Sequence[Mapping[str, Any]], folder: str | os.PathLike) ->
     own = {each.get("folder"): each.get("id_prefix", "") for each in inputs}
     shared = set(own.values())
     return own.get(str(files.absolute(folder)), shared.pop() if len(shared) == 1 else "")
+
+
+def name_finder(
+    inputs: Sequence[Mapping[str, Any]], folder: str | os.PathLike
+) -> Callable[[str], str | None]:
+    """A function of an id to the name of its file below a folder, by a manifest's "inputs".
+
+    None where the id is of another input: without the folder's prefix, or where a longer prefix of
+    another input fits as well.
+    """
+    root = str(files.absolute(folder))
+    own = {
+        each.get("id_prefix", "")
+        for each in inputs
+        if root in (each.get("folder"), each.get("root"))
+    }
+    # Which ids are those of a folder that has moved is not known.
+    every = {each.get("id_prefix", "") for each in inputs} if own else set()
+    own = own or {id_prefix(inputs, folder)}
+    longest_first = sorted(own | every, key=len, reverse=True)
+
+    def name_of(name):
+        prefix = next((each for each in longest_first if name.startswith(each)), None)
+        return name.removeprefix(prefix) if prefix in own else None
+
+    return name_of
 
 
 def _as_json(found, _):

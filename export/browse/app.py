@@ -30,7 +30,7 @@ from export.browse.page import Pages
 from export.browse.pictures import Folder, Missing, Thumbnails
 from export.browse.queries import Away, Batches, Encode, NotFound, Overloaded, Query, Searcher
 from export.index import Index
-from export.results import id_prefix
+from export.results import name_finder
 from hqc_tf.data import decoding
 from hqc_tf.data.folder import LARGE_BYTES
 from hqc_tf.errors import UserError, printable
@@ -226,7 +226,7 @@ def make_app(
     Args:
         index: what is searched.
         encode: of the index's encoder; None where it encodes no images.
-        root: folder in which ids are the names of files.
+        root: folder of the images' files.
         cache: folder for thumbnails.
         cache_bytes: of thumbnails that are kept.
         limits: of a request.
@@ -234,7 +234,7 @@ def make_app(
             lead here, is refused; "*": all.
         duplicates: what `export.duplicates` wrote; UserError where it is something else.
     """
-    folder = Folder(root, id_prefix(index.manifest.get("inputs", []), root))
+    folder = Folder(root, name_finder(index.manifest.get("inputs", []), root))
     api = _Api(index, encode, folder, Thumbnails(folder, cache, cache_bytes), limits)
     pages = Pages(index, limits.body_bytes, encode is not None, duplicates)
     routes = [

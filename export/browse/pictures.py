@@ -12,6 +12,7 @@ import pathlib
 import stat
 import threading
 import uuid
+from collections.abc import Callable
 from typing import BinaryIO
 
 import PIL.Image
@@ -32,10 +33,17 @@ class Missing(UserError):
 
 
 class Folder:
-    """The folder that ids are names in, after a prefix that they may have."""
+    """The folder of an index's files.
 
-    def __init__(self, root: str | os.PathLike, prefix: str = ""):
-        self._root, self._prefix = pathlib.Path(root).resolve(), prefix
+    Args:
+        root: of the folder.
+        name_of: gives an id's name below it; None where it is the id of another folder's image.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike, name_of: Callable[[str], str | None] = lambda name: name
+    ):
+        self._root, self._name_of = pathlib.Path(root).resolve(), name_of
 
     def open(self, name: str) -> tuple[BinaryIO, str]:
         """An image file and its type, such as image/png; `Missing` where it may not be shown.
@@ -44,9 +52,10 @@ class Folder:
         are too large, and those that do not begin as an image does.
         """
         try:
-            if "\0" in name or pathlib.PurePath(name.removeprefix(self._prefix)).is_absolute():
+            below = self._name_of(name)
+            if below is None or "\0" in below or pathlib.PurePath(below).is_absolute():
                 raise FileNotFoundError
-            file = files.open_regular(self._root / name.removeprefix(self._prefix))
+            file = files.open_regular(self._root / below)
         except (OSError, ValueError) as error:
             raise Missing(f"{name}: no such file in the folder of images") from error
         try:

@@ -17,6 +17,7 @@ from scipy import sparse
 from export.arrays import unpack_id
 from export.duplicates import pixels
 from export.index import Index
+from export.results import name_finder
 from hqc_tf.data.folder import read_items
 from hqc_tf.errors import UserError, printable
 
@@ -55,7 +56,7 @@ class Files:
     """The files of some images of an index, as small as they are compared.
 
     Args:
-        index: it has the ids, which are names below `root`.
+        index: it has the ids.
         places: int [C] of the images in `Index.grouped_rows`.
         root: folder of the files.
         folder: a folder for C times 3 KiB.
@@ -67,22 +68,9 @@ class Files:
         self.squares = np.lib.format.open_memmap(name, "w+", np.uint8, shape)
         self.rough = np.zeros([len(places), pixels.ROUGH_SIDE**2], np.float16)
         self.sides, self.sizes = (np.zeros(n, np.int64) for n in ([len(places), 2], len(places)))
-        # In the order of the folder.
-        rows = index.grouped_rows[places]
-        order = np.argsort(rows)
-        names = (unpack_id(index.ids[int(row)].as_py()) for row in rows[order])
-        lengths = collections.deque()
-
-        def noted():
-            for item in read_items(root, names):
-                lengths.append(len(item.contents))
-                yield item
-
-        found = pixels.read_small(noted())
-        for place, (item, small) in zip(order, found, strict=True):
-            length = lengths.popleft()
+        for place, name, length, small in _read_small(index, places, root):
             if isinstance(small, str):
-                print(f"left out: {printable(item.id)}: {small}", file=sys.stderr)
+                print(f"left out: {printable(name)}: {small}", file=sys.stderr)
                 continue
             self.squares[place], self.sides[place] = small.square, small.sides[::-1]
             self.rough[place] = pixels.rough(small.square[None])
@@ -98,6 +86,32 @@ class Files:
             pairs = pairs[known.labels[pairs[:, 0]] != known.labels[pairs[:, 1]]]
             some, pairs = pairs[:CLOSELY], pairs[CLOSELY:]
             yield some[pixels.are_copies(*(self.squares[part] for part in some.T))]
+
+
+def _read_small(index, places, root):
+    """Yields number, id, bytes and `pixels.Small` (or why there is none) of images at `places`."""
+    name_of = name_finder(index.manifest.get("inputs", []), root)
+    # In the order of the folder.
+    rows = index.grouped_rows[places]
+    order = np.argsort(rows)
+    # The next ones are read ahead.
+    ids, lengths = collections.deque(), collections.deque()
+
+    def names():
+        for place in order:
+            name = unpack_id(index.ids[int(rows[place])].as_py())
+            ids.append((place, name))
+            # No file has an empty name.
+            yield name_of(name) or ""
+
+    def noted():
+        for item in read_items(root, names()):
+            lengths.append(len(item.contents))
+            yield item
+
+    for item, small in pixels.read_small(noted()):
+        (place, name), length = ids.popleft(), lengths.popleft()
+        yield place, name, length, small if item.id else "not of this folder"
 
 
 def usual_radius(index: Index) -> float:

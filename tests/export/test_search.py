@@ -252,6 +252,29 @@ def test_the_prefix_of_a_folder_is_known(tmp_path):
         assert results.id_prefix(inputs, tmp_path / name) == prefix
 
 
+def test_an_id_is_the_name_of_a_file_in_one_folder(tmp_path):
+    one, phone = {"folder": f"{tmp_path}/one"}, {"folder": f"{tmp_path}/p", "id_prefix": "p/"}
+    old = {"pattern": "old/*", "root": f"{tmp_path}/old", "id_prefix": "p/old/"}
+    for inputs, folder, expected in [
+        ([one, phone, old], "one", ["a", None, None]),
+        ([one, phone, old], "p", [None, "a", None]),
+        ([one, phone, old], "old", [None, None, "a"]),
+        # Nothing says whose they are.
+        ([one, phone, old], "moved", ["a", "p/a", "p/old/a"]),
+        ([phone], "moved", [None, "a", "old/a"]),
+        ([phone, old], "", ["a", "p/a", "p/old/a"]),
+        ([phone, phone | {"id_prefix": "p/old/"}], "p", [None, "a", "a"]),
+        ([], "any", ["a", "p/a", "p/old/a"]),
+    ]:
+        name_of = results.name_finder(inputs, tmp_path / folder)
+        assert [*map(name_of, ["a", "p/a", "p/old/a"])] == expected
+    (tmp_path / "one/p").mkdir(parents=True)
+    (tmp_path / "p").mkdir()
+    for folder in ("one/p", "p"):
+        (tmp_path / folder / "a").touch()
+    assert results.path_finder([one, phone])("p/a") == f"{tmp_path}/p/a"
+
+
 def test_more_results_than_images_are_all_of_them(index, images, encoder):
     own = f"--index={index.path}", f"--saved_model={encoder.path}"
     done = commands.run("export.search", *own, "--k=100", images.paths[0], images.paths[1])

@@ -8,6 +8,7 @@ import pytest
 
 from export.browse import pictures
 from export.browse.pictures import Folder, Missing, Thumbnails
+from export.results import name_finder
 
 
 @pytest.fixture
@@ -53,11 +54,14 @@ def test_images_below_are(folder, tmp_path):
 
 
 def test_a_prefix_of_ids_opens_no_other_file(folder):
-    file, _ = Folder(folder, "phone/").open("phone/sub/2.png")
+    inputs = [{"folder": str(folder), "id_prefix": "phone/"}, {"folder": "/photos"}]
+    prefixed = Folder(folder, name_finder(inputs, folder))
+    file, _ = prefixed.open("phone/sub/2.png")
     file.close()
-    for name in ("phone//etc/passwd", "phone/../secret.png", "phone/phone/sub/2.png"):
+    # The last is the id of another image, in the other folder.
+    for name in ("phone//etc/passwd", "phone/../secret.png", "phone/phone/sub/2.png", "sub/2.png"):
         with pytest.raises(Missing):
-            Folder(folder, "phone/").open(name)
+            prefixed.open(name)
 
 
 def test_a_file_that_is_too_large(folder, monkeypatch):

@@ -8,9 +8,11 @@ import PIL.Image
 import pytest
 
 from export import duplicates
+from export.arrays import pack_ids, unpack_id
+from export.codes import Shard
 from export.duplicates import Group, Partition
 from export.encoder import encode_images
-from export.index import load_index, neighbors, write_index
+from export.index import collection, load_index, neighbors, write_collection, write_index
 from hqc_tf import files
 from hqc_tf.data import catalog
 from tests.export.index.test_index import ENCODER, random_set
@@ -111,6 +113,25 @@ def test_by_pixels_copies_alone(copied, tmp_path, monkeypatch):
         assert group.largest == f"{name}_large.png"
         assert group.sides == [[28, 28], [28, 28], [56, 56]]
         assert group.bytes == [(folder / one).stat().st_size for one in group.ids]
+
+
+def test_by_pixels_of_a_folder_with_a_prefix(copied, tmp_path, encoder, capsys):
+    folder, path = copied
+    (tmp_path / "other").mkdir()
+    one, other = ({"folder": f"{folder}", "id_prefix": "phone/"}, {"folder": f"{tmp_path}/other"})
+    index = load_index(path)
+    names = [unpack_id(name) for name in index.ids.to_pylist()]
+    # The other folder's images have the names of files in this one.
+    ids = [*(f"phone/{name}" for name in names), *names[:2]]
+    shards = [Shard(np.concatenate([index.codes, index.codes[:2]]), pack_ids(ids))]
+    images = collection.Collection([lambda: shards[0]], [len(ids)], [one, other])
+    write_collection(tmp_path / "i", encoder.codebooks, images, encoder.identity)
+    groups = [*duplicates.find_by_pixels(load_index(tmp_path / "i"), 1000, str(folder))]
+    assert len(groups) == 4
+    assert all(name.startswith("phone/") for group in groups for name in group.ids)
+    said = capsys.readouterr().err
+    assert "left out: phone/00_broken.png: broken" in said
+    assert f"left out: {names[0]}: not of this folder" in said
 
 
 def test_by_code_as_a_command(copied, tmp_path):
