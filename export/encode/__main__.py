@@ -4,6 +4,7 @@
 any number of images into shards of codes, here or on a cluster, and resumes where it was stopped.
 """
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -13,6 +14,7 @@ import time
 
 from absl import flags
 
+from export import folders
 from export.codes import read_rejects, read_shards
 from export.encode import encode_plan, inputs, streaming
 from export.encode.update import update_codes
@@ -36,7 +38,8 @@ def main(arguments: list[str]) -> None:
     folder = pathlib.Path(values.output).absolute()
     began = time.monotonic()
     try:
-        numbers = encode_plan(encoder, plan, folder, runner)
+        with _sole_encoder(values, folder):
+            numbers = encode_plan(encoder, plan, folder, runner)
     except OSError as error:
         raise UserError(f"{error}; fix that, and run the same command to resume") from error
     done = "" if numbers else ", all done already"
@@ -49,8 +52,37 @@ def _update(values, encoder):
     folder, began = pathlib.Path(values.output).absolute(), time.monotonic()
     names = "num_shards", "batch_size", "on_bad_image", "id_prefix"
     own = {name: values[name].value for name in names}
+    _check_as_before(values, folder)
     read = update_codes(encoder, values.input, folder, **own)
     print(f"{_describe(folder, [], time.monotonic() - began)}; {read} images read")
+
+
+def _check_as_before(values, folder):
+    """UserError where a flag is given that an update cannot follow."""
+    for name in ("data_dir", "image_feature", "id_feature"):
+        if values[name].value != values[name].default:
+            raise UserError(
+                f"--{name}={values[name].value}: --update takes folder:PATH or a pattern, which "
+                "have none; leave it out, or encode anew"
+            )
+    keep = read_shards(folder).keep
+    if values["keep"].present and values.keep != keep:
+        raise UserError(
+            f"--keep={values.keep}: {folder} has --keep={keep}, which an update does not change; "
+            "leave it out, or encode anew"
+        )
+
+
+@contextlib.contextmanager
+def _sole_encoder(values, folder):
+    """Keeps other processes of this machine from encoding into the same folder."""
+    folder = folder.resolve()
+    # Where nothing can be written beside a mount point, it is encoded into nevertheless.
+    has_room = folder.name and (not folder.parent.exists() or os.access(folder.parent, os.W_OK))
+    # Workers of a cluster write together.
+    is_locked = values.runner == "local" and has_room
+    with folders.sole_writer(folder) if is_locked else contextlib.nullcontext():
+        yield
 
 
 def _runner(values, arguments):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from export import folders
 from export.arrays import unpack_id
 from export.codes import is_done, read_rejects, read_shards
 from export.encode import __main__ as command
@@ -328,6 +329,27 @@ def test_a_killed_command_resumes(encoder, photos, tmp_path):
     assert contents(codes) == contents(tmp_path / "at once")
     again = commands.run("export.encode", *arguments_of(encoder, source, codes))
     assert again.stdout.endswith("12 shards, 0 rejected, all done already\n")
+
+
+def test_a_second_command_on_one_folder_is_refused(encoder, photos, tmp_path, monkeypatch):
+    codes = tmp_path / "codes"
+    encode_input(encoder, f"folder:{photos}", codes, num_shards=2)
+    # The first has begun this file, and the other shard is done.
+    (codes / "codes-00001-of-00002.arrow").unlink()
+    partial = codes / ".codes-00001-of-00002.arrow.0123.partial"
+    partial.touch()
+    arguments = (
+        f"--saved_model={encoder.path}", f"--input=folder:{photos}", f"--output={codes}",
+        "--num_shards=2",
+    )  # fmt: skip
+    with folders.sole_writer(codes):
+        done = commands.run("export.encode", *arguments)
+        assert done.status == 2 and partial.exists()
+        assert f"{codes}: another process is writing it; wait until it has ended" in done.stderr
+        # As on a disk of which a mount point alone can be written.
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert commands.run("export.encode", *arguments).status == 0
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

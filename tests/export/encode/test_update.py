@@ -1,5 +1,6 @@
 """Codes of a folder that has changed: only what is new is read, and nothing is lost on the way."""
 
+import re
 import shutil
 
 import numpy as np
@@ -120,6 +121,24 @@ def test_codes_on_a_mount_point_are_refused_at_once(grown, monkeypatch):
     done = commands.run("export.encode", *arguments, "--update")
     assert done.status == 2
     assert f"{codes}: a mount point cannot be replaced; name a folder in it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--keep=none", "--keep=none: .* has --keep=int8, which an update does not change; leave"),
+        ("--keep=float16", "--keep=float16: .* has --keep=int8"),
+        ("--data_dir=x", "--data_dir=x: --update takes folder:PATH or a pattern, which have none"),
+        ("--image_feature=x", "--image_feature=x: --update takes"),
+        ("--id_feature=x", "--id_feature=x: --update takes"),
+    ],
+)
+def test_what_an_update_cannot_follow_is_refused(grown, flag, message):
+    _, codes, arguments = grown
+    before = {path.name: path.read_bytes() for path in codes.iterdir()}
+    done = commands.run("export.encode", *arguments, "--update", flag)
+    assert done.status == 2 and re.search(message, done.stderr), done.stderr
+    assert {path.name: path.read_bytes() for path in codes.iterdir()} == before
 
 
 def test_other_codes_are_not_updated(grown, tmp_path):
