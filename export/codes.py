@@ -62,15 +62,23 @@ class Shards(NamedTuple):
 
 
 class _OnDisk(Sequence):
-    def __init__(self, paths, num_books, kept_bytes):
-        self._paths, self._num_books, self._kept_bytes = paths, num_books, kept_bytes
+    """The shards of a folder, none of another folder that `export.encode --update` puts there."""
+
+    def __init__(self, folder, identity, paths, num_books, kept_bytes):
+        self._folder, self._identity, self._paths = folder, identity, paths
+        self._num_books, self._kept_bytes = num_books, kept_bytes
 
     def __len__(self):
         return len(self._paths)
 
     def __getitem__(self, number):
         schema = _shard_schema(self._num_books, self._kept_bytes)
-        ids, codes, *embeddings = _only_batch(self._paths[number], schema).columns
+        try:
+            ids, codes, *embeddings = _only_batch(self._paths[number], schema).columns
+        finally:
+            # Once the file is open; where it is missing, this is why.
+            if _identity(self._folder) != self._identity:
+                raise UserError(f"{self._folder}: replaced while it was read; run this again")
         return Shard(_rows_of(codes), ids, *map(_rows_of, embeddings))
 
 
@@ -154,10 +162,11 @@ def write_shard(
 def read_shards(folder: str | PathLike) -> Shards:
     """The shards of a complete folder.
 
-    UserError where it is not one, and on access to a shard where its file is damaged.
+    UserError where it is not one, and on access to a shard where its file is damaged, or the folder
+    is another by now.
     """
-    folder = pathlib.Path(folder)
-    manifest = _manifest(folder)
+    folder = pathlib.Path(folder).absolute()
+    identity, manifest = _identity(folder), _manifest(folder)
     count = manifest["num_shards"]
     existing = {path.name for path in folder.glob("codes-*")}
     names = (_path(folder, "codes", number, count).name for number in range(count))
@@ -175,7 +184,8 @@ def read_shards(folder: str | PathLike) -> Shards:
         )
     paths = [_path(folder, "codes", number, count) for number in range(count)]
     keep, (num_books, _, word_dim) = _keep_of(manifest), codebooks.shape
-    shards = _OnDisk(paths, num_books, kept.row_bytes(keep, num_books * word_dim))
+    kept_bytes = kept.row_bytes(keep, num_books * word_dim)
+    shards = _OnDisk(folder, identity, paths, num_books, kept_bytes)
     return Shards(codebooks, manifest["encoder"], manifest["job"], keep, shards)
 
 
@@ -214,6 +224,15 @@ def _clear(folder):
 
 def _partial(folder):
     return [path for path in folder.glob(".*.partial") if path.is_file()]
+
+
+def _identity(folder):
+    """What another folder at the same path has otherwise; None where there is no codes' folder."""
+    try:
+        found = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _keep_of(manifest):

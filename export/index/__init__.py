@@ -19,7 +19,8 @@ from export.codes import Shard
 from export.index import collection, store
 from export.index.neighbors import Index
 from export.index.scann import NUM_WORDS
-from hqc_tf.errors import UserError
+from hqc_tf import files
+from hqc_tf.errors import UserError, printable
 
 # One leaf in so many is searched by a query that does not say.
 LEAVES_PER_SEARCHED = 20
@@ -127,12 +128,16 @@ def write_collection(
 
 
 def check_replaceable(path: pathlib.Path) -> None:
-    """Raises UserError unless `path` is missing, an empty folder or an index, and can be moved."""
-    folders.check_movable(path)
+    """Raises UserError unless an index can be written: `path` is missing, empty or an index."""
     if path.is_dir() and any(path.iterdir()):
         store.found_manifest(path, path)
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, but an index is a folder: name another.")
+    folders.check_movable(path)
+    # ScaNN's list of files names it.
+    if not files.is_utf8(str(path.absolute())):
+        name = printable(str(path.absolute()))
+        raise UserError(f"{name}: a folder's name must be UTF-8; rename it, or take another")
 
 
 def _check_contents(codebooks, images, encoder) -> None:

@@ -1,11 +1,12 @@
 """How many leaves a query must search for a recall, measured on queries like the images indexed."""
 
 import bisect
+import dataclasses
 
 import numpy as np
 
 from export import kept
-from export.index.neighbors import Index
+from export.index.neighbors import Index, usual_candidates
 
 # Recall is of so many nearest codes of so many queries.
 RECALL_AT, NUM_QUERIES = 10, 500
@@ -16,33 +17,49 @@ def choose_leaves(index: Index, recall: float) -> int:
 
     A query is the kept embedding of an image, or where none is kept the vector of its code with
     noise: each book's part is as far from its word as the boundary with the nearest other word.
-    The image's own code, which is the easiest to find, does not count.
+    The image's own code, which is the easiest to find, does not count, and a code of many images
+    counts once.
 
     Args:
         index: has leaves.
         recall: above 0 and at most 1.
     """
-    queries, num_leaves = _make_queries(index), index.manifest["num_leaves"]
-    k = min(RECALL_AT + 1, index.num_images)
-    own = min(1, k - 1)
+    (places, queries), num_leaves = _make_queries(index), index.manifest["num_leaves"]
+    k = min(RECALL_AT, len(index.distinct_codes) - 1)
+
+    def others(codes, distances):
+        return np.sort(np.where(codes == places[:, None], np.inf, distances), axis=1)[:, :k]
+
+    most = min(usual_candidates(k + 1), len(index.distinct_codes))
 
     def nearest(count):
-        return index.rows(queries, k, leaves_to_search=count).distances[:, own:]
+        # A search of too few images goes through all leaves, which is not what is measured.
+        return others(*index.candidates(queries, most, count)[:2])
 
+    found = _of_distinct(index).rows(queries, k + 1, leaves_to_search=num_leaves)
     # Equal distances are equally right.
-    limits = nearest(num_leaves)[:, -1:] * (1 + 1e-5)
+    limits = others(found.codes, found.distances)[:, -1:] * (1 + 1e-5)
     fewer = range(1, num_leaves)
     enough = bisect.bisect_left(fewer, True, key=lambda n: np.mean(nearest(n) <= limits) >= recall)
     return enough + 1
 
 
+def _of_distinct(index):
+    """An index of one image for each code."""
+    count = len(index.distinct_codes)
+    return dataclasses.replace(
+        index, grouped_rows=np.arange(count), group_starts=np.arange(count + 1)
+    )
+
+
 def _make_queries(index):
+    """Places of some images' codes, [Q], and queries like the images, [Q, M*D]."""
     rng = np.random.default_rng(0)
     count = min(NUM_QUERIES, index.num_images)
     chosen = np.sort(rng.choice(index.num_images, count, replace=False))
-    if index.kept is not None:
-        return kept.unpack(index.kept[index.grouped_rows[chosen]], index.keep)
     places = np.searchsorted(index.group_starts, chosen, side="right") - 1
+    if index.kept is not None:
+        return places, kept.unpack(index.kept[index.grouped_rows[chosen]], index.keep)
     num_books, num_words, word_dim = index.codebooks.shape
     differences = index.codebooks[:, :, None] - index.codebooks[:, None]
     between = np.sqrt(np.square(differences).sum(axis=-1))
@@ -50,4 +67,4 @@ def _make_queries(index):
     radii = between.min(axis=-1)[np.arange(num_books), index.distinct_codes[places]] / 2
     noise = rng.normal(size=[count, num_books, word_dim]).astype(np.float32)
     noise *= (radii / np.linalg.norm(noise, axis=-1))[..., None]
-    return index.decode(places) + noise.reshape(count, -1)
+    return places, index.decode(places) + noise.reshape(count, -1)

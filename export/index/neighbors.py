@@ -173,6 +173,27 @@ class Index:
         words = np.arange(len(self.codebooks)), self.distinct_codes[places]
         return self.codebooks[words].reshape(len(places), -1)
 
+    def candidates(
+        self, embeddings: np.ndarray, count: int, leaves: int | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the proposer names, in its order.
+
+        Args:
+            embeddings: [Q, M*D] float32.
+            count: R, at most the number of distinct codes.
+            leaves: to search; None: all.
+
+        Returns:
+            [Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below.
+            The leaves searched may have fewer than R codes: distances are then infinite at the end.
+        """
+        codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
+        missing = np.isnan(lower_bounds)
+        codes[missing] = 0
+        distances = self._word_distances(embeddings, codes).sum(axis=0)
+        distances[missing] = np.inf
+        return codes, distances, lower_bounds[:, -1]
+
     def near_codes(self, radius: float) -> Iterator[np.ndarray]:
         """Pairs of distinct codes at a squared distance of at most `radius`.
 
@@ -189,7 +210,7 @@ class Index:
         count = min(count, len(self.distinct_codes))
         step = self._queries_at_once(count)
         for chunk in np.split(places, range(step, len(places), step)):
-            codes, distances, bounds = self._candidates(self.decode(chunk), count, None)
+            codes, distances, bounds = self.candidates(self.decode(chunk), count, None)
             settled = (bounds * (1 - 1e-5) > radius) | (count == len(self.distinct_codes))
             near = (distances <= radius) & (codes > chunk[:, None]) & settled[:, None]
             queries, columns = np.nonzero(near)
@@ -226,7 +247,7 @@ class Index:
         return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves) -> Found:
-        codes, distances, bounds = self._candidates(embeddings, num_candidates, leaves)
+        codes, distances, bounds = self.candidates(embeddings, num_candidates, leaves)
         groups = self.grouped_rows, self.group_starts
         found = Found(*ranking.expand(codes, distances, *groups, k))
         if leaves:
@@ -247,18 +268,6 @@ class Index:
     def _queries_at_once(self, num_candidates):
         most = max(num_candidates * len(self.codebooks), self.codebooks.size)
         return max(1, retrieval.CHUNK_ELEMENTS // most)
-
-    def _candidates(self, embeddings, count, leaves):
-        """[Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below.
-
-        The leaves searched may have fewer than R codes: distances are then infinite at the end.
-        """
-        codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
-        missing = np.isnan(lower_bounds)
-        codes[missing] = 0
-        distances = self._word_distances(embeddings, codes).sum(axis=0)
-        distances[missing] = np.inf
-        return codes, distances, lower_bounds[:, -1]
 
     def _word_distances(self, embeddings, codes):
         """What each book adds to the distances of [Q, R] codes: [M, Q, R] float32."""

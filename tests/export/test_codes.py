@@ -162,6 +162,24 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
         _ = read_shards(tmp_path).shards[2]
 
 
+@pytest.mark.parametrize("num_shards", [3, 2])
+def test_a_folder_that_is_replaced_while_it_is_read_gives_no_shard_of_another(tmp_path, num_shards):
+    for name, count, first in [("codes", 3, 0), ("aside", num_shards, 100)]:
+        start(tmp_path / name, num_shards=count)
+        for number in range(count):
+            write_shard(tmp_path / name, number, count, shard(4, first), [])
+    read = read_shards(tmp_path / "codes")
+    held = read.shards[0]
+    folders.replace(tmp_path / "aside", tmp_path / "codes")
+    for number in range(3):
+        with pytest.raises(UserError, match="codes: replaced while it was read; run this again"):
+            _ = read.shards[number]
+    np.testing.assert_array_equal(held.codes, shard(4).codes)
+    np.testing.assert_array_equal(
+        read_shards(tmp_path / "codes").shards[1].codes, shard(4, 100).codes
+    )
+
+
 def test_equal_shards_have_equal_bytes(tmp_path):
     """Whatever memory the ids are views of."""
     start(tmp_path)

@@ -13,6 +13,7 @@ from export import arrays, folders
 from export.arrays import pack_ids, unpack_id
 from export.codes import Shard, start, write_shard
 from export.encoder import encode_images
+from export.index import __main__ as index_command
 from export.index import collection, load_index, neighbors, scann, store, write_index
 from hqc_tf.data import catalog
 from hqc_tf.retrieval import asymmetric_distances
@@ -122,7 +123,7 @@ def test_too_few_candidates_are_asked_for_again(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbors, "MIN_CANDIDATES", 1)
     codebooks, codes, queries = random_set(16, 20_000, num_queries=300)
     index = write_and_load(tmp_path / "index", codebooks, codes)
-    codes_of_two, distances_of_two, _ = index._candidates(queries, 2, None)
+    codes_of_two, distances_of_two, _ = index.candidates(queries, 2, None)
     best_of_two = codes_of_two[np.arange(300), distances_of_two.argmin(axis=1)]
     nearest = full_scan(codebooks, index.distinct_codes, queries, 1)[0][:, 0]
     assert (best_of_two != nearest).any()  # else the next line would prove nothing
@@ -357,6 +358,7 @@ def test_killed_at_any_moment_the_old_index_stands(tmp_path):
     # Not forks of this process: without the threads of TensorFlow they may wait for ever.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["export.index"])
+    inside = []
     for moment in np.linspace(0, 1.5 * seconds, 12):
         write_index(path, codebooks, codes, names(len(codes)), ENCODER)
         writer = context.Process(target=write_index, args=arguments)
@@ -364,8 +366,10 @@ def test_killed_at_any_moment_the_old_index_stands(tmp_path):
         time.sleep(moment)
         writer.kill()
         writer.join()
+        inside.append((tmp_path / ".index.partial").exists())
         found = load_index(path).rows(queries, 5).rows
         assert (found == before.rows).all() or (found == after.rows).all()
+    assert any(inside)
     write_index(*arguments)
     assert [file.name for file in tmp_path.iterdir()] == ["index"]
 
@@ -434,6 +438,45 @@ def test_nobody_else_writes_between_reading_an_index_and_replacing_it(tmp_path, 
     assert load_index(tmp_path / "index").num_images == 40 and len(refused) == 1
     command(f"--codes={tmp_path}/third", output, "--append")
     assert load_index(tmp_path / "index").num_images == 60
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    codebooks, codes, _ = random_set(8, 20)
+    write_codes(tmp_path / "codes", codebooks, codes, names(20))
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path).endswith("mounted"))
+    monkeypatch.setattr(index_command, "_contents", lambda *_: 1 / 0)
+    said = command(f"--codes={tmp_path}/codes", f"--output={tmp_path}/mounted", status=2)
+    assert "mounted: a mount point cannot be replaced; name a folder in it" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["codes"]
+
+
+def test_a_folder_whose_name_scann_cannot_write_is_refused_before_the_work(tmp_path, monkeypatch):
+    codebooks, codes, _ = random_set(8, 20)
+    write_codes(tmp_path / "codes", codebooks, codes, names(20))
+    (tmp_path / "\udce9").mkdir()
+    # A command refuses flags that are not UTF-8, but not the folder that it is in.
+    monkeypatch.chdir(tmp_path / "\udce9")
+    monkeypatch.setattr(index_command, "_contents", lambda *_: 1 / 0)
+    said = command(f"--codes={tmp_path}/codes", "--output=index", status=2)
+    assert r"\udce9/index: a folder's name must be UTF-8; rename it, or take another" in said
+    assert not list((tmp_path / "\udce9").iterdir())
+
+
+def test_codes_that_are_updated_meanwhile_are_not_indexed(tmp_path, monkeypatch):
+    codebooks, codes, _ = random_set(8, 40)
+    write_codes(tmp_path / "codes", codebooks, codes[:20], names(20))
+    write_codes(tmp_path / "aside", codebooks, codes[20:], names(20))
+    find = store.find_distinct
+
+    def meanwhile(*arguments):
+        found = find(*arguments)
+        folders.replace(tmp_path / "aside", tmp_path / "codes")
+        return found
+
+    monkeypatch.setattr(store, "find_distinct", meanwhile)
+    said = command(f"--codes={tmp_path}/codes", f"--output={tmp_path}/index", status=2)
+    assert said == f"error: {tmp_path}/codes: replaced while it was read; run this again"
+    assert [path.name for path in tmp_path.iterdir()] == ["codes"]
 
 
 def test_an_index_of_other_images_is_replaced_only_when_asked(tmp_path):

@@ -85,6 +85,23 @@ def test_stock_scann_loads_the_leaves(clustered):
 
 
 @pytest.mark.parametrize("keeps", [False, True])
+def test_images_of_equal_codes_choose_no_fewer_leaves(tmp_path, keeps):
+    """The nearest codes of a code are looked for, however many images have it."""
+    codebooks, codes, _ = clustered_set()
+    codes = np.unique(codes, axis=0)[::15]
+    chosen = []
+    for times in (1, 30):
+        each = np.repeat(codes, times, axis=0)
+        vectors = codebooks[np.arange(8), each].reshape(len(each), -1)
+        own = {"embeddings": vectors} if keeps else {}
+        path, ids = tmp_path / str(times), names(len(each))
+        write_index(path, codebooks, each, ids, ENCODER, num_leaves=50, recall=0.9, **own)
+        chosen.append(load_index(path).manifest["leaves_to_search"])
+    # The images that are queries differ.
+    assert chosen[0] > 3 and abs(chosen[1] - chosen[0]) <= 2
+
+
+@pytest.mark.parametrize("keeps", [False, True])
 def test_a_recall_chooses_the_leaves(tmp_path, keeps):
     codebooks, codes, queries = clustered_set()
     vectors = codebooks[np.arange(8), codes].reshape(len(codes), -1)
