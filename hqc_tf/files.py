@@ -79,11 +79,11 @@ def write_atomically(
 ) -> None:
     """Writes a file by `write`, on the disk before this returns; until then the old one stays.
 
-    `aside`, by default .NAME, is written first; a killed process leaves it there.
+    `aside`, by default .NAME.partial, is written first; a killed process leaves it there.
     """
     if not path.name or path.is_dir():
         raise UserError(f"{str(path)!r}: a folder, not a file to write; name a file")
-    aside = aside or path.with_name(f".{path.name}")
+    aside = aside or path.with_name(f".{path.name}.partial")
     try:
         with aside.open("wb") as file:
             write(file)

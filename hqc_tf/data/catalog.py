@@ -61,7 +61,7 @@ class Source(NamedTuple):
             if not self.root.is_dir():
                 raise UserError(
                     f"folder:{self.name}: no such folder; name one that holds images, or where it "
-                    "is now with --dataset=folder:PATH"
+                    "is now"
                 )
             return walk(self.root)
         if self.kind == "pattern" and self.name and pathlib.Path(self.name).is_dir():

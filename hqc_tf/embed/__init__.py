@@ -152,10 +152,12 @@ def _check(vectors, plan, first, manifest):
 
 
 def _check_empty(folder):
-    own = {"files.jsonl", "rejects.jsonl", ".lock"}
+    own = {"files.jsonl", "rejects.jsonl"}
     if (folder / shards.MANIFEST).exists():
         return
-    if others := sorted({path.name for path in folder.iterdir()} - own):
+    # Hidden ones are the lock, and what a killed process was writing.
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if others := sorted(names - own):
         raise UserError(f"--output={folder}: holds {others[0]}; name a new folder")
 
 

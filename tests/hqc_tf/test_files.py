@@ -32,10 +32,16 @@ def test_a_text_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
 def test_a_full_disk_is_named_and_the_file_stays(tmp_path):
     path = tmp_path / "flags.txt"
     path.write_text("whole")
-    (tmp_path / ".flags.txt").symlink_to("/dev/full")
+    (tmp_path / ".flags.txt.partial").symlink_to("/dev/full")
     with pytest.raises(UserError, match=f"{path}: the disk is full .*No space .*free space"):
         files.replace_text(path, "half")
     assert path.read_text() == "whole"
+
+
+def test_a_hidden_file_of_a_user_stays(tmp_path):
+    (tmp_path / ".labels.csv").write_text("own")
+    files.replace_text(tmp_path / "labels.csv", "made")
+    assert (tmp_path / ".labels.csv").read_text() == "own"
 
 
 @pytest.mark.parametrize("path", ["/", "", "."])
