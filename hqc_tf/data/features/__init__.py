@@ -30,6 +30,8 @@ from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
 SUFFIXES = (".npy", ".arrow", ".parquet")
 MOST_WIDTH = 4096
 _FIX = "write it again"
+# TensorFlow does not bring shorter rows to length one.
+_LEAST_SQUARE = 1e-12
 # Rows in memory at a time where all are read.
 CHUNK = 2**14
 
@@ -109,11 +111,12 @@ def bad_row(rows: np.ndarray) -> tuple[int, str] | None:
     """The first row of float [n, E] that is no feature, and what it has; None where all are."""
     # A sum of squares overflows where a number could not be normalized either.
     lengths = np.square(rows, dtype=np.float32).sum(axis=1)
-    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths < _LEAST_SQUARE))
     if not len(bad):
         return None
-    kind = "only zeros" if lengths[bad[0]] == 0 else "a number that is not finite"
-    return int(bad[0]), kind
+    if np.isfinite(lengths[bad[0]]):
+        return int(bad[0]), "a length below 1e-6" if rows[bad[0]].any() else "only zeros"
+    return int(bad[0]), "a number that is not finite"
 
 
 def _read_table(path, suffix):
