@@ -70,7 +70,11 @@ def test_what_is_no_matrix_of_floats_is_one_line(tmp_path, matrix):
     refused("none.npy", "has no row")
     np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
     refused("object.npy", "cannot be read .*Python objects in dtype")
-    kinds = (np.nan, "a number that is not finite"), (0, "only zeros"), (1e-8, "a length below 1")
+    kinds = (
+        (np.nan, "a number that is not finite"),
+        (0, "only zeros"),
+        (1e-8, "a length below 1e-6"),
+    )
     for value, kind in kinds:
         spoiled = matrix.copy()
         spoiled[33] = value
