@@ -26,13 +26,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from export.browse.page import Pages
+from export.browse.page import SAMPLES, Pages
 from export.browse.pictures import Folder, Missing, Thumbnails
 from export.browse.queries import Away, Batches, Encode, NotFound, Overloaded, Query, Searcher
 from export.index import Index
 from export.results import name_finder
 from hqc_tf.data import decoding
 from hqc_tf.data.folder import LARGE_BYTES
+from hqc_tf.data.pictures import spread
 from hqc_tf.errors import UserError, printable
 
 HERE = pathlib.Path(__file__).parent
@@ -89,9 +90,9 @@ class _Headers:
 class _Api:
     """What the addresses do."""
 
-    def __init__(self, index, encode, folder, thumbnails, limits):
+    def __init__(self, index, searcher, folder, thumbnails, limits):
         self._index, self._folder, self._thumbnails = index, folder, thumbnails
-        self._searcher, self._limits = Searcher(index, encode), limits
+        self._searcher, self._limits = searcher, limits
         self._held = self._pictures = 0
         self._makers = concurrent.futures.ThreadPoolExecutor(MAKERS)
 
@@ -235,8 +236,10 @@ def make_app(
         duplicates: what `export.duplicates` wrote; UserError where it is something else.
     """
     folder = Folder(root, name_finder(index.manifest.get("inputs", []), root))
-    api = _Api(index, encode, folder, Thumbnails(folder, cache, cache_bytes), limits)
-    pages = Pages(index, limits.body_bytes, encode is not None, duplicates)
+    searcher = Searcher(index, encode)
+    api = _Api(index, searcher, folder, Thumbnails(folder, cache, cache_bytes), limits)
+    samples = searcher.ids_of(spread(index.num_images, SAMPLES)[None])[0]
+    pages = Pages(index, samples, limits.body_bytes, encode is not None, duplicates)
     routes = [
         Route("/", pages.search),
         Route("/duplicates", pages.duplicates),

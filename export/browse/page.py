@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import urllib.parse
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -32,12 +33,20 @@ class Pages:
 
     Args:
         index: of the images.
+        samples: ids that are shown before there is a query.
         body_bytes: most bytes of an image that is sent.
         takes_images: whether one can be sent.
         duplicates: file of groups; empty where there is none; UserError where it is something else.
     """
 
-    def __init__(self, index: Index, body_bytes: int, takes_images: bool, duplicates: str):
+    def __init__(
+        self,
+        index: Index,
+        samples: Sequence[str],
+        body_bytes: int,
+        takes_images: bool,
+        duplicates: str,
+    ):
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE),
             autoescape=True,
@@ -53,8 +62,7 @@ class Pages:
             "takes_images": takes_images,
             "has_duplicates": bool(duplicates),
         }
-        rows = spread(index.num_images, SAMPLES)
-        self._samples = [*dict.fromkeys(index.ids_of(rows[None])[0])]
+        self._samples = [*dict.fromkeys(samples)]
         self._folders = find_folders(index)
         self._groups = Groups(duplicates) if duplicates else None
 

@@ -8,6 +8,7 @@ import asyncio
 import collections
 import concurrent.futures
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from hqc_tf.errors import UserError
 BATCH, MOST_WAITING = 32, 128
 # Sub-folders whose subset of the index is kept.
 SUBSETS = 8
+# Ids that were given last, whose rows are kept.
+GIVEN = 2**16
 
 # Contents of B image files -> embeddings float32 [B, M*D] and whether each is an image, bool [B].
 Encode = Callable[[Sequence[bytes]], tuple[np.ndarray, np.ndarray]]
@@ -74,12 +77,32 @@ class Searcher:
         self._codes = np.empty(index.num_images, np.min_scalar_type(len(sizes)))
         self._codes[index.grouped_rows] = np.repeat(np.arange(len(sizes)), sizes)
         self._subset = functools.lru_cache(SUBSETS)(index.subset)
+        self._given, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def ids_of(self, rows: np.ndarray) -> list[list[str]]:
+        """The ids of [Q, k] rows, whose pictures are asked for next."""
+        found = self._index.ids_of(rows)
+        for ids, own in zip(found, rows.tolist(), strict=True):
+            for name, row in zip(ids, own, strict=True):
+                self._note(name, row)
+        return found
+
+    def _note(self, name, row):
+        with self._lock:
+            self._given[name] = row
+            self._given.move_to_end(name)
+            if len(self._given) > GIVEN:
+                self._given.popitem(last=False)
 
     def row(self, name: str) -> int:
         """The row of the image of an id; `NotFound` where there is none."""
-        row = self._index.ids.find(name.encode("utf-8", "surrogatepass"))
+        row = self._given.get(name)
+        if row is None:
+            # Goes through all ids, a second for ten million.
+            row = self._index.ids.find(name.encode("utf-8", "surrogatepass"))
         if row is None:
             raise NotFound(f"{name}: no image of this id in the index; choose one that it has")
+        self._note(name, row)
         return row
 
     def answer(self, queries: Sequence[Query]) -> list[Answer | UserError]:
@@ -102,7 +125,7 @@ class Searcher:
         rescore = self._index.default_rescore
         found = self._index.rows(embeddings, k, within=chosen, rescore=rescore)
         books = self._index.book_distances(embeddings, found)
-        columns = self._index.ids_of(found.rows), found.distances.tolist(), books.tolist()
+        columns = self.ids_of(found.rows), found.distances.tolist(), books.tolist()
         return [Answer(*row) for row in zip(*columns, embeddings, strict=True)]
 
     def _embed(self, queries):

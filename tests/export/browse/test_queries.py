@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from export.browse import queries
-from export.browse.queries import Away, Batches, Query, Searcher
+from export.browse.queries import Away, Batches, NotFound, Query, Searcher
 from export.client import GrpcModel
 from export.encoder import encode_images
 from export.index import load_index, write_index
@@ -105,6 +105,19 @@ def test_files_that_only_pillow_reads(browsed, encode, photo):
     found = Searcher(browsed, encode).answer(asked)
     assert found[0].ids == found[1].ids
     assert str(found[2]) == "not searched: broken or cut short"
+
+
+def test_ids_that_were_given_are_not_looked_for_again(browsed, monkeypatch):
+    searcher, count = Searcher(browsed, None), browsed.num_images
+    monkeypatch.setattr(queries, "GIVEN", count - 1)
+    (ids,) = searcher.ids_of(np.arange(count)[None])
+    looked, find = [], browsed.ids.find
+    monkeypatch.setattr(browsed.ids, "find", lambda name: looked.append(name) or find(name))
+    # The first one has made room for the last.
+    assert [searcher.row(name) for name in ids[1:]] == [*range(1, count)] and not looked
+    assert searcher.row(ids[0]) == 0 and looked == [ids[0].encode()]
+    with pytest.raises(NotFound, match="none: no image of this id"):
+        searcher.row("none")
 
 
 def test_kept_embeddings_are_the_query_and_the_order(browsed, encoder, collection, tmp_path):
