@@ -3,6 +3,7 @@
 Ids are packed as an Arrow array of UTF-8; names that are not UTF-8 survive as lone surrogates.
 """
 
+import codecs
 import mmap
 import pathlib
 import tokenize
@@ -18,6 +19,8 @@ from hqc_tf import files
 from hqc_tf.errors import naming_damage
 
 ID_SCHEMA = pa.schema([("id", pa.large_binary())])
+# Bytes of ids that are checked at a time.
+_CHECKED = 2**24
 
 
 def pack_ids(ids: Iterable[str]) -> pa.LargeBinaryArray:
@@ -101,7 +104,11 @@ def _check(batch):
 
 def _check_text(ids):
     text, starts = text_of(ids)
-    text.tobytes().decode("utf-8", "surrogatepass")
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")
+    # A piece at a time, for Python's text takes up to four times the bytes.
+    for start in range(0, len(text), _CHECKED):
+        decoder.decode(text[start : start + _CHECKED].tobytes())
+    decoder.decode(b"", final=True)
     # No id begins within a character, so that each is UTF-8 by itself.
     if (text[starts[starts < len(text)]] & 0xC0 == 0x80).any():
         raise ValueError("an id is not UTF-8")

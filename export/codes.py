@@ -13,6 +13,7 @@ Each file is written atomically, and a shard is done once its Arrow file exists.
 memory-mapped.
 """
 
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from os import PathLike
@@ -77,7 +78,7 @@ class _OnDisk(Sequence):
             ids, codes, *embeddings = _only_batch(self._paths[number], schema).columns
         finally:
             # Once the file is open; where it is missing, this is why.
-            if _identity(self._folder) != self._identity:
+            if _identity(self._folder / MANIFEST) != self._identity:
                 raise UserError(f"{self._folder}: replaced while it was read; run this again")
         return Shard(_rows_of(codes), ids, *map(_rows_of, embeddings))
 
@@ -133,7 +134,14 @@ def is_begun(folder: str | PathLike, job: dict[str, Any] | None = None) -> bool:
 
 def read_names(folder: str | PathLike) -> pa.LargeBinaryArray:
     """The `names` given to `start`, memory-mapped; UserError where they are missing or damaged."""
-    return _only_batch(pathlib.Path(folder, "inputs.arrow"), ID_SCHEMA).column(0)
+    path = pathlib.Path(folder, "inputs.arrow")
+    return _names(path, _identity(path))
+
+
+# Each shard of a process takes some of them.
+@functools.lru_cache(1)
+def _names(path, _):
+    return _only_batch(path, ID_SCHEMA).column(0)
 
 
 def is_done(folder: str | PathLike, number: int, num_shards: int) -> bool:
@@ -166,7 +174,7 @@ def read_shards(folder: str | PathLike) -> Shards:
     is another by now.
     """
     folder = pathlib.Path(folder).absolute()
-    identity, manifest = _identity(folder), _manifest(folder)
+    identity, manifest = _identity(folder / MANIFEST), _manifest(folder)
     count = manifest["num_shards"]
     existing = {path.name for path in folder.glob("codes-*")}
     names = (_path(folder, "codes", number, count).name for number in range(count))
@@ -226,10 +234,10 @@ def _partial(folder):
     return [path for path in folder.glob(".*.partial") if path.is_file()]
 
 
-def _identity(folder):
-    """What another folder at the same path has otherwise; None where there is no codes' folder."""
+def _identity(path):
+    """What another file at the same path has otherwise; None where there is none."""
     try:
-        found = (folder / MANIFEST).stat()
+        found = path.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -59,6 +59,16 @@ def test_ids_that_are_no_text_are_refused(tmp_path, values, message):
         read_ids(tmp_path / "ids", "fix")
 
 
+def test_ids_are_checked_a_piece_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "_CHECKED", 1)
+    names = ["a", "\u00e9", "\udcff", "\N{GRINNING FACE}"]
+    write(tmp_path / "ids", pack_ids(names))
+    assert [unpack_id(each) for each in read_ids(tmp_path / "ids", "fix").to_pylist()] == names
+    write(tmp_path / "ids", ids_of([b"a", b"\xc3"]))
+    with pytest.raises(UserError, match="ids: cannot be read .*unexpected end"):
+        read_ids(tmp_path / "ids", "fix")
+
+
 def test_offsets_beyond_the_text_are_refused(tmp_path):
     write(tmp_path / "ids", pack_ids(["ab", "cd"]))
     contents = (tmp_path / "ids").read_bytes()
