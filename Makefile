@@ -15,6 +15,7 @@ LOCK_tf220 := requirements-tf220.txt
 VENV := $(or $(VENV_$(STACK)),$(error STACK=$(STACK): no such set; take tf215 or tf220))
 LOCK := $(LOCK_$(STACK))
 VENV_PYTHON := $(VENV)/bin/python
+PYTEST := $(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/installed
 
 DATA_DIR := data/tfds
@@ -22,10 +23,10 @@ DATA_DIR := data/tfds
 FASHION_MNIST := $(DATA_DIR)/fashion_mnist/3.0.1/dataset_info.json
 DEBIAN_DIR := $(or $(wildcard /usr/share/datasets/fashion-mnist),data/debian)
 
-.PHONY: help setup data test lint demo wheel clean
+.PHONY: help setup data test test-long lint demo wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 11
 
 setup: $(INSTALLED) ## make the environment, .venv or .venv-tf220
 
@@ -40,9 +41,13 @@ $(FASHION_MNIST): | $(INSTALLED)
 	$(VENV_PYTHON) -m hqc_tf.prepare --dataset=fashion_mnist --data_dir=$(DATA_DIR) \
 		--debian_dir=$(DEBIAN_DIR)
 
-test: $(INSTALLED) ## run the tests, or those of TESTS="tests/..."
+test: $(INSTALLED) ## run the tests but the long ones, or those of TESTS="tests/..."
 	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(PYTEST) $(or $(TESTS),-m "not long")
+
+test-long: $(INSTALLED) ## run the tests that take ten seconds or more, which `make test` leaves out
+	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
+	$(PYTEST) -m long
 
 lint: $(INSTALLED) ## check style and form with ruff
 	$(VENV)/bin/ruff check

@@ -139,6 +139,7 @@ def test_a_run_that_another_process_trains_is_left_alone(plain, budget, tmp_path
     assert not (tmp_path / "runs/plain_seed1").exists()
 
 
+@pytest.mark.long
 def test_a_study_broken_off_goes_on_and_keeps_what_is_done(
     plain, budget, tmp_path, monkeypatch, capfd
 ):

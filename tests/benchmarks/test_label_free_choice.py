@@ -53,6 +53,7 @@ def ran(feature_config, tmp_path_factory):
     return arguments, folder, commands.run("benchmarks.label_free_choice", *arguments)
 
 
+@pytest.mark.long
 def test_a_training_is_evaluated_once_after_every_epoch(ran):
     arguments, folder, done = ran
     assert done.status == 0, done.stderr

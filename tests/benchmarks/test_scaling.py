@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import scaling
 from hqc_tf.config import Config
 from tests.support import ROOT
@@ -23,6 +25,7 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_traced_step_costs_what_the_formulas_say(tmp_path):
     arguments = [*SETTINGS, "--replicas=1,2", "--batches=8", f"--output={tmp_path}/cost.json"]
     done = subprocess.run(

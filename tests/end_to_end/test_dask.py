@@ -58,6 +58,7 @@ def on_dask(address: str, *command: str) -> None:
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_a_killed_worker_changes_no_file(cluster, encoder, photos, tmp_path):
     address, workers = cluster
     asked = f"--saved_model={encoder.path}", f"--input=folder:{photos}", "--num_shards=12"

@@ -160,7 +160,7 @@ def test_commands_are_known():
 
 
 def test_targets_of_make_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line in LINES:
         if line.arguments[0] == "make":
             asked = [word for word in line.arguments[1:] if "=" not in word]
@@ -261,6 +261,7 @@ def readme(folder, quickly):
     return folder
 
 
+@pytest.mark.long
 def test_the_readme_trains_indexes_and_searches(readme):
     assert (readme / "runs/photos/metrics.jsonl").exists()
     assert (readme / "serving/photos/1/saved_model.pb").exists()
@@ -268,6 +269,7 @@ def test_the_readme_trains_indexes_and_searches(readme):
         assert picture.width > 100
 
 
+@pytest.mark.long
 def test_the_python_of_the_readme_searches_the_photos(readme):
     with contextlib.chdir(readme):
         names = run_python("README.md")
@@ -275,6 +277,7 @@ def test_the_python_of_the_readme_searches_the_photos(readme):
     assert len(names["images"]) == PHOTOS
 
 
+@pytest.mark.long
 def test_the_documents_run_as_printed(readme, monkeypatch):
     monkeypatch.chdir(readme)
     # What a reader has by other commands: a run of the demo, and codes that an encoder made.

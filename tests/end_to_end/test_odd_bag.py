@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import PIL.Image
+import pytest
 
 from export.arrays import unpack_id
 from export.codes import read_rejects, read_shards
@@ -19,6 +20,7 @@ from tests.support import ROOT, commands, odd_bag
 FIELD = ROOT.parent / "shared/field"
 
 
+@pytest.mark.long
 def test_one_picture_has_one_code_in_all_its_files(encoder, photos, tmp_path, capsys):
     photo = PIL.Image.open(sorted(photos.rglob("*.png"))[0]).convert("RGB")
     bag, codes, index = (tmp_path / name for name in ("bag", "codes", "index"))

@@ -42,6 +42,7 @@ def run(module, *arguments):
     return done
 
 
+@pytest.mark.long
 def test_photos_are_found_by_codes_of_a_pretrained_network(network, few, tmp_path):
     made = f"--backbone=saved_model:{network}", "--image_size=224", "--views=2"
     data = f"--dataset=folder:{few}"

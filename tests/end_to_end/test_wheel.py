@@ -56,6 +56,7 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
+@pytest.mark.long
 def test_commands_run_from_the_wheel(site, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=[12, 8]))
     tiny = (

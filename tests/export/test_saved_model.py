@@ -103,6 +103,7 @@ def test_both_signatures_agree_on_one_image(loaded, photos, kind):
     np.testing.assert_allclose(by_pixels["embedding"], by_bytes["embedding"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_random_and_mutated_files_crash_nothing(trained, exported, files, tmp_path):
     """1,000 byte strings among real images: each is refused, or has the code of its pixels."""
     rng = np.random.default_rng(0)
@@ -227,6 +228,7 @@ def test_a_file_that_is_no_image_is_named(loaded, photos, tmp_path):
     "changes",
     [{"input_share": 0.5}, {"mirror_mean": True}, {"input_share": 0.5, "mirror_mean": True}],
 )
+@pytest.mark.long
 def test_pixels_that_an_embedding_needs_are_exported(
     make_workdir, tiny_config, photos, tmp_path, changes
 ):

@@ -82,6 +82,7 @@ def weights(folder):
         ("mirrored", "float32", 1e-4),
     ],
 )
+@pytest.mark.long
 def test_two_replicas_learn_what_one_learns(trained, strategy, precision, most):
     one, two = (weights(trained[name] / precision) for name in ("one_device", strategy))
     # The network of features has 10.
@@ -92,6 +93,7 @@ def test_two_replicas_learn_what_one_learns(trained, strategy, precision, most):
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
+@pytest.mark.long
 def test_the_losses_shown_are_those_of_the_whole_batch(trained, strategy):
     one, two = (read_epochs(trained[name] / "float64") for name in ("one_device", strategy))
     assert len(one) == len(two) == replicas.SETTINGS["epochs"]
@@ -102,6 +104,7 @@ def test_the_losses_shown_are_those_of_the_whole_batch(trained, strategy):
     assert one[-1].losses["loss"] < one[0].losses["loss"]
 
 
+@pytest.mark.long
 def test_workers_leave_the_files_of_one_run(trained):
     one, two = (
         sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -115,6 +118,7 @@ def test_workers_leave_the_files_of_one_run(trained):
     assert [json.loads(line)["weights"] for line in lines] == ["last", "best"]
 
 
+@pytest.mark.long
 def test_replicas_killed_go_on_to_the_bit(trained):
     """Also the running statistics that each replica has for itself."""
     whole, interrupted = (trained["mirrored"].parent / name for name in ("whole", "interrupted"))
@@ -133,16 +137,19 @@ def gathered(trained):
         return dict(arrays)
 
 
+@pytest.mark.long
 def test_each_replica_gets_the_rows_of_all(gathered):
     rows = np.arange(48).reshape(4, 2, 6)
     np.testing.assert_array_equal(gathered["deep"], [rows, rows])
     np.testing.assert_array_equal(gathered["flat"], [rows[:, 0], rows[:, 0]])
 
 
+@pytest.mark.long
 def test_offset_is_where_a_replicas_rows_begin(gathered):
     np.testing.assert_array_equal(gathered["offset"], [0, 2])
 
 
+@pytest.mark.long
 def test_gradients_come_back_from_all_replicas(gathered):
     np.testing.assert_array_equal(gathered["flat_gradient"], np.full([2, 2, 6], 3))
     np.testing.assert_array_equal(gathered["deep_gradient"], np.full([2, 2, 2, 6], 3))

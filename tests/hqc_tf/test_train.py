@@ -162,6 +162,7 @@ def killing_after(epoch):
     return tf.keras.callbacks.LambdaCallback(on_epoch_end=kill)
 
 
+@pytest.mark.long
 def test_a_run_resumes_only_over_the_files_it_began_with(quick_config, photos, tmp_path):
     copy = tmp_path / "photos"
     copy.mkdir()
@@ -202,6 +203,7 @@ def test_a_second_training_in_a_workdir_is_refused(settings, tmp_path):
     assert len(refused) == 2
 
 
+@pytest.mark.long
 def test_names_of_images_need_not_be_utf8(quick_config, photos, tmp_path):
     for number, path in enumerate(sorted(photos.rglob("*.png"))):
         copy = tmp_path / "photos" / f"{path.parent.name}\udcff" / f"{number}\udce9\n.png"

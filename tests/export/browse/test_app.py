@@ -301,6 +301,7 @@ def hostile(photo, seed):
         yield "POST", "/api/search", JSON, json.dumps({field: value}).encode()
 
 
+@pytest.mark.long
 def test_a_thousand_hostile_requests(client, check, photo):
     statuses = []
     for method, path, headers, content in itertools.islice(hostile(photo, 0), 1000):

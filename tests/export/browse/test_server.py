@@ -39,6 +39,7 @@ def is_well(server):
         return json.load(answer)["status"] == "ok"
 
 
+@pytest.mark.long
 def test_slow_senders_are_told_and_harm_nobody(server):
     head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     begun = [connect(server) for _ in range(40)]

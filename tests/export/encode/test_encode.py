@@ -229,6 +229,7 @@ def test_memory_is_bounded_by_the_bytes_of_a_batch(warm_encoder, tmp_path, monke
     assert len([*read_rejects(tmp_path / "codes")]) == 100
 
 
+@pytest.mark.long
 def test_large_files_are_in_memory_one_at_a_time(warm_encoder, tmp_path):
     """12 sparse files that begin as images, and 12 that do not, which are not read at all."""
     folder = tmp_path / "photos"
@@ -302,6 +303,7 @@ def start_command(encoder, source, folder):
     )
 
 
+@pytest.mark.long
 def test_a_killed_command_resumes(encoder, photos, tmp_path):
     """With the files of a run that was never stopped; those of complete shards stay."""
     many = tmp_path / "photos"

@@ -64,6 +64,7 @@ def test_new_images_are_read_and_the_others_keep_their_codes(encoder, grown, mon
     assert [path.name for path in codes.parent.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.long
 def test_stopped_before_its_end_it_leaves_the_old_codes_and_resumes(grown, monkeypatch):
     _, codes, arguments = grown
     before = {path.name: path.read_bytes() for path in codes.iterdir()}
@@ -151,6 +152,7 @@ def test_other_codes_are_not_updated(grown, tmp_path):
     assert done.status == 2 and "error: --update: what is encoded of" in done.stderr
 
 
+@pytest.mark.long
 def test_a_prefix_keeps_the_ids_of_two_folders_apart(encoder, photos, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(photos, first)

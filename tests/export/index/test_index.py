@@ -344,6 +344,7 @@ def test_check_encoder(tmp_path):
         index.check_encoder("xyz")
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_the_old_index_stands(tmp_path):
     """Real SIGKILLs, all through the time that a write takes."""
     path = tmp_path / "index"
@@ -498,6 +499,7 @@ def test_an_index_of_other_images_is_replaced_only_when_asked(tmp_path):
     assert said.startswith("error: / is not an index") and "\n" not in said
 
 
+@pytest.mark.long
 def test_bad_images_are_left_out_and_named(encoder, photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)

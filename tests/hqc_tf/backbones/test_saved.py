@@ -150,6 +150,7 @@ def test_the_digest_is_of_the_contents_and_the_scale(kept, tmp_path):
 
 
 @pytest.mark.parametrize(("form", "trains"), [("folder", "none"), ("n.keras", "all")])
+@pytest.mark.long
 def test_a_run_on_it_keeps_its_identity_and_its_export_needs_no_source(
     kept, form, trains, quick_config, photos, tmp_path, capsys
 ):

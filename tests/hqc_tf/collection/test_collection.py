@@ -20,7 +20,7 @@ from hqc_tf.errors import UserError
 from tests.support import commands
 from tests.support.networks import TWO_CONVOLUTIONS
 
-pytestmark = pytest.mark.usefixtures("same_random_numbers")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("same_random_numbers")]
 
 QUICK = {
     "backbone": TWO_CONVOLUTIONS,

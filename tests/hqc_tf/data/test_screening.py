@@ -29,6 +29,7 @@ def reasons(workdir):
     return found
 
 
+@pytest.mark.long
 def test_training_is_as_if_bad_images_were_not_there(
     odd_photos, quick_config, tmp_path, monkeypatch, capsys
 ):
@@ -101,6 +102,7 @@ def test_nothing_but_bad_images(tiny_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_file_that_breaks_in_the_middle_is_named(photos, tiny_config, tmp_path, monkeypatch):
     """Of a list of photos too, which is not screened."""
     folder = tmp_path / "photos"

@@ -57,6 +57,7 @@ def run(made, own, tmp_path_factory):
     return settings, folder
 
 
+@pytest.mark.long
 def test_roles_labels_and_protocol_are_those_of_the_images(own, made):
     dataset = f"features:{made}"
     rejected = frozenset(["class1/bad.png"])
@@ -248,6 +249,7 @@ def test_choices_cover_all_views_and_differ():
     assert features.choose([tf.constant([0.3])], 0)[0].numpy() == [0]
 
 
+@pytest.mark.long
 def test_a_run_knows_the_network_and_resumes_over_the_same_features_alone(run, made, own, tmp_path):
     settings, folder = run
     found, manifest = read_settings(folder), shards.read_manifest(made)
@@ -283,6 +285,7 @@ def test_a_run_knows_the_network_and_resumes_over_the_same_features_alone(run, m
     assert read_epochs(folder) == read_epochs(tmp_path / "again")
 
 
+@pytest.mark.long
 def test_the_network_in_front_serves_images_by_the_same_codes(run, own, made, tmp_path):
     settings, folder = run
     path = export_encoder(folder, tmp_path / "serving", backbone=TWO_CONVOLUTIONS)

@@ -57,6 +57,7 @@ def killed_after(step):
     return tf.keras.callbacks.LambdaCallback(on_train_batch_end=end)
 
 
+@pytest.mark.long
 def test_more_epochs_train_a_finished_run_on_and_exactly_after_a_kill(
     settings, finished, run, tmp_path, capsys, monkeypatch
 ):

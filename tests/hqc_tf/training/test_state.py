@@ -101,6 +101,7 @@ def signals_as_before():
         signal.signal(number, handler)
 
 
+@pytest.mark.long
 def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(
     settings, never_stopped, tmp_path, stop_after, capsys, signals_as_before
 ):
@@ -202,6 +203,7 @@ def filling_first(disk, function):
     return fill_then_call
 
 
+@pytest.mark.long
 def test_a_full_disk_loses_nothing(
     settings, never_stopped, small_disk, stop_after, monkeypatch, capsys
 ):
