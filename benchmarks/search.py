@@ -58,6 +58,8 @@ def build(folder, num_leaves, recall=None):
 
 def open_index(path, leaves_to_search, k):
     """The index at `path`, as a function that loads it; that gives a search: [Q] -> rows [Q, k]."""
+    # Memory and time of a load are without those of libraries, for each rival.
+    importlib.import_module("scann.scann_ops.py.scann_ops_pybind")
 
     def load():
         index = load_index(path)
@@ -75,23 +77,35 @@ def open_faiss(path, num_probes, rerank, k):
     """
     import faiss
 
-    index = load_index(path)
-    codes, codebooks = index.codes, index.codebooks
+    files = tempfile.TemporaryDirectory()
+    machine.apart(_write_faiss, pathlib.Path(files.name), path, num_probes)
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
 
     def load():
-        searched = _faiss_index(faiss, index, codes, num_probes)
+        searched = faiss.read_index(f"{files.name}/faiss")
+        if not rerank:
+            return lambda queries: searched.search(queries, k)[1]
+        codes, codebooks = (np.load(f"{files.name}/{name}.npy") for name in ("codes", "codebooks"))
 
         def search(queries):
-            rows = searched.search(queries, rerank or k)[1]
-            if not rerank:
-                return rows
+            rows = searched.search(queries, rerank)[1]
             order = np.argsort(_distances(queries, codes[rows], codebooks), axis=1)[:, :k]
             return np.take_along_axis(rows, order, axis=1)
 
         return search
 
     return load
+
+
+def _write_faiss(folder, path, num_probes):
+    """Writes what `open_faiss` loads, in a process of its own, whose memory is not measured."""
+    import faiss
+
+    index = load_index(path)
+    codes = index.codes
+    np.save(folder / "codes.npy", codes)
+    np.save(folder / "codebooks.npy", index.codebooks)
+    faiss.write_index(_faiss_index(faiss, index, codes, num_probes), f"{folder}/faiss")
 
 
 def open_graph(path, library, k):
