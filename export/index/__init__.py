@@ -24,6 +24,8 @@ from hqc_tf.errors import UserError, printable
 
 # One leaf in so many is searched by a query that does not say.
 LEAVES_PER_SEARCHED = 20
+# Up to so many images embeddings are kept where nothing is said.
+MOST_KEPT = 1_000_000
 
 
 def load_index(path: str | os.PathLike) -> Index:

@@ -14,14 +14,19 @@ from export import folders
 from export.codes import read_rejects, read_shards
 from export.encode import encode_plan, inputs, streaming
 from export.encoder import load_encoder
-from export.index import check_replaceable, collection, load_index, store, write_collection
+from export.index import (
+    MOST_KEPT,
+    check_replaceable,
+    collection,
+    load_index,
+    store,
+    write_collection,
+)
 from export.index.scann import NUM_WORDS
 from export.kept import KINDS, row_bytes
 from hqc_tf import commands
 from hqc_tf.errors import UserError, counted
 
-# Up to so many images embeddings are kept where nothing is said.
-MOST_KEPT = 1_000_000
 # A warning says so where there are so many images to each distinct code.
 FEW_CODES = 4
 

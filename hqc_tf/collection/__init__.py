@@ -29,7 +29,7 @@ from export.encode import encode_plan, inputs
 from export.encode.update import aside_of, update_codes
 from export.encoder import load_encoder
 from export.gallery import draw_queries, make_gallery
-from export.index import collection, load_index, write_collection
+from export.index import MOST_KEPT, collection, load_index, write_collection
 from export.saved_model import export_encoder
 from hqc_tf import backbones, config, embed, files, workdir
 from hqc_tf.collection.choice import VIEWS, Choice, check_count, choose, find_weights
@@ -39,8 +39,6 @@ from hqc_tf.report import write_report
 from hqc_tf.train import train_and_evaluate
 
 PHOTOS, CHOICE = "photos.jsonl", "choice.json"
-# Embeddings are kept beside the codes of so many images at most.
-MOST_KEPT = 1_000_000
 _GALLERY, _REPORT = "neighbors.png", "report.html"
 
 
