@@ -7,6 +7,8 @@ Settings that are given go before those that it would choose. Most is gained by 
 (--backbone, --backbone_weights).
 """
 
+import shlex
+
 from absl import flags
 
 from hqc_tf import commands, config, evaluate
@@ -25,12 +27,17 @@ def main(sources: list[str]) -> None:
     given = {name: values[name].value for name in names}
     made = make_collection(sources[0], values.output, **given)
     evaluate.show(made.results)
-    index = made.folder / "index"
     photos = counted(made.num_images, "photo")
     print(f"{made.folder}: {photos} to search, {made.num_read} of them read now")
+    _show_commands(sources[0], made.folder)
+
+
+def _show_commands(source, folder):
+    """Prints the commands that come next, for a shell."""
+    source, album, index = map(shlex.quote, (source, str(folder), str(folder / "index")))
     print(f"search   python -m export.search --index={index} PHOTO.jpg")
-    print(f"look     python -m export.browse --index={index} --images={sources[0]}")
-    print(f"update   python -m hqc_tf.collection {sources[0]} --output={made.folder}")
+    print(f"look     python -m export.browse --index={index} --images={source}")
+    print(f"update   python -m hqc_tf.collection {source} --output={album}")
 
 
 if __name__ == "__main__":
