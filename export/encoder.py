@@ -44,9 +44,10 @@ class Encoder(NamedTuple):
         return self.module.signatures
 
     @property
-    def identity(self) -> dict[str, str]:
-        """The "fingerprint" and "path" that folders of codes and indexes keep."""
-        return {"fingerprint": self.manifest["fingerprint"], "path": str(self.path)}
+    def identity(self) -> dict[str, Any]:
+        """What folders of codes and indexes keep: "fingerprint", "path", and a "feature_width"."""
+        own = {"fingerprint": self.manifest["fingerprint"], "path": str(self.path)}
+        return own | ({"feature_width": self.feature_width} if self.feature_width else {})
 
     @property
     def feature_width(self) -> int:

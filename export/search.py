@@ -116,10 +116,16 @@ def search_embeddings(
     """As `search_files`, of the rows of a .npy file; row r has the name path:r.
 
     They are embeddings, [Q, M*D] float, or what the encoder that `load` gives makes embeddings of:
-    features [Q, E] of the network that it was trained on. UserError where they are neither.
+    features [Q, E] of the network that it was trained on. UserError where they are neither, or
+    could be both.
     """
     rows = map_array(path, f"--embeddings={path}", "name a .npy file of floats")
     width = index.codebooks.shape[0] * index.codebooks.shape[2]
+    if load and index.manifest["encoder"].get("feature_width") == width:
+        raise UserError(
+            f"--embeddings={path}: features and embeddings of index {index.path} both have {width} "
+            f"numbers; give features as --dataset=features:{path}, embeddings to Index.search"
+        )
     fits, encoder = rows.dtype.kind == "f" and rows.ndim == 2, None
     if fits and rows.shape[1] != width and load:
         encoder = load()

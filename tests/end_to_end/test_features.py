@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from export.encoder import encode_images, load_encoder
+from export.index import load_index
 from hqc_tf.data import catalog, features
 from hqc_tf.model import build_model
 from hqc_tf.train import train_and_evaluate
@@ -103,6 +104,8 @@ def test_index_and_search_take_features(encoder_path, matrix, tmp_path):
     output = f"--output={tmp_path}/index"
     made = f"--saved_model={encoder_path}", f"--dataset=features:{matrix}"
     assert "60 images" in run("export.index", *made, output)
+    width = load_index(tmp_path / "index").manifest["encoder"]["feature_width"]
+    assert width == 12
     asked = f"--index={tmp_path}/index", "--k=3"
     by_rows = run("export.search", *asked, f"--embeddings={matrix}").splitlines()
     by_data = run("export.search", *asked, f"--dataset=features:{matrix}").splitlines()

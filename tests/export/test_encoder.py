@@ -1,12 +1,13 @@
 """What the loaded encoder imports and reads; test_saved_model covers what it encodes."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from export.encoder import read_file
+from export.encoder import Encoder, read_file
 from hqc_tf.errors import UserError
 from tests.support import ROOT
 
@@ -21,6 +22,14 @@ def test_search_needs_neither_serving_nor_training():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_what_is_encoded_tells_the_width_of_features():
+    manifest = {"fingerprint": "abc", "settings": {"feature_width": 12}}
+    own = {"fingerprint": "abc", "path": "serving/1"}
+    encoder = Encoder(pathlib.Path("serving/1"), manifest, None, None)
+    assert encoder.identity == own | {"feature_width": 12}
+    assert encoder._replace(manifest={"fingerprint": "abc", "settings": {}}).identity == own
 
 
 @pytest.mark.parametrize("name", ["pipe", "/dev/zero"])

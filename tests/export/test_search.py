@@ -1,6 +1,7 @@
 """Queries of every kind find what the index finds, and answers are written atomically."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import sys
@@ -117,6 +118,19 @@ def test_features_are_offered_only_where_the_encoder_takes_some(index, encoder, 
     assert not encoder.feature_width
     with pytest.raises(UserError, match=r"needs floats \[Q, 6\]; embed the queries"):
         search.search_embeddings(index, tmp_path / "e.npy", 1, lambda: encoder)
+
+
+def test_features_as_wide_as_embeddings_are_not_guessed(index, embeddings, tmp_path):
+    path = tmp_path / "e.npy"
+    np.save(path, embeddings[:2])
+    own = index.manifest["encoder"] | {"feature_width": 6}
+    alike = dataclasses.replace(index, manifest=index.manifest | {"encoder": own})
+    with pytest.raises(UserError, match=rf"both have 6 numbers; .* --dataset=features:{path}, emb"):
+        search.search_embeddings(alike, path, 1, lambda: 1 / 0)
+    # Without an encoder they are embeddings, as are those of images.
+    for searched, load in [(alike, None), (index, lambda: 1 / 0)]:
+        found = [*search.search_embeddings(searched, path, 1, load)]
+        assert [answer["ids"] for answer in found] == index.search(embeddings[:2], 1)[0]
 
 
 def test_rerank_below_k_is_refused(index, embeddings):
