@@ -159,6 +159,18 @@ def test_commands_are_known():
     assert [line for line in other if line.arguments[0] not in known] == []
 
 
+@pytest.mark.parametrize("program", ["ablation", "label_free_choice"])
+def test_budgets_are_those_of_the_results(program):
+    def budget(words):
+        (found,) = (w for w in words if w.startswith("--budget="))
+        return [word for word in found.split() if not word.startswith("--data_dir=")]
+
+    (line,) = (line for line in LINES if line.module == f"benchmarks.{program}")
+    text = (ROOT / f"benchmarks/results/{program}.md").read_text()
+    (command,) = re.findall(rf"python -m benchmarks.{program} .*", text)
+    assert budget(line.arguments) == budget(shlex.split(command))
+
+
 def test_targets_of_make_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line in LINES:
