@@ -6,8 +6,10 @@ searched again with more candidates. Thousands of images with the same code woul
 candidates, which is why a proposer sees a code only once.
 """
 
+import concurrent.futures
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,6 +28,8 @@ MIN_CANDIDATES = 64
 RESCORED = 100
 # Codes whose near codes are looked for together, and how many of each at first.
 PAIRED, FIRST_NEAR = 2**14, 32
+# Candidates that a thread ranks at least.
+PART = 2**12
 
 
 class Found(NamedTuple):
@@ -188,10 +192,7 @@ class Index:
             The leaves searched may have fewer than R codes: distances are then infinite at the end.
         """
         codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
-        missing = np.isnan(lower_bounds)
-        codes[missing] = 0
-        distances = self._word_distances(embeddings, codes).sum(axis=0)
-        distances[missing] = np.inf
+        distances = self._exact_distances(embeddings, codes, lower_bounds)
         return codes, distances, lower_bounds[:, -1]
 
     def near_codes(self, radius: float) -> Iterator[np.ndarray]:
@@ -243,13 +244,11 @@ class Index:
         if len(embeddings) <= step:
             return self._nearest_in_chunk(embeddings, k, num_candidates, leaves)
         chunks = np.split(embeddings, range(step, len(embeddings), step))
-        parts = [self._nearest_in_chunk(chunk, k, num_candidates, leaves) for chunk in chunks]
-        return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        return _joined(self._nearest_in_chunk(c, k, num_candidates, leaves) for c in chunks)
 
     def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves) -> Found:
-        codes, distances, bounds = self.candidates(embeddings, num_candidates, leaves)
-        groups = self.grouped_rows, self.group_starts
-        found = Found(*ranking.expand(codes, distances, *groups, k))
+        codes, bounds = self.proposer.propose(embeddings, num_candidates, leaves)
+        found, bounds = self._ranked(embeddings, codes, bounds, k), bounds[:, -1]
         if leaves:
             unsettled, leaves = np.isinf(found.distances[:, -1]), None
         elif num_candidates == len(self.distinct_codes):
@@ -264,6 +263,30 @@ class Index:
             for mine, more in zip(found, again, strict=True):
                 mine[unsettled] = more
         return found
+
+    def _ranked(self, embeddings, codes, bounds, k) -> Found:
+        """The k nearest images of what was proposed, by all cores where there is enough of it."""
+
+        def rank(embeddings, codes, bounds):
+            distances = self._exact_distances(embeddings, codes, bounds)
+            return ranking.expand(codes, distances, self.grouped_rows, self.group_starts, k)
+
+        cores = len(os.sched_getaffinity(0))
+        # More parts than cores, since another process may hold one of these.
+        count = min(2 * cores, len(embeddings), codes.size // PART)
+        if cores == 1 or count < 2:
+            return Found(*rank(embeddings, codes, bounds))
+        parts = (np.array_split(array, count) for array in (embeddings, codes, bounds))
+        with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+            return _joined(pool.map(rank, *parts))
+
+    def _exact_distances(self, embeddings, codes, bounds):
+        """[Q, R] distances of what was proposed; where that is missing, infinity and code 0."""
+        missing = np.isnan(bounds)
+        codes[missing] = 0
+        distances = self._word_distances(embeddings, codes).sum(axis=0)
+        distances[missing] = np.inf
+        return distances
 
     def _queries_at_once(self, num_candidates):
         most = max(num_candidates * len(self.codebooks), self.codebooks.size)
@@ -308,3 +331,8 @@ class Index:
                 "finite: fix the input."
             )
         return embeddings
+
+
+def _joined(parts):
+    """`Found` of some queries after the other."""
+    return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))

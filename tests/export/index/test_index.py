@@ -34,8 +34,8 @@ def names(count):
     return [f"{row}.jpg" for row in range(count)]
 
 
-def write_and_load(path, codebooks, codes):
-    write_index(path, codebooks, codes, names(len(codes)), ENCODER)
+def write_and_load(path, codebooks, codes, **leaves):
+    write_index(path, codebooks, codes, names(len(codes)), ENCODER, **leaves)
     return load_index(path)
 
 
@@ -140,6 +140,21 @@ def test_chunks_of_queries_change_nothing(tmp_path, monkeypatch):
     np.testing.assert_array_equal(at_once.rows, chunked.rows)
     np.testing.assert_array_equal(at_once.rows[:20], one_by_one)
     assert at_once.distances.dtype == np.float32
+
+
+@pytest.mark.parametrize("leaves", [0, 20])
+def test_ranking_by_several_threads_changes_nothing(tmp_path, monkeypatch, leaves):
+    codebooks, codes, queries = random_set(8, 5000, num_queries=300)
+    index = write_and_load(tmp_path / "index", codebooks, codes, num_leaves=leaves)
+    monkeypatch.setattr(neighbors.os, "sched_getaffinity", lambda _: range(1))
+    # With leaves some of what ScaNN proposes is missing.
+    alone = index.rows(queries, 100, leaves_to_search=1 if leaves else None)
+    monkeypatch.setattr(neighbors, "PART", 1)
+    for cores in (2, 3):
+        monkeypatch.setattr(neighbors.os, "sched_getaffinity", lambda _, n=cores: range(n))
+        parted = index.rows(queries, 100, leaves_to_search=1 if leaves else None)
+        for one, other in zip(alone, parted, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_contents_survive_moving_the_folder(tmp_path):
@@ -497,6 +512,54 @@ def test_an_index_of_other_images_is_replaced_only_when_asked(tmp_path):
     assert said.startswith("error: append: not a flag; give --append (")
     said = command(f"--codes={tmp_path}/other", "--output=/", status=2)
     assert said.startswith("error: / is not an index") and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--recall=0.95"], "--recall=0.95: an index without leaves finds all; add --num_leaves"),
+        (["--recall=1.5"], "--recall=1.5: must be above 0 and at most 1"),
+        (["--leaves_to_search=5"], "--leaves_to_search=5: must be 1 to --num_leaves, 0"),
+        (["--num_leaves=5"], "--num_leaves=5: needs --kind=scann"),
+        (["--append", "--keep=float16"], "not as float16; encode it anew with --keep=float16"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_before_the_images_are_encoded(
+    encoder, index, photos, monkeypatch, given, message
+):
+    monkeypatch.setattr(index_command, "encode_plan", lambda *_: 1 / 0)
+    own = f"--saved_model={encoder.path}", f"--dataset=folder:{photos}", f"--output={index.path}"
+    assert message in command(*own, *given, "--replace", status=2)
+
+
+def test_codes_with_other_codebooks_are_not_appended(tmp_path):
+    codebooks, codes, _ = random_set(8, 20)
+    write_codes(tmp_path / "first", codebooks, codes[:9], names(9))
+    flipped = np.copy(codebooks)
+    flipped[0, 0, 0] += 1
+    write_codes(tmp_path / "second", flipped, codes[9:], names(20)[9:], "elsewhere")
+    output = f"--output={tmp_path}/index"
+    command(f"--codes={tmp_path}/first", output)
+    said = command(f"--codes={tmp_path}/second", output, "--append", status=2)
+    assert f"{tmp_path}/second: its codebooks are not those of index {tmp_path}/index" in said
+    assert load_index(tmp_path / "index").num_images == 9
+
+
+def test_an_index_whose_manifest_has_no_number_of_images_is_replaced(tmp_path):
+    codebooks, codes, _ = random_set(8, 20)
+    write_codes(tmp_path / "codes", codebooks, codes, names(20))
+    write_codes(tmp_path / "other", codebooks, codes, names(20), "elsewhere")
+    output = f"--output={tmp_path}/index"
+    command(f"--codes={tmp_path}/codes", output)
+    manifest = tmp_path / "index/manifest.json"
+    manifest.write_text(manifest.read_text().replace("num_images", "num_imagez"))
+    said = command(f"--codes={tmp_path}/other", output, status=2)
+    assert (
+        "has an unknown number of images of [{'input': 'here'}], not of {'input': 'elsewhere'}"
+        in said
+    )
+    assert "20 images" in command(f"--codes={tmp_path}/codes", output)
+    assert load_index(tmp_path / "index").num_images == 20
 
 
 @pytest.mark.long
