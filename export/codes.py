@@ -65,9 +65,9 @@ class Shards(NamedTuple):
 class _OnDisk(Sequence):
     """The shards of a folder, none of another folder that `export.encode --update` puts there."""
 
-    def __init__(self, folder, identity, paths, num_books, kept_bytes):
+    def __init__(self, folder, identity, paths, codebooks, kept_bytes):
         self._folder, self._identity, self._paths = folder, identity, paths
-        self._num_books, self._kept_bytes = num_books, kept_bytes
+        (self._num_books, self._num_words, _), self._kept_bytes = codebooks.shape, kept_bytes
 
     def __len__(self):
         return len(self._paths)
@@ -80,7 +80,13 @@ class _OnDisk(Sequence):
             # Once the file is open; where it is missing, this is why.
             if _identity(self._folder / MANIFEST) != self._identity:
                 raise UserError(f"{self._folder}: replaced while it was read; run this again")
-        return Shard(_rows_of(codes), ids, *map(_rows_of, embeddings))
+        words = _rows_of(codes)
+        if words.size and words.max() >= self._num_words:
+            raise UserError(
+                f"{self._paths[number]}: names word {words.max()}, but the codebooks have words 0 "
+                f"to {self._num_words - 1}, so it is damaged: {_AGAIN}"
+            )
+        return Shard(words, ids, *map(_rows_of, embeddings))
 
 
 def start(
@@ -193,7 +199,7 @@ def read_shards(folder: str | PathLike) -> Shards:
     paths = [_path(folder, "codes", number, count) for number in range(count)]
     keep, (num_books, _, word_dim) = _keep_of(manifest), codebooks.shape
     kept_bytes = kept.row_bytes(keep, num_books * word_dim)
-    shards = _OnDisk(folder, identity, paths, num_books, kept_bytes)
+    shards = _OnDisk(folder, identity, paths, codebooks, kept_bytes)
     return Shards(codebooks, manifest["encoder"], manifest["job"], keep, shards)
 
 

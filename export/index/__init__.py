@@ -121,8 +121,7 @@ def write_collection(
     """As `write_index`, of a `Collection`, which is read part by part; `locked`: `new_folder`'s."""
     path = pathlib.Path(path).resolve()
     _check_contents(codebooks, images, encoder)
-    kind = _checked_kind(kind, codebooks.shape[1], num_leaves, leaves_to_search)
-    _check_recall(recall, num_leaves, leaves_to_search)
+    kind = check_form(codebooks.shape[1], num_leaves, leaves_to_search, kind, recall)
     check_replaceable(path)
     leaves = num_leaves, leaves_to_search or -(-num_leaves // LEAVES_PER_SEARCHED)
     with folders.new_folder(path, locked) as folder:
@@ -154,8 +153,11 @@ def _check_contents(codebooks, images, encoder) -> None:
         raise ValueError(f"encoder is {encoder}, but must have fingerprint and path: add them.")
 
 
-def _checked_kind(kind, num_words, num_leaves, leaves_to_search) -> str:
-    """The kind of index to write; UserError where it does not fit the codebooks or the leaves."""
+def check_form(
+    num_words: int, num_leaves: int, leaves_to_search: int | None, kind: str, recall: float | None
+) -> str:
+    """The kind of index that `write_index` writes of K words; UserError where one does not fit."""
+    _check_recall(recall, num_leaves, leaves_to_search)
     kind = kind or ("scann" if num_words == NUM_WORDS else "scan")
     if kind == "scann" and num_words != NUM_WORDS:
         raise UserError(

@@ -8,6 +8,7 @@ import pathlib
 import sys
 import tempfile
 
+import numpy as np
 from absl import flags
 
 from export import folders
@@ -16,6 +17,7 @@ from export.encode import encode_plan, inputs, streaming
 from export.encoder import load_encoder
 from export.index import (
     MOST_KEPT,
+    check_form,
     check_replaceable,
     collection,
     load_index,
@@ -37,28 +39,32 @@ def _contents(values, folder):
     `folder` is empty and takes the codes of --dataset.
     """
     old = load_index(values.output) if values.append or values.remove else None
+    form = _form(values, old.manifest if old else {})
     images = old and collection.of_index(old)
     if values.remove:
         images = images.without(collection.read_ids(values.remove))
-    if values.codes or values.dataset:
-        if values.dataset:
-            _encode(values, old, folder)
-        shards = read_shards(values.codes or folder)
-        codebooks, encoder = shards.codebooks, shards.encoder
-        if values.codes:
-            _check_added(values, old, encoder["fingerprint"], shards.job)
-        added = collection.of_shards(shards.shards, shards.job, shards.keep)
-        keep = values.keep or _agreed(values, old, added)
-        added = added.keeping(keep, f"--codes={values.codes}")
-        kept = images and images.keeping(keep, f"--output={values.output}")
-        images = (kept + added if old else added).once(values.on_duplicate_id)
-    else:
-        codebooks, encoder = old.codebooks, old.manifest["encoder"]
-        images = images.keeping(values.keep or old.keep, f"--output={values.output}")
-    before = old.manifest if old else {}
-    kind = values.kind or before.get("kind", "")
+    if old and values.keep:
+        images = images.keeping(values.keep, f"--output={values.output}")
+    if not (values.codes or values.dataset):
+        return old.codebooks, images, old.manifest["encoder"], *form
+    check = functools.partial(_check_added, values, old, form)
+    if values.dataset:
+        _encode(values, old, folder, check)
+    shards = read_shards(values.codes or folder)
+    if values.codes:
+        check(shards.codebooks, shards.encoder["fingerprint"], shards.job)
+    added = collection.of_shards(shards.shards, shards.job, shards.keep)
+    keep = values.keep or _agreed(values, old, added)
+    added = added.keeping(keep, f"--codes={values.codes}")
+    kept = images and images.keeping(keep, f"--output={values.output}")
+    images = (kept + added if old else added).once(values.on_duplicate_id)
+    return shards.codebooks, images, shards.encoder, *form
+
+
+def _form(values, before):
+    """Leaves, how many are searched, kind, and the recall that chooses what is searched."""
     leaves, to_search, recall = _leaves(values, before)
-    return codebooks, images, encoder, leaves, to_search, kind, recall
+    return leaves, to_search, values.kind or before.get("kind", ""), recall
 
 
 def _leaves(values, before):
@@ -87,31 +93,50 @@ def _agreed(values, old, added):
     return "none"
 
 
-def _encode(values, old, folder):
+def _encode(values, old, folder, check):
     """Encodes --dataset into shards in `folder`; names what is left out."""
     keep = values.keep or (old.keep if old else "int8")
     encoder = load_encoder(values.saved_model)
     own = {"data_dir": values.data_dir, "id_prefix": values.id_prefix}
     plan = inputs.make_plan(values.dataset, folder, **own)._replace(keep=keep)
     # Before the long work.
-    _check_added(values, old, encoder.manifest["fingerprint"], plan.job)
+    check(encoder.codebooks, encoder.manifest["fingerprint"], plan.job)
     stop = functools.partial(streaming.encode_here, on_bad_image=values.on_bad_image)
     encode_plan(encoder, plan, folder, stop)
     streaming.name_rejects(read_rejects(folder))
 
 
-def _check_added(values, old, fingerprint, source):
-    """UserError where codes do not join the index `old`, or would replace one of another source."""
+def _check_added(values, old, form, codebooks, fingerprint, source):
+    """UserError where codes do not join the index `old`, or do not make one of this `form`."""
     if old:
-        old.check_encoder(fingerprint)
-        return
-    before = folders.read_manifest(values.output, store.FORMAT)
-    # A program that wrote its own arrays names none.
-    inputs = before and before.get("inputs")
-    if inputs and not values.replace and inputs != [source]:
+        _check_joins(values, old, codebooks, fingerprint)
+    elif not values.replace:
+        _check_replaced(values, source)
+    num_leaves, to_search, kind, recall = form
+    check_form(codebooks.shape[1], num_leaves, to_search, kind, recall)
+
+
+def _check_joins(values, old, codebooks, fingerprint):
+    old.check_encoder(fingerprint)
+    if not np.array_equal(codebooks, old.codebooks):
         raise UserError(
-            f"--output={values.output}: has {before['num_images']} images of {inputs}, not of "
-            f"{source}; give --append to add to them, --replace to lose them, or another --output"
+            f"{values.codes or values.saved_model}: its codebooks are not those of index "
+            f"{old.path}, but must be, as the encoder is the same: a file is damaged; restore a "
+            "copy, or write it anew"
+        )
+
+
+def _check_replaced(values, source):
+    """UserError where an index of another source would be lost."""
+    before = folders.read_manifest(values.output, store.FORMAT) or {}
+    # A program that wrote its own arrays names none.
+    inputs = before.get("inputs")
+    if inputs and inputs != [source]:
+        count = before.get("num_images", "an unknown number of")
+        raise UserError(
+            f"--output={values.output}: has {count} images "
+            f"of {inputs}, not of {source}; give --append to add to them, --replace to lose them, "
+            "or another --output"
         )
 
 
@@ -143,7 +168,8 @@ def main(_: list[str]) -> None:
     if manifest["recall"] is not None:
         leaves += f", {manifest['leaves_to_search']} searched for recall {manifest['recall']}"
     replaced = before and not values.remove
-    fewer = before["num_images"] - manifest["num_images"] if replaced else 0
+    # A damaged manifest that was replaced may lack the number.
+    fewer = before.get("num_images", 0) - manifest["num_images"] if replaced else 0
     images = counted(manifest["num_images"], "image")
     codes = counted(manifest["num_distinct_codes"], "distinct code")
     print(

@@ -22,7 +22,7 @@ from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
 
 NAMES = ["a.jpg", "", "new\nline", "é\U0001f600", "no \udcff utf-8\0"]
-CODEBOOKS = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+CODEBOOKS = np.arange(1536, dtype=np.float32).reshape(2, 256, 3)
 ENCODER = {"fingerprint": "abc", "path": "serving/hqc/1"}
 JOB = {"folder": "photos"}
 
@@ -160,6 +160,15 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
     write_shard(tmp_path, 2, 3, Shard(np.zeros([4, 3], np.uint8), shard(4).ids), [])
     with pytest.raises(UserError, match=r"'code fixed_size_binary\[3\]'.*must be .*binary\[2\]"):
         _ = read_shards(tmp_path).shards[2]
+
+
+def test_a_code_beyond_the_codebooks_is_of_a_damaged_shard(tmp_path):
+    codes.start(tmp_path, CODEBOOKS[:, :8], ENCODER, 2, JOB)
+    for number in range(2):
+        write_shard(tmp_path, number, 2, shard(4, number), [])
+    _, damaged = read_shards(tmp_path).shards[0], "codes-00001-of-00002.arrow"
+    with pytest.raises(UserError, match=f"{tmp_path}/{damaged}: names word 8, .* 0 to 7, .*run"):
+        _ = read_shards(tmp_path).shards[1]
 
 
 @pytest.mark.parametrize("num_shards", [3, 2])
