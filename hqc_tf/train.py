@@ -85,6 +85,7 @@ def train_and_evaluate(
     # Before waiting for the other processes, which may have ended for good.
     if results := _results_of_finished(settings, workdir):
         return results
+    inputs.check_outside(workdir, settings)
     start.check_longer(workdir, settings)
     strategy = distribute.make_strategy(settings.strategy, settings.tpu)
     distribute.check_batch(strategy, settings.batch_size)

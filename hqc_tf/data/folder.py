@@ -89,6 +89,34 @@ def match(pattern: str) -> Iterator[str]:
     _tell_left_out(pattern, left_out)
 
 
+def finds(source: str, is_folder: bool, path: str | os.PathLike) -> bool:
+    """Whether `walk` of a folder, or `match` of a pattern, would come upon a file at `path`.
+
+    Args:
+        source: folder (with `is_folder`) or pattern.
+        is_folder: whether `source` is a folder.
+        path: of a file that need not exist.
+    """
+    fixed = source if is_folder else fixed_part(source)
+    parts = ["**", "*"] if is_folder else [part for part in source[len(fixed) :].split("/") if part]
+    # Either name may have a link in it.
+    for place in (os.path.abspath, os.path.realpath):
+        root, names = place(fixed or "."), pathlib.Path(place(path))
+        if names.is_relative_to(root) and _fit(parts, names.relative_to(root).parts):
+            return True
+    return False
+
+
+def _fit(parts, names):
+    """Whether names one below the other match the parts of a pattern, hidden ones as in `match`."""
+    if not (parts and names):
+        return not names and set(parts) <= {"**"}
+    first, shown = parts[0], not _is_hidden(names[0]) or names[0][0] == parts[0][0]
+    if first == "**":
+        return _fit(parts[1:], names) or (shown and _fit(parts, names[1:]))
+    return shown and _fits(first)(names[0]) and _fit(parts[1:], names[1:])
+
+
 def fixed_part(pattern: str) -> str:
     """The folders of a pattern before its first wildcard, with a slash after each."""
     return pattern[: re.split(r"[*?\[]", pattern)[0].rfind("/") + 1]

@@ -1,6 +1,7 @@
 """What a run begins with: the files, which must be the same when it resumes, and the backbone."""
 
 import dataclasses
+import pathlib
 import stat
 
 import numpy as np
@@ -9,13 +10,16 @@ import tensorflow as tf
 from hqc_tf import backbones, config, files
 from hqc_tf.backbones import saved
 from hqc_tf.data import batches, catalog, features, pictures, screening
+from hqc_tf.data.folder import finds
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
-from hqc_tf.workdir import InputFile
+from hqc_tf.workdir import FLAGFILE, HELD_OUT_RUN, Folder, InputFile
 
 _SHOWN = 3
 # Images that show whether a network suits the data.
 _FEW = 8
+# A file of a run that is an image by its name.
+_PICTURE = f"{HELD_OUT_RUN}/sprite.png"
 
 
 def from_anywhere(settings: config.Config) -> config.Config:
@@ -26,6 +30,21 @@ def from_anywhere(settings: config.Config) -> config.Config:
         found["queries"] = catalog.absolute(settings.queries)
     found["dataset"] = catalog.absolute(settings.dataset)
     return dataclasses.replace(settings, **found, backbone=backbones.absolute(settings.backbone))
+
+
+def check_outside(workdir: Folder, settings: config.Config) -> None:
+    """Raises `UserError` where the files of a run would be among its own images or queries."""
+    found = [pathlib.Path(workdir, name) for name in ("", FLAGFILE, _PICTURE)]
+    for flag in ("dataset", "queries"):
+        source = catalog.parse(getattr(settings, flag))
+        is_folder = source.kind == "folder"
+        if source.is_files and any(finds(source.name, is_folder, path) for path in found):
+            begun = pathlib.Path(workdir, FLAGFILE).exists()
+            raise UserError(
+                f"--workdir={workdir}: lies in --{flag}={getattr(settings, flag)}, where the run's "
+                f"pictures would be images; {'move it' if begun else 'take a folder'} outside"
+                f"{', and name it there' if begun else ''}"
+            )
 
 
 def list_files(dataset: str) -> list[InputFile]:

@@ -115,6 +115,12 @@ def test_too_few_images_are_refused_before_the_workdir_is_claimed(settings, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_among_its_photos_is_refused_before_its_folder_is_made(quick_config, photos):
+    with pytest.raises(UserError, match="--workdir=.*run: lies in --dataset=folder:"):
+        train.train_and_evaluate(quick_config(dataset=f"folder:{photos}"), photos / "run")
+    assert not (photos / "run").exists()
+
+
 def test_queries_and_labels_are_read_before_training(settings, tmp_path):
     for name in ("queries", "labels"):
         wrong = dataclasses.replace(settings, **{name: f"features:{tmp_path}/none.npy"})

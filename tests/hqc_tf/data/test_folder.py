@@ -1,13 +1,14 @@
 """Folders and patterns of image files: their names, labels and roles."""
 
 import os
+import pathlib
 import subprocess
 
 import numpy as np
 import pytest
 
 from hqc_tf.data import catalog
-from hqc_tf.data.folder import match, walk
+from hqc_tf.data.folder import finds, match, walk
 from hqc_tf.errors import UserError
 from tests.support.pixels import encode, random_pixels, write_images
 
@@ -191,6 +192,37 @@ def test_a_pattern_is_as_deep_as_it_says(tmp_path, monkeypatch):
     }.items():  # fmt: skip
         found = [name.removeprefix("./") for name in match(pattern)]
         assert found == [names[row] for row in rows], pattern
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "expected"),
+    [
+        ("photos", "photos/run/x.png", True),
+        ("photos", "runs/x.png", False),
+        ("photos", "photos/.run/x.png", False),
+        ("link", "photos/run/x.png", True),
+        ("photos/*.png", "photos/run/x.png", False),
+        ("photos/**/*.PNG", "photos/a/run/x.png", True),
+        ("photos/**", "photos/run/x.txt", True),
+        ("photos/**/*.png", "photos/run/x.txt", False),
+        ("photos/*/.*/*", "photos/run/.a/x", True),
+        ("*/*/*.png", "photos/run/x.png", True),
+        ("*.png", "photos/x.png", False),
+    ],
+)
+def test_a_file_is_known_to_be_found_before_it_exists(
+    tmp_path, monkeypatch, source, path, expected
+):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("link").symlink_to("photos")
+    is_folder = "*" not in source
+    assert finds(source, is_folder, path) is expected
+    assert finds(source, is_folder, tmp_path / path) is expected
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+    found = walk(source) if is_folder else match(source)
+    assert any(name.endswith(file.name) for name in found) == expected
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from hqc_tf.config import Config
 from hqc_tf.errors import UserError
 from hqc_tf.training import inputs
 from hqc_tf.workdir import InputFile, read_files, write_files
@@ -79,3 +80,22 @@ def test_patterns_and_records_have_lists(folder):
         with pytest.raises(UserError, match="1 of another size"):
             inputs.check_files(dataset, before, rejected)
         (folder / "a/1.png").write_bytes(b"content of a/1.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("dataset", "folder:{}"), ("queries", "{}/**/*.png"), ("dataset", "tfrecord:{}/*")],
+)
+def test_a_run_among_its_own_images_is_refused(folder, name, source):
+    settings = Config(**{name: source.format(folder)})
+    inputs.check_outside(f"{folder}-runs", settings)
+    with pytest.raises(UserError) as error:
+        inputs.check_outside(folder / "run", settings)
+    assert str(error.value) == (
+        f"--workdir={folder}/run: lies in --{name}={source.format(folder)}, where the run's "
+        "pictures would be images; take a folder outside"
+    )
+    (folder / "run").mkdir()
+    (folder / "run/flags.txt").touch()
+    with pytest.raises(UserError, match="images; move it outside, and name it there$"):
+        inputs.check_outside(folder / "run", settings)
