@@ -6,10 +6,8 @@ searched again with more candidates. Thousands of images with the same code woul
 candidates, which is why a proposer sees a code only once.
 """
 
-import concurrent.futures
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -28,8 +26,8 @@ MIN_CANDIDATES = 64
 RESCORED = 100
 # Codes whose near codes are looked for together, and how many of each at first.
 PAIRED, FIRST_NEAR = 2**14, 32
-# Candidates that a thread ranks at least.
-PART = 2**12
+# Words of candidates that are looked up together, so that what this takes stays in the cache.
+RANKED = 2**16
 
 
 class Found(NamedTuple):
@@ -265,20 +263,18 @@ class Index:
         return found
 
     def _ranked(self, embeddings, codes, bounds, k) -> Found:
-        """The k nearest images of what was proposed, by all cores where there is enough of it."""
+        """The k nearest images of what was proposed, for some queries after the other."""
+        step = max(1, RANKED // (codes.shape[1] * len(self.codebooks)))
+        if len(codes) <= step:
+            return self._rank(embeddings, codes, bounds, k)
+        starts = range(step, len(codes), step)
+        parts = (np.split(array, starts) for array in (embeddings, codes, bounds))
+        return _joined(self._rank(*part, k) for part in zip(*parts, strict=True))
 
-        def rank(embeddings, codes, bounds):
-            distances = self._exact_distances(embeddings, codes, bounds)
-            return ranking.expand(codes, distances, self.grouped_rows, self.group_starts, k)
-
-        cores = len(os.sched_getaffinity(0))
-        # More parts than cores, since another process may hold one of these.
-        count = min(2 * cores, len(embeddings), codes.size // PART)
-        if cores == 1 or count < 2:
-            return Found(*rank(embeddings, codes, bounds))
-        parts = (np.array_split(array, count) for array in (embeddings, codes, bounds))
-        with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-            return _joined(pool.map(rank, *parts))
+    def _rank(self, embeddings, codes, bounds, k) -> Found:
+        distances = self._exact_distances(embeddings, codes, bounds)
+        groups = self.grouped_rows, self.group_starts
+        return Found(*ranking.expand(codes, distances, *groups, k))
 
     def _exact_distances(self, embeddings, codes, bounds):
         """[Q, R] distances of what was proposed; where that is missing, infinity and code 0."""
@@ -295,7 +291,7 @@ class Index:
     def _word_distances(self, embeddings, codes):
         """What each book adds to the distances of [Q, R] codes: [M, Q, R] float32."""
         tables = ranking.distance_tables(embeddings, self.codebooks)
-        return ranking.word_distances(tables, self.distinct_codes[codes])
+        return ranking.word_distances(tables, self.distinct_codes.take(codes, axis=0))
 
     def _checked_leaves(self, leaves) -> int | None:
         """How many leaves to search, None for all."""

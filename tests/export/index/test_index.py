@@ -143,18 +143,17 @@ def test_chunks_of_queries_change_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("leaves", [0, 20])
-def test_ranking_by_several_threads_changes_nothing(tmp_path, monkeypatch, leaves):
+def test_ranking_queries_after_each_other_changes_nothing(tmp_path, monkeypatch, leaves):
     codebooks, codes, queries = random_set(8, 5000, num_queries=300)
     index = write_and_load(tmp_path / "index", codebooks, codes, num_leaves=leaves)
-    monkeypatch.setattr(neighbors.os, "sched_getaffinity", lambda _: range(1))
-    # With leaves some of what ScaNN proposes is missing.
-    alone = index.rows(queries, 100, leaves_to_search=1 if leaves else None)
-    monkeypatch.setattr(neighbors, "PART", 1)
-    for cores in (2, 3):
-        monkeypatch.setattr(neighbors.os, "sched_getaffinity", lambda _, n=cores: range(n))
-        parted = index.rows(queries, 100, leaves_to_search=1 if leaves else None)
-        for one, other in zip(alone, parted, strict=True):
-            np.testing.assert_array_equal(one, other)
+    found = []
+    for words in (10**9, 7 * 8 * 250, 1):
+        monkeypatch.setattr(neighbors, "RANKED", words)
+        # With leaves some of what ScaNN proposes is missing.
+        found.append(index.rows(queries, 100, leaves_to_search=1 if leaves else None))
+    for parts in zip(*found, strict=True):
+        np.testing.assert_array_equal(parts[0], parts[1])
+        np.testing.assert_array_equal(parts[0], parts[2])
 
 
 def test_contents_survive_moving_the_folder(tmp_path):
