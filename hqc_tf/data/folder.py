@@ -76,7 +76,7 @@ def match(pattern: str) -> Iterator[str]:
     A suffix matches in any case. A link to a folder is followed where that folder is not found
     without it, so that each is entered once. Hidden names and those of a system's previews match
     only where the pattern gives their first character; a line on stderr says how many others there
-    are.
+    are. Names of folders on the way that cannot be read end with a slash.
     """
     if os.path.lexists(pattern):  # brackets may be part of a name
         yield pattern
@@ -85,7 +85,7 @@ def match(pattern: str) -> Iterator[str]:
     parts = [part for part in pattern[len(fixed) :].split("/") if part]
     left_out = collections.Counter()
     found = _search(fixed or ".", parts, left_out)
-    yield from sorted(fixed + name for name in found if name and not name.endswith("/"))
+    yield from sorted(fixed + name for name in found if name)
     _tell_left_out(pattern, left_out)
 
 
@@ -343,10 +343,11 @@ def read_files(
         is_folder: whether `source` is a folder.
         rejected: names that are left out.
     """
-    found = [name for name in names if (root / name).is_file()]
+    # What is rejected may be a name that pathlib cannot look at without an error.
+    found = [name for name in names if name in rejected or os.path.isfile(root / name)]  # noqa: PTH113
     ids = [name for name in found if name not in rejected]
     if not ids:
-        bad = f" ({len(found)} files that cannot be decoded)" if found else ""
+        bad = f" ({len(found)} names that cannot be read or decoded)" if found else ""
         raise UserError(
             f"folder:{root}: no image in it or below{bad}; put {', '.join(SUFFIXES)} files there"
             if is_folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hqc_tf.data import catalog
-from hqc_tf.data.folder import finds, match, walk
+from hqc_tf.data.folder import finds, match, read_files, walk
 from hqc_tf.errors import UserError
 from tests.support.pixels import encode, random_pixels, write_images
 
@@ -243,4 +243,12 @@ def test_a_folder_of_any_depth_is_walked(deep):
     unreadable, image = walk(deep)
     assert image == 1499 * "d/" + "x.jpg"
     assert unreadable.endswith("d/d/") and len(f"{deep}/{unreadable}") > 4000
-    assert [*match(f"{deep}/**/*.jpg")] == [f"{deep}/{image}"]
+    assert [*match(f"{deep}/**/*.jpg")] == [f"{deep}/{unreadable}", f"{deep}/{image}"]
+
+
+def test_what_is_rejected_is_not_looked_at(deep):
+    unreadable, image = walk(deep)
+    found = read_files(str(deep), deep, [unreadable, image], True, frozenset([unreadable]))
+    assert found.ids == [image]
+    with pytest.raises(UserError, match=r"in it or below \(1 names that cannot be read or decoded"):
+        read_files(str(deep), deep, [unreadable], True, frozenset([unreadable]))
