@@ -6,7 +6,9 @@
 import contextlib
 import io
 import pathlib
+import signal
 import socket
+import sys
 import tempfile
 
 import numpy as np
@@ -16,7 +18,7 @@ from absl import flags
 from export.encoder import load_encoder_of
 from export.index import load_index
 from hqc_tf import commands
-from hqc_tf.data import catalog
+from hqc_tf.data import catalog, decoding
 from hqc_tf.errors import UserError, counted
 
 LOOPBACK = "127.0.0.1", "localhost", "::1"
@@ -46,6 +48,7 @@ def _encode(values, index):
     if values.server:
         from export import client
 
+        decoding.raise_max_pixels(values.max_pixels)
         fingerprint = index.manifest["encoder"]["fingerprint"]
         served = client.connect(values.server, values.model, values.deadline)
         return queries.encode_at(served, fingerprint)
@@ -53,11 +56,33 @@ def _encode(values, index):
     index.check_encoder(encoder.manifest["fingerprint"])
     encode = queries.encode_with(encoder)
     if encode:
-        # The first call takes seconds.
-        file = io.BytesIO()
-        PIL.Image.fromarray(np.zeros([64, 64, 3], np.uint8)).save(file, "jpeg")
-        encode([file.getvalue()])
+        encode([_black()])
     return encode
+
+
+def _black():
+    """A small image file, for what takes seconds at its first call."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.zeros([64, 64, 3], np.uint8)).save(file, "jpeg")
+    return file.getvalue()
+
+
+def _end(number, _):
+    """Ends the process by an exception, so that what is temporary is removed."""
+    sys.exit(128 + number)
+
+
+def _tell(values, address, num_images, root):
+    host, port = address[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port}/ shows {counted(num_images, 'image')}")
+    if values.host not in LOOPBACK:
+        print(
+            f"--host={values.host}: whoever reaches this machine there sees all images in "
+            f"{pathlib.Path(root).resolve()} that are in the index; there is no login and no "
+            "encryption"
+        )
+    print("ready; Ctrl-C ends it", flush=True)
 
 
 def main(_: list[str]) -> None:
@@ -65,37 +90,26 @@ def main(_: list[str]) -> None:
     try:
         import uvicorn
 
-        from export.browse import app
+        from export.browse import app, pictures
         from export.browse.protocol import Protocol
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'hqc-tf[browse]'") from error
     root, index = _root(values.images), load_index(values.index)
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listen(values.host, values.port))
+        signal.signal(signal.SIGTERM, _end)
         cache = values.thumbnails or stack.enter_context(tempfile.TemporaryDirectory())
-        limits = app.Limits(values.most_megabytes * 2**20, values.deadline)
-        loopback = values.host in LOOPBACK
         made = app.make_app(
             index,
             _encode(values, index),
             root,
             cache,
             values.thumbnail_megabytes * 2**20,
-            limits,
-            (*LOOPBACK, "[::1]") if loopback else ("*",),
+            app.Limits(values.most_megabytes * 2**20, values.deadline),
+            (*LOOPBACK, "[::1]") if values.host in LOOPBACK else ("*",),
             values.duplicates,
         )
-        host, port = listening.getsockname()[:2]
-        print(
-            f"http://{f'[{host}]' if ':' in host else host}:{port}/ shows "
-            f"{counted(index.num_images, 'image')}"
-        )
-        if not loopback:
-            print(
-                f"--host={values.host}: whoever reaches this machine there sees all images in "
-                f"{pathlib.Path(root).resolve()} that are in the index; there is no login and no "
-                "encryption"
-            )
+        pictures.make_small("", _black())
         config = uvicorn.Config(
             made,
             http=Protocol,
@@ -106,7 +120,7 @@ def main(_: list[str]) -> None:
             limit_concurrency=app.MOST_CONNECTIONS,
             timeout_graceful_shutdown=5,
         )
-        print("ready; Ctrl-C ends it", flush=True)
+        _tell(values, listening.getsockname(), index.num_images, root)
         uvicorn.Server(config).run(sockets=[listening])
         # It ends by a signal alone, and asyncio may lose Ctrl-C at the very end.
         raise KeyboardInterrupt
@@ -130,6 +144,8 @@ if __name__ == "__main__":
         "empty: the encoder runs here",
     )
     flags.DEFINE_string("model", "hqc", "the encoder's name on --server")
+    text = "with --server: pixels of the largest file, which is made smaller before it is sent"
+    flags.DEFINE_integer("max_pixels", decoding.MAX_PIXELS, text, upper_bound=decoding.MOST_PIXELS)
     flags.DEFINE_float("deadline", 30, "seconds for a request to arrive, and for its answer", 0.1)
     flags.DEFINE_integer("most_megabytes", 32, "MiB of an image that is sent", 1, 286)
     flags.DEFINE_string("thumbnails", "", "folder to keep small pictures in; empty: until it ends")

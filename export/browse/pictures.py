@@ -104,7 +104,7 @@ class Thumbnails:
             try:
                 jpeg = path.read_bytes()
             except OSError:
-                jpeg = _small(name, file.read())
+                jpeg = make_small(name, file.read())
                 self._keep(path, jpeg)
         with self._lock:
             if path.name in self._sizes:
@@ -133,12 +133,11 @@ class Thumbnails:
             (self._cache / oldest).unlink(missing_ok=True)
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-def _decode(contents):
-    return decoding.decode_image(contents)
+def make_small(name: str, contents: bytes) -> bytes:
+    """A small JPEG of an image file; `Missing`, with its name, where it cannot be decoded.
 
-
-def _small(name, contents):
+    The first call takes seconds.
+    """
     try:
         picture = PIL.Image.fromarray(_decode(decoding.readable(contents)).numpy())
     except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
@@ -149,3 +148,8 @@ def _small(name, contents):
     file = io.BytesIO()
     picture.save(file, "jpeg", quality=QUALITY)
     return file.getvalue()
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _decode(contents):
+    return decoding.decode_image(contents)

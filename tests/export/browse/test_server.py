@@ -2,13 +2,17 @@
 
 import contextlib
 import json
+import signal
 import socket
 import threading
 import urllib.parse
 import urllib.request
 
 import pytest
+import uvicorn
 
+from export.browse import pictures
+from hqc_tf.data import decoding
 from tests.support import commands
 
 # Ends the head of a request.
@@ -104,3 +108,40 @@ def test_flags_that_do_not_fit_are_refused(browsed, collection, flag, message):
         done = commands.run("export.browse", *asked)
     assert done.status == 2
     assert message in done.stderr
+
+
+@pytest.fixture
+def run_until(browsed, collection, monkeypatch):
+    """Runs the command in this process, with what is done in place of serving."""
+    # Its logging would close that of the tests.
+    monkeypatch.setattr(uvicorn, "Config", lambda *_, **__: None)
+
+    def run(served, *asked):
+        monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: served())
+        own = f"--index={browsed.path}", f"--images=folder:{collection}", "--port=0"
+        return commands.run("export.browse", *own, "--server=localhost:1", *asked)
+
+    return run
+
+
+def test_a_picture_is_made_before_the_page_is_ready(run_until, monkeypatch):
+    done, made = [], pictures.make_small
+    monkeypatch.setattr(pictures, "make_small", lambda *file: done.append("small") or made(*file))
+    monkeypatch.setattr(decoding, "raise_max_pixels", done.append)
+    run_until(lambda: done.append("serves"), "--max_pixels=200000000")
+    # Files that are sent are made smaller here, not at the server.
+    assert done == [200_000_000, "small", "serves"]
+
+
+def test_a_signal_removes_the_temporary_pictures(run_until, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = []
+
+    def end():
+        found.extend(tmp_path.iterdir())
+        assert callable(signal.getsignal(signal.SIGTERM))
+        signal.raise_signal(signal.SIGTERM)
+
+    done = run_until(end)
+    assert (done.status, done.stderr) == (143, "")
+    assert [path.exists() for path in found] == [False]
