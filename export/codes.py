@@ -31,7 +31,7 @@ from export.arrays import (
     write_batches,
     write_ids,
 )
-from export.folders import MANIFEST, read_manifest, write_manifest, write_shared
+from export.folders import MANIFEST, read_manifest, restore, write_manifest, write_shared
 from hqc_tf import files
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
@@ -134,6 +134,7 @@ def is_begun(folder: str | PathLike, job: dict[str, Any] | None = None) -> bool:
 
     UserError where the folder has codes of another format version.
     """
+    restore(folder)
     found = _find_manifest(folder)
     return found is not None and (job is None or found.get("job") == job)
 
@@ -180,6 +181,7 @@ def read_shards(folder: str | PathLike) -> Shards:
     is another by now.
     """
     folder = pathlib.Path(folder).absolute()
+    restore(folder)
     identity, manifest = _identity(folder / MANIFEST), _manifest(folder)
     count = manifest["num_shards"]
     existing = {path.name for path in folder.glob("codes-*")}

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any, BinaryIO
 
 from hqc_tf import files
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, naming_damage
 
 MANIFEST = "manifest.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -25,13 +25,21 @@ def write_manifest(folder: str | PathLike, kind: str, contents: dict[str, Any]) 
     write_shared(pathlib.Path(folder, MANIFEST), lambda file: file.write(text.encode()))
 
 
-def read_manifest(folder: str | PathLike, kind: str) -> dict[str, Any] | None:
-    """The manifest of `folder`, or None where it has none of this `kind`."""
-    try:
-        manifest = json.loads(pathlib.Path(folder, MANIFEST).read_text())
-        return manifest if manifest["format"] == kind else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+def read_manifest(
+    folder: str | PathLike, kind: str, name: str | PathLike = ""
+) -> dict[str, Any] | None:
+    """The manifest of `folder`, or None where it has none of this `kind`.
+
+    UserError, which calls the folder `name` if given, where there is one that cannot be read.
+    """
+    fix = f"restore a copy, or remove {name or folder} and write it anew"
+    with naming_damage(pathlib.Path(name or folder, MANIFEST), fix):
+        try:
+            text = pathlib.Path(folder, MANIFEST).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        manifest = json.loads(text)
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == kind else None
 
 
 def write_shared(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
@@ -78,7 +86,7 @@ def check_movable(path: str | PathLike) -> None:
 
 def replace(aside: pathlib.Path, path: pathlib.Path) -> None:
     """Moves a folder to `path`, at every instant of which the old or the new one is there."""
-    for written in [*aside.iterdir(), aside]:
+    for written in [*aside.rglob("*"), aside]:
         files.sync(written)
     _move(aside, path)
     files.sync(path.parent)
@@ -95,7 +103,33 @@ def sole_writer(path: str | PathLike) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"{path}: another process is writing it; wait until it has ended"
     with files.sole_holder(path.with_name(f".{path.name}.lock"), refusal):
+        _clear_old(path)
         yield
+
+
+def restore(path: str | PathLike) -> None:
+    """Moves a folder back that is missing because its writer was killed between two moves."""
+    # A writer that is at work moves the new one there; what cannot be looked up has its own error.
+    with contextlib.suppress(OSError, RuntimeError, UserError):
+        path = pathlib.Path(path).resolve()
+        if not path.exists() and _old_of(path).exists():
+            with sole_writer(path):
+                pass
+
+
+def _old_of(path):
+    """Where a folder is moved for the new one on file systems that cannot exchange them."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _clear_old(path):
+    """Moves back, or removes, what a writer that was killed has moved away."""
+    if not (old := _old_of(path)).exists():
+        return
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(path)
 
 
 def _move(aside, path):
@@ -108,8 +142,7 @@ def _move(aside, path):
         # Network and older file systems cannot exchange; between the two moves `path` is missing.
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = _old_of(path)
         path.rename(old)
         aside.rename(path)
         shutil.rmtree(old, ignore_errors=True)

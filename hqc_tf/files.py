@@ -39,6 +39,16 @@ def check_folder_name(path: str | os.PathLike, flag: str = "") -> None:
         raise UserError(f"{flag}{name}: a folder's name must be UTF-8; rename it, or take another")
 
 
+def check_parent(path: str | os.PathLike, flag: str = "") -> None:
+    """Raises `UserError` where a file cannot be written at `path`, for want of a folder.
+
+    `flag`, such as "--output=", is how the user gave the name.
+    """
+    folder = pathlib.Path(path).parent
+    if not folder.is_dir():
+        raise UserError(f"{flag}{path}: there is no folder {folder}; make it")
+
+
 def is_utf8(name: str) -> bool:
     """Whether a name is UTF-8; Python holds other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
@@ -57,11 +67,12 @@ def sole_holder(lock: pathlib.Path, refusal: str) -> Iterator[None]:
 
     On a file system without locks every process holds it.
     """
-    with lock.open("w") as file:
+    # Another process may hold it, and what it has written there stays.
+    with lock.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have removed the file after it was opened.
-            held = lock.exists() and lock.stat().st_ino == os.fstat(file.fileno()).st_ino
+            held = _is_at(file, lock)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
                 raise
@@ -71,7 +82,17 @@ def sole_holder(lock: pathlib.Path, refusal: str) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            # Where the holder has moved it, the next one's may be there.
+            if _is_at(file, lock):
+                lock.unlink(missing_ok=True)
+
+
+def _is_at(file, path):
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def write_atomically(
@@ -79,19 +100,19 @@ def write_atomically(
 ) -> None:
     """Writes a file by `write`, on the disk before this returns; until then the old one stays.
 
-    `aside`, by default .NAME.partial, is written first; a killed process leaves it there.
+    `aside`, by default .NAME.partial, is written first; a killed process leaves it there. UserError
+    where another process is writing the same.
     """
     if not path.name or path.is_dir():
         raise UserError(f"{str(path)!r}: a folder, not a file to write; name a file")
     aside = aside or path.with_name(f".{path.name}.partial")
-    try:
+    refusal = f"{path}: another process is writing it; wait until it has ended, or name another"
+    with sole_holder(aside, refusal):
         with aside.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

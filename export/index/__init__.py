@@ -36,13 +36,16 @@ def load_index(path: str | os.PathLike) -> Index:
             file of it is damaged; the file is named.
     """
     path = pathlib.Path(path)
+    folders.restore(path)
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"{path} is not a folder: write an index with python -m export.index."
             ) from error
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; make it readable") from error
         # A newer index may replace this one meanwhile, and this one be removed.
         try:
             return store.read_files(path, pathlib.Path(f"/proc/self/fd/{descriptor}"))

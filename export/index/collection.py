@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -176,11 +177,11 @@ def read_ids(path: str, flag: str = "--remove") -> list[str]:
 def _id_of_line(file, line):
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: {error}; write an id as JSON on each line") from error
     name = found.get("id") if isinstance(found, dict) else found
     if not isinstance(name, str):
-        raise UserError(f'{file}: {found!r}: not an id; write "ID" or {{"id": "ID"}}')
+        raise UserError(f'{file}: {reprlib.repr(found)}: not an id; write "ID" or {{"id": "ID"}}')
     return name
 
 

@@ -238,7 +238,7 @@ class Index:
 
     def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
         num_candidates = min(num_candidates, len(self.distinct_codes))
-        step = self._queries_at_once(num_candidates)
+        step = self._queries_at_once(num_candidates, k)
         if len(embeddings) <= step:
             return self._nearest_in_chunk(embeddings, k, num_candidates, leaves)
         chunks = np.split(embeddings, range(step, len(embeddings), step))
@@ -284,8 +284,9 @@ class Index:
         distances[missing] = np.inf
         return distances
 
-    def _queries_at_once(self, num_candidates):
-        most = max(num_candidates * len(self.codebooks), self.codebooks.size)
+    def _queries_at_once(self, num_candidates, k=0):
+        # An image found takes as much as some words of candidates.
+        most = max(num_candidates * len(self.codebooks), self.codebooks.size, 8 * k)
         return max(1, retrieval.CHUNK_ELEMENTS // most)
 
     def _word_distances(self, embeddings, codes):

@@ -27,7 +27,8 @@ def rescore(
     distances = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        values = kept.unpack(kept_rows[rows[part].ravel()], keep).reshape(-1, count, width)
+        own = rows[part]
+        values = kept.unpack(kept_rows[own.ravel()], keep).reshape(len(own), count, width)
         distances[part] = np.square(values - embeddings[part, None]).sum(-1)
     places = np.lexsort((rows, distances), axis=1)[:, :k]
     return places, np.take_along_axis(distances, places, 1)

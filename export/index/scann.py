@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from export.arrays import write_array
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, counted
 
 NUM_WORDS = 16  # ScaNN's fast tables have four bits
 # Of a program that loads the folder by ScaNN alone and does not say.
@@ -71,12 +71,16 @@ def write(
         final_path: where the folder will be; ScaNN's list of files has absolute paths.
         codebooks: [M, 16, D] float32.
         codes: [U, M] uint8, distinct.
-        num_leaves: 0 for a search through all codes; UserError where it is more than U.
+        num_leaves: 0 for a search through all codes; UserError where it is more than U, or U is 1.
         leaves_to_search: by a query that does not say.
     """
-    if num_leaves > len(codes):
+    # Of a single code ScaNN makes no tree.
+    most = len(codes) if len(codes) > 1 else 0
+    if num_leaves > most:
+        are = "is" if len(codes) == 1 else "are"
         raise UserError(
-            f"--num_leaves={num_leaves}: there are only {len(codes)} distinct codes; lower it"
+            f"--num_leaves={num_leaves}: there {are} only {counted(len(codes), 'distinct code')}; "
+            f"lower it, such as --num_leaves={most}"
         )
     if num_leaves:
         tree = train_tree(codebooks, codes, num_leaves)

@@ -106,7 +106,7 @@ def read_files(path: pathlib.Path, folder: pathlib.Path) -> Index:
 
 def found_manifest(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
     """The manifest in `folder`, which the user calls `path`; UserError where it has none."""
-    if manifest := read_manifest(folder, FORMAT):
+    if manifest := read_manifest(folder, FORMAT, path):
         return manifest
     raise UserError(
         f"{path} is not an index, it has no {MANIFEST} of one: name a folder that "

@@ -72,6 +72,56 @@ def test_failure_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.fixture
+def no_exchange(monkeypatch):
+    """A file system that cannot exchange folders."""
+
+    def refuse(*_):
+        raise OSError(errno.EINVAL, "no exchange")
+
+    monkeypatch.setattr(folders, "_exchange", refuse)
+
+
+@pytest.mark.usefixtures("no_exchange")
+@pytest.mark.parametrize("restore", [folders.restore, lambda path: write(path, "new")])
+def test_killed_between_two_moves_the_old_folder_is_back(tmp_path, monkeypatch, restore):
+    path, rename = tmp_path / "folder", pathlib.Path.rename
+    write(path, "old")
+
+    def killed(one, other):
+        if other == path:
+            raise KeyboardInterrupt
+        return rename(one, other)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pathlib.Path, "rename", killed)
+        write(path, "half")
+    assert not path.exists()
+    restore(path)
+    assert contents(path) in (["old", "old"], ["new", "new"])
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_killed_after_two_moves_the_old_folder_is_removed(tmp_path):
+    write(tmp_path / "folder", "new")
+    (tmp_path / ".folder.old").mkdir()
+    (tmp_path / ".folder.old/one").touch()
+    folders.restore(tmp_path / "folder")
+    with folders.sole_writer(tmp_path / "folder"):
+        assert contents(tmp_path / "folder") == ["new", "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_every_file_below_is_on_the_disk_before_the_folder_appears(tmp_path, monkeypatch):
+    synced, sync = [], folders.files.sync
+    monkeypatch.setattr(folders.files, "sync", lambda path: synced.append(path) or sync(path))
+    with folders.new_folder(tmp_path / "folder") as aside:
+        (aside / "variables").mkdir()
+        (aside / "variables/data").touch()
+    assert {aside / "variables/data", aside / "variables", aside, tmp_path} == {*synced}
+
+
 def test_second_writer_is_refused(tmp_path):
     path = tmp_path / "folder"
     with folders.new_folder(path) as folder:

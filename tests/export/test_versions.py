@@ -66,6 +66,16 @@ def test_manifests_are_read_by_their_kind(tmp_path):
     folders.write_manifest(tmp_path, "kind", {"bits": 8})
     assert folders.read_manifest(tmp_path, "kind") == {"format": "kind", "bits": 8}
     assert folders.read_manifest(tmp_path, "other") is None
-    for text in ["", "[]", "{", "{}"]:
+    for text in ["[]", "{}"]:
         (tmp_path / "manifest.json").write_text(text)
         assert folders.read_manifest(tmp_path, "kind") is None
+    for text in ["", "{", "[" * 100_000, "\udcff"]:
+        (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")
+        with pytest.raises(UserError, match="index/manifest.json: cannot be read .*; restore a c"):
+            folders.read_manifest(tmp_path, "kind", "index")
+
+
+def test_a_manifest_that_may_not_be_read_is_not_missing(tmp_path):
+    (tmp_path / "manifest.json").symlink_to("manifest.json")
+    with pytest.raises(UserError, match="manifest.json: cannot be read .*symbolic links"):
+        folders.read_manifest(tmp_path, "kind")

@@ -44,6 +44,30 @@ def test_a_hidden_file_of_a_user_stays(tmp_path):
     assert (tmp_path / ".labels.csv").read_text() == "own"
 
 
+def test_a_file_that_another_command_is_writing_is_refused(tmp_path):
+    path = tmp_path / "found.jsonl"
+    (tmp_path / ".found.jsonl.partial").write_text("left by a killed process")
+
+    def write(file):
+        file.write(b"first ")
+        file.flush()
+        with pytest.raises(UserError, match=f"{path}: another process is writing it; wait until"):
+            files.write_atomically(path, lambda other: other.write(b"second"))
+        file.write(b"half")
+
+    files.write_atomically(path, write)
+    assert path.read_bytes() == b"first half"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_the_next_writer_has_begun_is_left_to_it(tmp_path):
+    path, lock = tmp_path / "found.jsonl", tmp_path / ".found.jsonl.partial"
+    with files.sole_holder(lock, "held"):
+        lock.replace(path)
+        lock.write_text("the next one's")
+    assert lock.read_text() == "the next one's"
+
+
 @pytest.mark.parametrize("path", ["/", "", "."])
 def test_a_folder_as_the_file_to_write_is_refused(path):
     with pytest.raises(UserError, match="a folder, not a file to write; name a file"):

@@ -135,6 +135,20 @@ def test_ids_that_are_not_there_are_refused():
         images.without(ids_of(images))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "ids.jsonl: maximum recursion depth .*; write an id as JSON on each line"),
+        (f'["{"a" * 5000}"]', r"ids.jsonl: \['a+\.\.\.a+'\]: not an id; write \"ID\""),
+    ],
+)
+def test_a_line_that_is_no_id_is_one_short_line(tmp_path, line, message):
+    (tmp_path / "ids.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=message) as raised:
+        collection.read_ids(str(tmp_path / "ids.jsonl"))
+    assert len(str(raised.value)) < 300
+
+
 def test_read_ids(tmp_path):
     file = tmp_path / "ids.txt"
     file.write_bytes(b"a/1.jpg\nb\xff.png\r\n\n c \n")

@@ -156,6 +156,22 @@ def test_ranking_queries_after_each_other_changes_nothing(tmp_path, monkeypatch,
         np.testing.assert_array_equal(parts[0], parts[2])
 
 
+def test_queries_at_once_are_fewer_where_each_finds_many(tmp_path, monkeypatch):
+    """Of few distinct codes, k is what takes the memory."""
+    codebooks, codes, queries = random_set(4, 3)
+    codes = codes[np.arange(900) % 3]
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    sizes, rank = [], neighbors.Index._nearest_in_chunk
+    monkeypatch.setattr(neighbors.retrieval, "CHUNK_ELEMENTS", 2 * 8 * 900)
+    monkeypatch.setattr(
+        neighbors.Index,
+        "_nearest_in_chunk",
+        lambda *own: sizes.append(len(own[1])) or rank(*own),
+    )
+    assert_equals_full_scan(index, codebooks, codes, queries, 900)
+    assert sizes == [2, 2, 2]
+
+
 def test_contents_survive_moving_the_folder(tmp_path):
     codebooks, codes, queries = random_set(8, 300)
     ids = [f"photos/{row % 40}\n\u00e4\U0001f600\udcff\0" for row in range(299)] + [""]
@@ -229,13 +245,14 @@ def test_index_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"format": "another"}', "[1]", "{"])
 def test_foreign_folder_is_left_alone(tmp_path, manifest):
+    message = "manifest.json: cannot be read" if manifest == "{" else f"{tmp_path} is not an index"
     codebooks, codes, _ = random_set(2, 5)
     (tmp_path / "photo.jpg").write_bytes(b"precious")
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(ValueError, match=f"{tmp_path} is not an index"):
+    with pytest.raises(ValueError, match=message):
         write_index(tmp_path, codebooks, codes, names(5), ENCODER)
-    with pytest.raises(ValueError, match=f"{tmp_path} is not an index"):
+    with pytest.raises(ValueError, match=message):
         load_index(tmp_path)
     assert (tmp_path / "photo.jpg").read_bytes() == b"precious"
 
@@ -298,6 +315,20 @@ def test_load_refuses_another_format(tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 9}))
     with pytest.raises(ValueError, match="format version 9, but this program reads 4"):
         load_index(path)
+
+
+def test_an_index_that_may_not_be_read_is_said_to_be_there(tmp_path):
+    (tmp_path / "index").symlink_to("index")
+    with pytest.raises(ValueError, match="/index: Too many levels of symbolic links; make it read"):
+        load_index(tmp_path / "index")
+
+
+def test_an_index_that_a_killed_writer_had_moved_away_is_loaded(tmp_path):
+    codebooks, codes, _ = random_set(2, 300)
+    write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER)
+    (tmp_path / "index").rename(tmp_path / ".index.old")
+    assert load_index(tmp_path / "index").num_images == 300
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
 def test_an_index_of_the_format_before_is_read(tmp_path):

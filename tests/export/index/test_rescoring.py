@@ -81,6 +81,12 @@ def test_a_filter_is_kept_to_and_more_than_there_is_is_all(tmp_path):
     assert sorted(found[0]) == sorted(ids)
 
 
+def test_a_filter_that_lets_nothing_through_finds_nothing(tmp_path):
+    index, embeddings, _ = written(tmp_path / "index")
+    ids, distances = index.search(embeddings[:2], 3, within=set(), rescore=100)
+    assert ids == [[], []] and distances.shape == (2, 0)
+
+
 def test_without_embeddings_it_is_refused(tmp_path):
     codebooks, codes, embeddings, ids = collapsed()
     write_index(tmp_path / "index", codebooks, codes, ids, ENCODER)

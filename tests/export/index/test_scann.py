@@ -11,6 +11,7 @@ from tests.export.index.test_index import (
     names,
     random_set,
 )
+from tests.support import commands
 
 
 def clustered_set(num_images=20_000, num_queries=50):
@@ -129,7 +130,10 @@ def test_a_recall_chooses_the_leaves(tmp_path, keeps):
             {"num_leaves": 4, "recall": 0.5, "leaves_to_search": 2},
             "--recall=0.5: chooses --leaves_to_search, 2; give one of them",
         ),
-        ({"num_leaves": 10**6}, "--num_leaves=1000000: there are only .* distinct codes; lower it"),
+        (
+            {"num_leaves": 10**6},
+            "--num_leaves=1000000: there are only .* distinct codes; lower it, such as ",
+        ),
         ({"leaves_to_search": 3}, r"--leaves_to_search=3: must be 1 to --num_leaves, 0"),
         ({"num_leaves": 4, "leaves_to_search": 5}, "--leaves_to_search=5: must be 1 to"),
     ],
@@ -139,6 +143,21 @@ def test_impossible_leaves_are_refused(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         write_index(tmp_path / "index", codebooks, codes, names(300), ENCODER, **given)
     assert not list(tmp_path.iterdir())
+
+
+def test_too_few_codes_for_leaves_name_the_flag(tmp_path):
+    codebooks, codes, _ = random_set(4, 60)
+    path = tmp_path / "index"
+    write_index(path, codebooks, codes, names(60), ENCODER, num_leaves=20)
+    (tmp_path / "gone").write_text("\n".join(names(60)[10:]))
+    remove = f"--output={path}", f"--remove={tmp_path}/gone"
+    done = commands.run("export.index", *remove)
+    assert done.status == 2 and "are only 10 distinct codes; lower it, such as --num_leaves=10" in (
+        done.stderr
+    )
+    assert commands.run("export.index", *remove, "--num_leaves=10").status == 0
+    with pytest.raises(ValueError, match="=1: there is only 1 distinct code; .* --num_leaves=0$"):
+        write_index(tmp_path / "one", codebooks, codes[:1], names(1), ENCODER, num_leaves=1)
 
 
 def test_other_numbers_of_words_have_no_leaves(tmp_path):
