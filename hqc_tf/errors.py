@@ -3,11 +3,19 @@
 import contextlib
 import errno
 import os
+import struct
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 # What Python raises on files whose bytes are not those that were written.
-_DAMAGE = OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError
+_DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
+    EOFError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+# Of an error's text; Keras' may have the whole network in it.
+_REASON_CHARACTERS = 300
 # The system's words for a full disk, an exceeded quota and a file that is too large.
 _FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -27,7 +35,10 @@ def naming_damage(path: str | os.PathLike, fix: str) -> Iterator[None]:
     except UserError:
         raise
     except (*_DAMAGE, *_tensorflow_errors()) as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); {fix}") from error
+        reason = _first_line(error)
+        if len(reason) > _REASON_CHARACTERS:
+            reason = f"{reason[:_REASON_CHARACTERS]}..."
+        raise UserError(f"{path}: cannot be read ({reason}); {fix}") from error
 
 
 @contextlib.contextmanager

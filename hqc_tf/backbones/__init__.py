@@ -114,6 +114,8 @@ def freeze(backbone: tf.keras.Model, trained: str) -> None:
         raise UserError(
             f"--train_backbone={trained}: give all, none, or last:N, N from 1 to {len(layers_of)}"
         )
+    # A file of Keras keeps which of its layers were frozen.
+    backbone.trainable = count > 0
     for layer in layers_of[: len(layers_of) - count]:
         layer.trainable = False
 

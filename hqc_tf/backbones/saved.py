@@ -5,10 +5,13 @@ be trained on; a SavedModel stays as it is, since what its layers are is not sav
 """
 
 import hashlib
+import json
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import tensorflow as tf
 
@@ -216,7 +219,21 @@ def _describe(name, signature):
     return f"{name} from {listed(given)} to {listed(result)}"
 
 
+def _refuse_another_keras(path):
+    """UserError for a file of Keras 3, whose networks Keras 2 does not know."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            version = json.loads(file.read("metadata.json"))["keras_version"]
+    else:
+        with h5py.File(path) as file:
+            version = file.attrs.get("keras_version", "")
+    if str(version).startswith("3"):
+        fix = "export it there as a SavedModel, model.export(FOLDER), and name that folder"
+        raise UserError(f"--backbone={PREFIX}{path}: of Keras {version}, not of Keras 2; {fix}")
+
+
 def _load_keras(path, size):
+    _refuse_another_keras(path)
     network = tf.keras.models.load_model(path, compile=False)
     inputs, outputs = (getattr(network, name, None) for name in ("inputs", "outputs"))
     fits = inputs and outputs and len(inputs) == len(outputs) == 1

@@ -32,6 +32,12 @@ def test_damage_found_by_tensorflow_is_named():
         raise tf.errors.DataLossError(None, None, "{{node x}} bad magic\nmore")
 
 
+def test_a_long_reason_is_cut():
+    with pytest.raises(UserError) as caught, naming_damage("net", "restore a copy"):
+        raise ValueError(1000 * "x")
+    assert str(caught.value) == f"net: cannot be read ({300 * 'x'}...); restore a copy"
+
+
 def test_another_error_passes():
     with pytest.raises(KeyboardInterrupt), naming_damage("a.pb", "restore it"):
         raise KeyboardInterrupt

@@ -1,10 +1,13 @@
 """Networks that somebody saved: their values, what is refused, and the way to a served encoder."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import shutil
+import zipfile
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -82,6 +85,18 @@ def test_only_a_file_of_keras_trains(kept):
         freeze(frozen, "all")
 
 
+def test_layers_that_were_saved_frozen_train(tmp_path):
+    inner = tf.keras.Sequential([layers.Conv2D(4, 3, input_shape=[SIZE, SIZE, 3])])
+    inner.trainable = False
+    image = layers.Input([SIZE, SIZE, 3])
+    x = layers.GlobalAveragePooling2D()(inner(image))
+    tf.keras.Model(image, layers.Dense(5, trainable=False)(x)).save(tmp_path / "frozen.keras")
+    found = build_backbone(f"saved_model:{tmp_path}/frozen.keras", 64, SIZE)
+    for trained, count in (("all", 4), ("last:1", 2), ("none", 0)):
+        freeze(found, trained)
+        assert len(found.trainable_variables) == count, trained
+
+
 def test_a_folder_without_signatures_is_called(tmp_path):
     class Called(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3])])
@@ -121,6 +136,36 @@ def test_what_is_no_network_from_images_to_vectors_is_one_line(kept, tmp_path):
     refused(kept[0] / "n.keras", "--backbone_weights=imagenet: ", weights="imagenet")
     with pytest.raises(UserError, match="--backbone_pixels=imagenet: resnet18 has its own scale"):
         build_backbone("resnet18", 64, 32, pixels="imagenet")
+
+
+@pytest.mark.parametrize("form", ["n.keras", "n.h5"])
+def test_a_damaged_file_of_keras_is_one_line(kept, tmp_path, form):
+    contents, path = (kept[0] / form).read_bytes(), tmp_path / form
+    beyond = len(contents) // 8
+    for damaged in (b"", contents[:-beyond], contents[:100] + beyond * b"\0" + contents[100:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{form}: cannot be read (.*); restore a copy"):
+            build_backbone(f"saved_model:{path}", 64, SIZE)
+
+
+def test_a_file_of_keras_with_flipped_bits_is_one_line(kept, tmp_path):
+    contents, path = bytearray((kept[0] / "n.keras").read_bytes()), tmp_path / "n.keras"
+    place = contents.index(b'"class_name"')
+    contents[place] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(UserError, match="n.keras: cannot be read (.*CRC.*); restore a copy"):
+        build_backbone(f"saved_model:{path}", 64, SIZE)
+
+
+def test_files_of_keras_3_are_to_be_exported(tmp_path):
+    with zipfile.ZipFile(tmp_path / "n.keras", "w") as file:
+        file.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+    with h5py.File(tmp_path / "n.h5", "w") as file:
+        file.attrs["keras_version"] = "3.15.1"
+    for form in ("n.keras", "n.h5"):
+        message = f"{form}: of Keras 3.15.1, not of Keras 2; export it there as a SavedModel"
+        with pytest.raises(UserError, match=message):
+            build_backbone(f"saved_model:{tmp_path}/{form}", 64, SIZE)
 
 
 def test_vectors_that_do_not_tell_images_apart_are_a_warning():
