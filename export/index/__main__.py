@@ -132,7 +132,7 @@ def _check_replaced(values, source):
     # A program that wrote its own arrays names none.
     inputs = before.get("inputs")
     if inputs and inputs != [source]:
-        count = before.get("num_images", "an unknown number of")
+        count = _num_images(before) or "an unknown number of"
         raise UserError(
             f"--output={values.output}: has {count} images "
             f"of {inputs}, not of {source}; give --append to add to them, --replace to lose them, "
@@ -168,8 +168,7 @@ def main(_: list[str]) -> None:
     if manifest["recall"] is not None:
         leaves += f", {manifest['leaves_to_search']} searched for recall {manifest['recall']}"
     replaced = before and not values.remove
-    # A damaged manifest that was replaced may lack the number.
-    fewer = before.get("num_images", 0) - manifest["num_images"] if replaced else 0
+    fewer = _num_images(before) - manifest["num_images"] if replaced else 0
     images = counted(manifest["num_images"], "image")
     codes = counted(manifest["num_distinct_codes"], "distinct code")
     print(
@@ -180,6 +179,12 @@ def main(_: list[str]) -> None:
     if manifest["kind"] == "scan" and manifest["num_words"] != NUM_WORDS:
         words = f"codebooks of {manifest['num_words']} words: exact tables scan all codes"
         print(f"{words}; ScaNN's faster search needs --num_words={NUM_WORDS}", file=sys.stderr)
+
+
+def _num_images(before):
+    """The number in the manifest of an index to replace, which may be damaged; 0 where it is."""
+    count = before.get("num_images")
+    return count if isinstance(count, int) else 0
 
 
 def _describe_kept(manifest):

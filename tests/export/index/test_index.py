@@ -575,14 +575,15 @@ def test_codes_with_other_codebooks_are_not_appended(tmp_path):
     assert load_index(tmp_path / "index").num_images == 9
 
 
-def test_an_index_whose_manifest_has_no_number_of_images_is_replaced(tmp_path):
+@pytest.mark.parametrize("change", ['"num_imagez": 20', '"num_images": null'])
+def test_an_index_whose_manifest_has_no_number_of_images_is_replaced(tmp_path, change):
     codebooks, codes, _ = random_set(8, 20)
     write_codes(tmp_path / "codes", codebooks, codes, names(20))
     write_codes(tmp_path / "other", codebooks, codes, names(20), "elsewhere")
     output = f"--output={tmp_path}/index"
     command(f"--codes={tmp_path}/codes", output)
     manifest = tmp_path / "index/manifest.json"
-    manifest.write_text(manifest.read_text().replace("num_images", "num_imagez"))
+    manifest.write_text(manifest.read_text().replace('"num_images": 20', change))
     said = command(f"--codes={tmp_path}/other", output, status=2)
     assert (
         "has an unknown number of images of [{'input': 'here'}], not of {'input': 'elsewhere'}"
