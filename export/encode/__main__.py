@@ -44,6 +44,16 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{error}; fix that, and run the same command to resume") from error
     done = "" if numbers else ", all done already"
     print(_describe(folder, numbers, time.monotonic() - began) + done)
+    if done:
+        _tell_changes(values.input, folder)
+
+
+def _tell_changes(source, folder):
+    # The images themselves need not be there any more.
+    with contextlib.suppress(UserError):
+        if inputs.has_changed(source, folder):
+            told = "has other files by now; --update encodes those that are new"
+            print(f"--input={source}: {told}", file=sys.stderr)
 
 
 def _update(values, encoder):

@@ -95,6 +95,17 @@ def make_plan(
     return plan._replace(shards=[part._replace(**named) for part in plan.shards])
 
 
+def has_changed(source: str, codes: str | PathLike) -> bool:
+    """Whether `source` has other files than a folder of codes that has begun.
+
+    False of what is no folder or pattern of images; UserError where the folder of images is gone.
+    """
+    parsed = catalog.parse(source)
+    if parsed.kind not in ("folder", "pattern"):
+        return False
+    return not read_names(codes).equals(pack_ids(parsed.files()))
+
+
 def read(part: Part) -> Iterator[Item]:
     """Yields each image of a shard of a `Plan`, read lazily."""
     return named_by(part, _read(part))

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from export import folders
 from export.arrays import pack_ids, unpack_id
-from export.codes import Shard, read_shards, write_shard
+from export.codes import Shard, is_begun, read_shards, write_shard
 from export.encode import encode_plan, inputs, streaming
 from export.encoder import Encoder
 from export.kept import row_bytes
@@ -33,7 +33,7 @@ def update_codes(
 
     Images that are gone leave it, and the others keep their codes without being read: an image is
     known by its id. The new codes replace the old in one move; stopped before, the same call
-    resumes.
+    resumes, or begins anew where the files are others by then.
 
     Args:
         source: as the codes were made of, or where that folder is now, if it is gone there.
@@ -67,6 +67,8 @@ def update_codes(
 
 def _plan(encoder, source, old, folder, aside, num_shards, id_prefix):
     """What the new codes are made of; UserError where the old are of something else."""
+    if is_begun(aside) and inputs.has_changed(source, aside):
+        shutil.rmtree(aside)
     plan = inputs.make_plan(source, aside, num_shards, id_prefix=id_prefix)
     if not isinstance(plan.shards[0], inputs.Files):
         raise UserError(f"--update: {source} is neither folder:PATH nor a pattern; encode it anew")

@@ -9,7 +9,7 @@ import pytest
 from export import folders
 from export.arrays import unpack_id
 from export.codes import read_rejects, read_shards
-from export.encode import streaming
+from export.encode import streaming, update
 from export.encoder import encode_images
 from export.index import load_index
 from export.kept import unpack
@@ -81,6 +81,29 @@ def test_stopped_before_its_end_it_leaves_the_old_codes_and_resumes(grown, monke
     assert {path.name: path.read_bytes() for path in codes.iterdir()} == before
     done = commands.run("export.encode", *arguments, "--update")
     assert done.status == 0 and "61 images" in done.stdout, done.stderr
+
+
+def test_a_folder_that_changes_after_an_update_was_stopped_is_listed_again(grown, monkeypatch):
+    folder, codes, own = grown
+    arguments = *own, "--num_shards=2", "--keep=int8"
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "_encode_unknown", stopped)
+        assert commands.run("export.encode", *arguments, "--update").status == 130
+    shutil.copy(folder / "first.png", folder / "newest.png")
+    (folder / "last.png").unlink()
+    done = commands.run("export.encode", *arguments)
+    told = f"folder:{folder}: has other files by now; --update encodes those that are new\n"
+    assert "all done already" in done.stdout and done.stderr.endswith(told)
+    done = commands.run("export.encode", *arguments, "--update")
+    assert done.status == 0, done.stderr
+    ids = {unpack_id(name) for part in read_shards(codes).shards for name in part.ids.to_pylist()}
+    assert len(ids) == 61 and {"first.png", "newest.png"} < ids and "last.png" not in ids
+    done = commands.run("export.encode", *arguments)
+    assert "all done already" in done.stdout and not done.stderr
+
+
+def stopped(*_, **__):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("removed", [[], ["manifest.json", "inputs.arrow"]])
