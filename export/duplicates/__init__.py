@@ -6,6 +6,7 @@ candidates are a group; with them, those whose pixels agree. A group is all that
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
+from tqdm import tqdm
 
 from export.arrays import unpack_id
 from export.duplicates import pixels
@@ -150,15 +152,26 @@ def find_by_pixels(index: Index, radius: float, root: str) -> Iterator[Group]:
         files = Files(index, places, root, folder)
         number = np.cumsum(np.repeat(several, sizes)) - 1
         copies = Partition(len(places))
-        equal = np.flatnonzero(sizes > 1)
-        for codes in (np.stack([equal, equal], axis=1), *_parts_of(near)):
-            for pairs in _image_pairs(starts, codes):
-                for found in files.copies(number[pairs], copies):
-                    copies.join(found)
+        for pairs in _told(starts, near):
+            for found in files.copies(number[pairs], copies):
+                copies.join(found)
         own = np.full(index.num_images, -1)
         own[places] = copies.labels
         for group in _groups(index, own):
             yield _described(index, group, files, number[group])
+
+
+def _told(starts, near):
+    """`_image_pairs` of equal codes and of those in the file `near`, with a bar of progress."""
+    several = np.flatnonzero(np.diff(starts) > 1)
+    equal = np.stack([several, several], axis=1)
+    parts = itertools.chain([equal], _parts_of(near))
+    count = sum(_counts(starts, codes).sum() for codes in parts)
+    with tqdm(total=count, desc="comparing", unit="pair", disable=None) as progress:
+        for codes in itertools.chain([equal], _parts_of(near)):
+            for pairs in _image_pairs(starts, codes):
+                yield pairs
+                progress.update(len(pairs))
 
 
 def _near(index, radius, keep):
@@ -179,14 +192,29 @@ def _parts_of(file):
 
 def _image_pairs(starts, codes):
     """Yields places of the pairs of images, [P, 2], of int [n, 2] pairs of codes; each once."""
-    firsts, sizes = starts[codes], starts[codes + 1] - starts[codes]
-    ends = np.cumsum(sizes.prod(axis=1))
+    firsts, sizes, counts = starts[codes], starts[codes + 1] - starts[codes], _counts(starts, codes)
+    ends = np.cumsum(counts)
     for start in range(0, ends[-1] if len(ends) else 0, ROUGHLY):
         number = np.arange(start, min(start + ROUGHLY, ends[-1]))
         of = np.searchsorted(ends, number, "right")
-        own = number - ends[of] + sizes[of].prod(axis=1)
-        pairs = firsts[of] + np.stack(np.divmod(own, sizes[of, 1]), axis=1)
-        yield pairs[pairs[:, 0] < pairs[:, 1]]
+        own = number - ends[of] + counts[of]
+        is_equal = codes[of, 0] == codes[of, 1]
+        pairs = np.stack(np.divmod(own, sizes[of, 1]), axis=1)
+        pairs[is_equal] = _of_equal(own[is_equal], sizes[of[is_equal], 0])
+        yield firsts[of] + pairs
+
+
+def _counts(starts, codes):
+    """How many pairs of images each of int [n, 2] pairs of codes has."""
+    one, other = (starts[codes + 1] - starts[codes]).T
+    return np.where(codes[:, 0] == codes[:, 1], one * (one - 1) // 2, one * other)
+
+
+def _of_equal(number, size):
+    """The pairs of `size` things, the first below the second, with these numbers in their order."""
+    left = size * (size - 1) // 2 - 1 - number
+    row = (np.sqrt(8 * left + 1).astype(np.int64) - 1) // 2
+    return np.stack([size - 2 - row, size - 1 - left + row * (row + 1) // 2], axis=1)
 
 
 def _groups(index, labels):

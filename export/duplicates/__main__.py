@@ -28,8 +28,7 @@ def _root(images):
 def main(_: list[str]) -> None:
     values = flags.FLAGS
     root, output = _root(values.images), pathlib.Path(values.output)
-    if not output.parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {output.parent}; make it")
+    files.check_parent(output, "--output=")
     index = load_index(values.index)
     radius = values.max_distance
     if radius is None:

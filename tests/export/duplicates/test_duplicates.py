@@ -78,6 +78,14 @@ def test_pairs_of_images_are_those_of_a_loop(monkeypatch):
     assert found == expected
 
 
+def test_no_pair_of_ten_million_images_of_one_code_is_lost():
+    size, ends = 10**7, 10**7 * (10**7 - 1) // 2
+    number = np.array([0, size - 2, size - 1, ends - 4, ends - 3, ends - 2, ends - 1])
+    expected = [[0, 1], [0, -1], [1, 2], [-4, -1], [-3, -2], [-3, -1], [-2, -1]]
+    found = duplicates._of_equal(number, size)
+    np.testing.assert_array_equal(found, np.array(expected) % size)
+
+
 @pytest.fixture(scope="module")
 def copied(encoder, photos, tmp_path_factory):
     """A folder with copies of some photos, and its index."""
