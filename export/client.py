@@ -193,12 +193,16 @@ class _Model:
         except _MALFORMED as error:
             self._fail(f"a malformed one ({error})")
 
+    def _hint(self):
+        """What else to look at where the server is not reached."""
+        return ""
+
     def _fail(self, why, unavailable=False) -> NoReturn:
         line = " ".join(str(why).split())
         if unavailable:
             raise UserError(
                 f"{self.server}: not available after {TRIES} tries ({line}); start it, wait for "
-                f"it, or name another{_proxies()}"
+                f"it, or name another{self._hint()}"
             )
         raise UserError(f"{self.server}: model {self.model} gives no answer: {line}")
 
@@ -227,6 +231,12 @@ class GrpcModel(_Model):
         }
         channel = grpc.insecure_channel(server, [*options.items()])
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+    def _hint(self):
+        # Without its value, which may have a password.
+        names = ("grpc_proxy", "https_proxy", "http_proxy")
+        name = next((name for name in names if os.environ.get(name)), None)
+        return f"; gRPC goes by the proxy in {name} unless no_proxy excepts it" if name else ""
 
     def _answer(self, signature, inputs):
         request = predict_pb2.PredictRequest(
@@ -266,14 +276,6 @@ class RestModel(_Model):
             said = f"{response.status}, {text.decode('utf-8', 'replace')}"
             self._fail(said, unavailable=response.status == 503)
         return {name: np.array(x) for name, x in json.loads(text)["outputs"].items()}
-
-
-def _proxies():
-    """Says which proxy the environment names: it may be what does not reach the server."""
-    names = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
-    given = [n for name in names for n in (name, name.upper()) if n in os.environ]
-    found = [f"{name}={os.environ[name]}" for name in given]
-    return f"; the environment has {', '.join(found)}, and no_proxy can except it" if found else ""
 
 
 def _in_time(call: Callable[[], Any], seconds: float) -> Any:

@@ -369,12 +369,19 @@ def test_a_searcher_must_answer_k_ids_and_distances(files):
             [*client.search_files(served, files[:1], 3)]
 
 
-def test_a_proxy_is_named_where_a_server_is_not_reached(files, monkeypatch):
+@pytest.mark.parametrize(
+    ("scheme", "end"),
+    [("", r"; gRPC goes by the proxy in http_proxy unless no_proxy excepts it"), ("http://", "")],
+)
+def test_a_proxy_is_named_where_one_may_not_reach_the_server(files, monkeypatch, scheme, end):
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
-    monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
-    address = f"http://localhost:{_free_port()}"
-    with pytest.raises(UserError, match="the environment has HTTP_PROXY=http://proxy:3128, and no"):
+    for name in ("grpc_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://user:secret@localhost:{_free_port()}")
+    address = f"{scheme}localhost:{_free_port()}"
+    with pytest.raises(UserError, match=f"or name another{end}$") as raised:
         [*client.encode_files(client.connect(address, "hqc"), files[:1])]
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("server", ["localhost", "http://", "localhost:http", "a b:8500", ""])
