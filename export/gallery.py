@@ -173,6 +173,7 @@ def main(paths: list[str]) -> None:
     values = flags.FLAGS
     if catalog.parse(values.dataset).kind == "features":
         raise UserError(f"--dataset={values.dataset}: has no pictures; take export.search")
+    files.check_parent(values.output, "--output=")
     index = load_index(values.index)
     encoder = load_encoder_of(index.manifest, values.saved_model)
     if paths:

@@ -23,9 +23,14 @@ def pack(embeddings: np.ndarray, keep: str) -> np.ndarray:
     """Embeddings as they are kept, "int8" or "float16": float [n, E] -> uint8 [n, `row_bytes`].
 
     Raises:
-        UserError: a number is beyond float16.
+        UserError: a number is not finite, or beyond float16.
     """
     embeddings = np.asarray(embeddings, np.float32)
+    if not np.isfinite(embeddings).all():
+        raise UserError(
+            f"--keep={keep}: an embedding holds NaN or infinity, but must be finite; fix the input "
+            "or take --keep=none"
+        )
     if keep == "float16":
         with np.errstate(over="ignore"):
             halved = np.ascontiguousarray(embeddings, _HALF)

@@ -47,6 +47,13 @@ def test_picture_is_drawn_whole(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["g.png"]
 
 
+def test_a_picture_in_no_folder_is_refused_before_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "load_index", lambda _: 1 / 0)
+    arguments = "--index=none", "--dataset=folder:none", f"--output={tmp_path}/no/n.png"
+    done = commands.run("export.gallery", *arguments)
+    assert done.status == 2 and f"n.png: there is no folder {tmp_path}/no; make it" in done.stderr
+
+
 def test_a_query_is_not_its_own_neighbor(index, encoder, photos, tmp_path, monkeypatch):
     drawn = []
     shutil.copytree(photos, tmp_path / "é")

@@ -29,6 +29,13 @@ def test_what_is_kept_is_near_and_as_long_as_said(keep, part):
     assert (error <= part * np.abs(embeddings).max(1, keepdims=True)).all()
 
 
+@pytest.mark.parametrize("keep", ["int8", "float16"])
+def test_what_is_not_finite_is_refused(keep):
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match=f"--keep={keep}: an embedding holds NaN or infinity"):
+            kept.pack(np.float32([[1, value]]), keep)
+
+
 def test_numbers_beyond_float16_are_refused():
     with pytest.raises(UserError, match=r"--keep=float16: an embedding has 1e\+06, over 65504"):
         kept.pack(np.float32([[1, -1e6]]), "float16")
