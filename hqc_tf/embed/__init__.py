@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,8 @@ def embed_dataset(
     Args:
         settings: dataset, data_dir, on_bad_image, the image's sizes, the backbone, seed and the
             strength of augmentation are read.
-        output: folder of shards; missing, empty, or begun by this function with the same settings.
+        output: folder of shards; missing, empty, or begun by this function with the same settings;
+            a folder of images may have moved since.
         views: random views of each image beside its plain one; 0, or at least 2.
         dtype: "float16" or "float32", of the numbers on the disk.
         run: writes the missing shards; default `embed_here`.
@@ -74,13 +76,18 @@ def embed_dataset(
             print(warning, file=sys.stderr)
         manifest = _describe(settings, plan, network, views, dtype)
         _begin(folder, manifest)
-        missing = [
-            n for n in range(manifest.shards) if not shards.is_done(folder, n, manifest.shards)
-        ]
-        if missing:
+        if missing := _missing(folder, manifest):
             job = Job(traced(network), plan, settings, manifest, folder)
             (run or embed_here)(job, missing)
     return manifest
+
+
+def count_shards(folder: str | PathLike) -> tuple[int, int]:
+    """How many shards a folder of features has, and of how many; 0 and 0 before it is begun."""
+    manifest = shards.read_manifest(folder)
+    if manifest is None:
+        return 0, 0
+    return manifest.shards - len(_missing(folder, manifest)), manifest.shards
 
 
 def build_network(settings: config.Config) -> tf.keras.Model:
@@ -121,6 +128,11 @@ def write_shard(job: Job, number: int) -> int:
     shard = _embed_shard(job, number)
     shards.write_shard(job.folder, number, job.manifest.shards, shard)
     return len(shard.ids)
+
+
+def _missing(folder, manifest):
+    count = manifest.shards
+    return [number for number in range(count) if not shards.is_done(folder, number, count)]
 
 
 def _embed_shard(job, number):
@@ -186,9 +198,17 @@ def _images_per_shard(views, width, dtype):
 
 def _begin(folder, manifest):
     before = shards.read_manifest(folder)
-    if before is None:
+    if before is not None:
+        _check_begun(folder, before, manifest)
+    if before is None or before.dataset != manifest.dataset:
         shards.write_manifest(folder, manifest)
-        return
+
+
+def _check_begun(folder, before, manifest):
+    """UserError where a folder was begun with something else."""
+    if all(each.dataset.startswith("folder:") for each in (before, manifest)):
+        # The plan has compared the files, which may have moved.
+        before = dataclasses.replace(before, dataset=manifest.dataset)
     old, new = dataclasses.asdict(before), dataclasses.asdict(manifest)
     old, new = (values.pop("settings") | values for values in (old, new))
     for name in new:

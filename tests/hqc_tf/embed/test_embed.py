@@ -158,6 +158,23 @@ def test_half_the_bytes_are_float16(own, made, tmp_path):
     )
 
 
+def test_a_folder_of_images_may_move_before_all_is_embedded(own, made, tmp_path, monkeypatch):
+    output, moved = tmp_path / "f", tmp_path / "moved"
+    shutil.copytree(made, output)
+    (output / "features-00000-of-00001.arrow").unlink()
+    shutil.copytree(own.dataset.removeprefix("folder:"), moved)
+    settings = dataclasses.replace(own, dataset=f"folder:{moved}")
+    missing = []
+    embed.embed_dataset(
+        settings, str(output), VIEWS, "float32", lambda _, numbers: missing.extend(numbers)
+    )
+    assert missing == [0]
+    assert shards.read_manifest(output).dataset == f"folder:{moved}"
+    (moved / "class1/a.png").unlink()
+    with pytest.raises(UserError, match="not the files that this run began with: 1 missing"):
+        embed.embed_dataset(settings, str(output), VIEWS, "float32")
+
+
 def test_what_does_not_fit_is_one_line(own, made, tmp_path):
     def refused(message, settings=own, output=made, views=VIEWS, dtype="float32"):
         with pytest.raises(UserError, match=message):
