@@ -24,6 +24,7 @@ import shutil
 import sys
 from typing import Any, NamedTuple
 
+from export import versions
 from export.codes import read_shards
 from export.encode import encode_plan, inputs
 from export.encode.update import aside_of, update_codes
@@ -34,9 +35,12 @@ from export.saved_model import export_encoder
 from hqc_tf import backbones, config, embed, files, workdir
 from hqc_tf.collection.choice import VIEWS, Choice, check_count, choose, find_weights
 from hqc_tf.data import catalog
+from hqc_tf.data.features.shards import MANIFEST
 from hqc_tf.errors import UserError, counted, naming_a_full_disk, naming_damage
 from hqc_tf.report import write_report
 from hqc_tf.train import train_and_evaluate
+from hqc_tf.training.inputs import describe_changes
+from hqc_tf.training.state import newest_step
 
 PHOTOS, CHOICE = "photos.jsonl", "choice.json"
 _GALLERY, _REPORT = "neighbors.png", "report.html"
@@ -133,7 +137,9 @@ def _choice(source, count, folder, given):
     file = folder / CHOICE
     if file.exists():
         return _kept_choice(file, source, given)
-    if others := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
+    # Hidden ones are the lock, and what a killed process was writing.
+    names = (path.name for path in folder.iterdir())
+    if others := sorted(name for name in names if not name.startswith(".")):
         raise UserError(f"--output={folder}: holds {others[0]}, no collection; name a new folder")
     features = str((folder / "features").absolute())
     choice = choose(source, count, given, features, find_weights())
@@ -185,17 +191,46 @@ def _has_moved(before, source):
 
 def _train(choice, folder):
     run = folder / "run"
-    if choice.embedding and not workdir.read_metrics(run):
-        _say("embedding")
-        embed.embed_dataset(choice.embedding, str(folder / "features"), VIEWS)
     if not workdir.read_metrics(run):
+        if choice.embedding:
+            _embed(choice.embedding, folder / "features")
+        else:
+            _check_photos(choice.training.dataset, run, newest_step(run) is not None)
         _say("training")
     return train_and_evaluate(choice.training, run)
 
 
+def _embed(settings, features):
+    done, count = embed.count_shards(features)
+    # Training on features reads no photo, and these may have changed since.
+    if done == count > 0:
+        return
+    _check_photos(settings.dataset, features, done > 0)
+    _say("embedding")
+    embed.embed_dataset(settings, str(features), VIEWS)
+
+
+def _check_photos(source, stage, has_saved):
+    """Begins a stage anew over photos that have changed; UserError where it has saved work."""
+    before = workdir.read_files(stage)
+    changes = describe_changes(source, before, workdir.rejected_ids(stage))
+    if not changes:
+        return
+    if has_saved:
+        raise UserError(
+            f"{source}: not the photos that {stage} was begun with: {changes}; restore them until "
+            "it is complete, or name a new --output"
+        )
+    _say(f"photos have changed, {stage.name} begins anew: {changes}")
+    # The list last: until it is gone, the next call does the same.
+    for name in (MANIFEST, workdir.FLAGFILE, workdir.REJECTS, workdir.FILES):
+        (stage / name).unlink(missing_ok=True)
+
+
 def _export(choice, folder):
     serving = folder / "serving"
-    if not serving.exists():
+    # A stopped export leaves the folder without a version.
+    if not versions.versions(serving):
         _say("exporting the encoder")
         backbone = choice.embedding.backbone if choice.embedding else ""
         export_encoder(folder / "run", serving, backbone=backbone)
@@ -243,7 +278,10 @@ def _draw(encoder, source, folder):
     index, images = load_index(folder / "index"), catalog.load_images(source)
     make_gallery(index, encoder, images, draw_queries(index, source), folder / _GALLERY)
     if not (folder / _REPORT).exists():
-        write_report([folder / "run"], folder / _REPORT, untrained=False)
+        run = folder / "run"
+        before = workdir.read_settings(run).dataset
+        moved = {"dataset": source} if _has_moved(before, source) else {}
+        write_report([run], folder / _REPORT, untrained=False, **moved)
 
 
 def _say(line):

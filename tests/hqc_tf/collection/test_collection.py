@@ -11,12 +11,14 @@ import pytest
 import tensorflow as tf
 
 from export.codes import read_shards
-from export.encode import update
+from export.encode import streaming, update
 from export.encoder import encode_images, load_encoder
 from export.index import load_index
-from hqc_tf import collection
+from hqc_tf import collection, embed
 from hqc_tf.data import catalog
+from hqc_tf.data.features import shards
 from hqc_tf.errors import UserError
+from hqc_tf.workdir import read_files, read_settings, rejected_ids
 from tests.support import commands
 from tests.support.networks import TWO_CONVOLUTIONS
 
@@ -42,13 +44,17 @@ def same_policy(set_policy):
     """Training sets Keras' global policy."""
 
 
+def copy_some(photos, count, folder):
+    folder.mkdir()
+    for path in sorted(photos.rglob("*.png"))[:count]:
+        shutil.copy(path, folder)
+
+
 @pytest.fixture(scope="module")
 def made(photos, tmp_path_factory):
     """A folder of 30 photos and the collection of it, made by the command."""
     folder = tmp_path_factory.mktemp("collection") / "photos"
-    folder.mkdir()
-    for path in sorted(photos.rglob("*.png"))[:30]:
-        shutil.copy(path, folder)
+    copy_some(photos, 30, folder)
     flags = [f"--{name}={value}" for name, value in QUICK.items()]
     album = folder.with_name("album")
     done = commands.run("hqc_tf.collection", f"folder:{folder}", f"--output={album}", *flags)
@@ -128,8 +134,12 @@ def test_photos_that_are_new_changed_or_gone_are_taken_in_without_training(
     with pytest.raises(UserError, match=r"/aside: the collection at .*album is of folder:/"):
         collection.make_collection(f"folder:{tmp_path}/aside", album)
     (folder / "new.png").unlink()
-    moved = folder.rename(tmp_path / "moved")
-    again = collection.make_collection(f"folder:{moved}", album)
+    moved, reported = folder.rename(tmp_path / "moved"), []
+    (album / "report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, "write_report", lambda *_, **given: reported.append(given))
+        again = collection.make_collection(f"folder:{moved}", album)
+    assert reported == [{"untrained": False, "dataset": f"folder:{moved}"}]
     assert (again.num_images, again.num_read) == (29, 0)
     assert load_index(album / "index").manifest["inputs"] == [{"folder": str(moved)}]
     assert collection.make_collection(f"folder:{moved}", album).num_read == 0
@@ -149,7 +159,39 @@ def test_a_training_that_is_not_done_reads_photos_where_they_are_now(copied, tmp
     moved.rename(folder)
 
 
-def test_a_frozen_network_goes_before_the_encoder(photos, tmp_path):
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_photos_may_change_until_some_training_is_saved(photos, tmp_path, monkeypatch):
+    folder, album = tmp_path / "photos", tmp_path / "album"
+    copy_some(photos, 10, folder)
+    monkeypatch.setattr(tf.keras.Model, "fit", stop)
+
+    def make():
+        collection.make_collection(f"folder:{folder}", album, **QUICK)
+
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    count = len(read_files(album / "run"))
+    (folder / "new.png").write_bytes(b"no image")
+    folder = folder.rename(tmp_path / "moved")
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    assert len(read_files(album / "run")) == count + 1
+    assert rejected_ids(album / "run") == {"new.png"}
+    assert read_settings(album / "run").dataset == f"folder:{folder}"
+    shutil.copy(min(folder.iterdir()), folder / "newer.png")
+    monkeypatch.setattr(collection, "newest_step", lambda _: 5)
+    with pytest.raises(
+        UserError, match=r"album/run was begun with: 1 added \(newer.png\); .* --out"
+    ):
+        make()
+
+
+@pytest.fixture
+def frozen(tmp_path):
+    """Settings of a collection behind a pretrained network."""
     layers = tf.keras.layers
     image = layers.Input([16, 16, 3])
     # As a network that was trained in mixed precision.
@@ -158,11 +200,55 @@ def test_a_frozen_network_goes_before_the_encoder(photos, tmp_path):
     network.save(tmp_path / "net.keras")
     given = {name: QUICK[name] for name in QUICK if not name.startswith("backbone")}
     own = {"backbone": f"saved_model:{tmp_path}/net.keras", "image_size": 16, "joint_views": False}
-    source = f"folder:{photos}"
-    made = collection.make_collection(source, tmp_path / "album", **given | own)
-    assert (made.num_images, made.num_read) == (60, 60)
-    assert (tmp_path / "album/features/manifest.json").exists()
-    assert itself_first(photos, tmp_path / "album") > 0.95
+    return given | own
+
+
+def test_stopped_in_any_stage_the_same_call_resumes(photos, frozen, tmp_path, monkeypatch):
+    album = tmp_path / "album"
+    album.mkdir()
+    # As a kill leaves it.
+    (album / ".choice.json.partial").write_text("{")
+    for owner, name in [
+        (collection, "choose"),
+        (embed, "embed_here"),
+        (tf.keras.Model, "fit"),
+        (tf.saved_model, "save"),
+        (streaming, "write_shard"),
+        (collection, "write_collection"),
+        (collection, "make_gallery"),
+    ]:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, name, stop)
+            collection.make_collection(f"folder:{photos}", album, **frozen)
+    made = collection.make_collection(f"folder:{photos}", album, **frozen)
+    assert (made.num_images, made.num_read) == (60, 0)
+    assert (album / "features/manifest.json").exists()
+    assert itself_first(photos, album) > 0.95
+
+
+def test_embedded_photos_may_change_before_the_training(photos, frozen, tmp_path, monkeypatch):
+    folder, features = tmp_path / "photos", tmp_path / "album/features"
+    copy_some(photos, 10, folder)
+    monkeypatch.setattr(collection, "train_and_evaluate", stop)
+
+    def make(embed_here):
+        monkeypatch.setattr(embed, "embed_here", embed_here)
+        with pytest.raises(KeyboardInterrupt):
+            collection.make_collection(f"folder:{folder}", features.parent, **frozen)
+
+    def write_ones(job, _):
+        images, roles = job.plan
+        vectors = np.ones([len(images), 1 + job.manifest.views, 12], np.float16)
+        shards.write_shard(job.folder, 0, 1, shards.Shard(images.ids, roles, None, vectors))
+
+    make(stop)
+    shutil.copy(min(folder.iterdir()), folder / "new.png")
+    folder = folder.rename(tmp_path / "moved")
+    make(write_ones)
+    assert len(catalog.load_images(f"features:{features}")) == 11
+    (folder / "new.png").unlink()
+    folder = folder.rename(tmp_path / "moved_again")
+    make(lambda *_: pytest.fail("embedded again"))
 
 
 def test_what_does_not_fit_is_told_before_the_work(copied, photos, tmp_path):
