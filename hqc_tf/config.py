@@ -4,8 +4,11 @@ Every setting is here once, with its default (the authors' for CIFAR-10), its on
 rule. Layers, losses and data code take values and never read a flag.
 """
 
+import contextlib
 import dataclasses
 import math
+import numbers
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +20,9 @@ from hqc_tf.errors import UserError
 
 FUSIONS = ("sum", "concat", "max", "quantized", "embedding", "cross")
 DISTANCES = ("l2", "squared")
+# What a setting of a type takes, NumPy's numbers too, and how it is named.
+_TAKEN = {int: numbers.Integral, float: numbers.Real}
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a str or a path"}
 # The byte order mark with which some editors begin a file.
 _MARK = "\ufeff"
 
@@ -322,7 +328,10 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check_rule(field.name, getattr(self, field.name), field.metadata)
+            given = getattr(self, field.name)
+            value = _of_type(field, given)
+            _check_rule(field.name, given, value, field.metadata)
+            object.__setattr__(self, field.name, value)
         _check_together(self)
 
     @property
@@ -347,10 +356,24 @@ class Config:
         return {n.removesuffix(ending): getattr(self, n) for n in names if getattr(self, n) > 0}
 
 
-def _check_rule(name, value, rule):
-    if rule["choices"] and value not in rule["choices"]:
+def _of_type(field, value):
+    """The value of a setting as its type; UserError where it is of another."""
+    kind = field.type
+    if kind is str and isinstance(value, str | os.PathLike):
+        value = os.fspath(value)
+    elif kind in (int, float) and isinstance(value, _TAKEN[kind]) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            value = kind(value)
+    if type(value) is not kind and not (kind is str and isinstance(value, str)):
+        raise UserError(f"--{field.name}={value!r}: of another type; give {_KINDS[kind]}")
+    return value
+
+
+def _check_rule(name, value, own, rule):
+    """Checks `own`, the value as its type; the message has it as it was given."""
+    if rule["choices"] and own not in rule["choices"]:
         raise UserError(f"--{name}={value}: unknown; take one of {', '.join(rule['choices'])}")
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(own, float) and not math.isfinite(own):
         raise UserError(f"--{name}={value}: must be a finite number; give one")
     if rule["least"] is not None and not value >= rule["least"]:
         raise UserError(f"--{name}={value}: must be at least {rule['least']}; raise it")
@@ -369,7 +392,7 @@ def _check_together(config):
         )
     paths = c.dataset, c.data_dir, c.init_from, c.queries, c.labels, c.backbone, c.backbone_weights
     for name in (*paths, c.tpu):
-        if "\n" in name or name != name.strip():
+        if "\n" in name or "\r" in name or name != name.strip():
             # A flagfile has one flag a line, and absl strips the lines.
             raise UserError(
                 f"{name!r}: a path must not contain a line break or begin or end with a blank, "

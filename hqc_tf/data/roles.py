@@ -54,6 +54,19 @@ def load_role(
     return images if c.queries else divide(images, role)
 
 
+def check(settings: config.Config) -> None:
+    """Raises `UserError` where queries or labels cannot be read; decodes no image."""
+    if settings.labels:
+        read_labels(settings.labels)
+    # Others are decoded to be listed.
+    if settings.queries and catalog.parse(settings.queries).kind in (
+        "folder",
+        "pattern",
+        "features",
+    ):
+        catalog.load_images(settings.queries, settings.data_dir)
+
+
 def protocol(settings: config.Config) -> str:
     """The name under which results under these settings are reported."""
     own = catalog.protocol(settings.dataset)
@@ -88,6 +101,11 @@ def _rows(path, reader):
         )
     found = {}
     for row in reader:
+        if any(row.get(None, ())):
+            raise UserError(
+                f"--labels={path}: line {reader.line_num} has more values than there are columns; "
+                "put quotes around one with a comma"
+            )
         name, label = row[column], row["label"]
         if not name or not label:
             empty = column if not name else "label"

@@ -1,11 +1,13 @@
 """The settings: every rule's words, flags and flagfiles, and how a command stops."""
 
 import dataclasses
+import pathlib
 import re
 import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -155,6 +157,42 @@ def test_what_is_no_finite_number_is_refused(name, value):
         Config(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("checkpoint_steps", 100.0, "a whole number"),
+        ("epochs", "30", "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("learning_rate", True, "a number"),
+        ("mirror_mean", "no", "True or False"),
+        ("mirror_mean", 1, "True or False"),
+        ("labels", None, "a str or a path"),
+        ("dataset", b"x", "a str or a path"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(name, value, kind):
+    with pytest.raises(UserError) as caught:
+        Config(**{name: value})
+    assert str(caught.value) == f"--{name}={value!r}: of another type; give {kind}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "own"),
+    [
+        ("learning_rate", 1, 1.0),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("top_k", np.int64(5), 5),
+        ("dataset", pathlib.Path("a/x.npy"), "a/x.npy"),
+    ],
+)
+def test_a_value_becomes_one_of_its_type_which_a_flagfile_repeats(tmp_path, name, value, own):
+    settings = Config(**{name: value})
+    assert getattr(settings, name) == own and type(getattr(settings, name)) is type(own)
+    path = tmp_path / "x.flags"
+    path.write_text(config.to_flagfile(settings))
+    assert parse(f"--flagfile={path}") == settings
+
+
 def test_every_number_has_a_bound():
     numbers = {f.name for f in dataclasses.fields(Config) if f.type in (int, float)}
     assert numbers == {*LEAST, *ABOVE}
@@ -181,6 +219,7 @@ def test_every_number_has_a_bound():
             )
             for setting, name in [
                 ("dataset", "folder:a\nb"),
+                ("dataset", "folder:a\rb"),
                 ("dataset", "folder:a "),
                 ("data_dir", "a\nb"),
                 ("data_dir", " a"),

@@ -86,6 +86,7 @@ def test_labels_come_from_a_file(photos, tmp_path):
         ("id;label\na;b", "its columns are id;label; it must have id .or path. and label, with"),
         ("", "its columns are none; it must have"),
         ("id,label\na,\n", "line 2 has no label; give one"),
+        ("id,label\na,b, c\n", "line 2 has more values than there are columns; put quotes around"),
         ("id,label\na,1\n./a,2\n", "./a is there with another label; leave one"),
         ("id,label\na,1\na,1\n", "a is there twice, last in line 3; leave one"),
         ("id,label\n0.png,1\n", "no label for 59 of the 60 images of .*[.]png, [.][.][.]"),
@@ -99,6 +100,12 @@ def test_a_file_that_gives_no_labels_is_refused(photos, tmp_path, text, error):
         (tmp_path / "x.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=f"--labels=.*x.csv: {error}"):
         roles.load_role(Config(dataset=dataset, labels=f"{tmp_path}/x.csv"), "query")
+
+
+def test_quotes_hold_a_comma_and_a_last_one_counts_for_nothing(tmp_path):
+    (tmp_path / "x.csv").write_text('id,label\n"a,b.jpg", "beach, sunny"\nc,town,\n')
+    found = roles.read_labels(str(tmp_path / "x.csv"))
+    assert found == {"a,b.jpg": "beach, sunny", "c": "town"}
 
 
 def test_queries_that_do_not_fit_are_refused(sets, photos, features, tmp_path):
