@@ -4,9 +4,9 @@
 random ones, of which a step of training takes two.
 
 `features:FILE` is a .npy file of floats [N, E], or an Arrow (.arrow) or Parquet (.parquet) file
-with a column of equally long lists of floats. There a column `id` of strings names the rows, and an
-integer column `label` is for evaluation only; without ids row r is `FILE:r`. The matrix stays on
-the disk, and a batch is read when its turn comes.
+with a column of equally long lists of floats, as `tables` reads it. There a column `id` of strings
+or whole numbers names the rows, and an integer column `label`, from 0 on, is for evaluation only;
+without ids row r is `FILE:r`. The matrix stays on the disk, and a batch is read when it is needed.
 
 A view of a row leaves some of its numbers out, which are then the mean of their column, and adds
 noise.
@@ -15,7 +15,6 @@ noise.
 import functools
 import hashlib
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,8 +23,9 @@ import tensorflow as tf
 
 from hqc_tf import files
 from hqc_tf.data.features import shards
+from hqc_tf.data.features.tables import read_table
 from hqc_tf.data.images import Images
-from hqc_tf.errors import UserError, naming_a_full_disk, naming_damage
+from hqc_tf.errors import UserError, naming_damage
 
 SUFFIXES = (".npy", ".arrow", ".parquet")
 MOST_WIDTH = 4096
@@ -51,7 +51,7 @@ def read(path: str) -> Images:
         if suffix == ".npy":
             matrix, ids, labels = np.load(path, "r", allow_pickle=False), None, None
         else:
-            matrix, ids, labels = _read_table(path, suffix)
+            matrix, ids, labels = read_table(path)
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or not 1 <= matrix.shape[1] <= MOST_WIDTH:
         raise UserError(
             f"features:{path}: holds {matrix.dtype} {[*matrix.shape]}; give floats [N, E], E at "
@@ -117,63 +117,6 @@ def bad_row(rows: np.ndarray) -> tuple[int, str] | None:
     if np.isfinite(lengths[bad[0]]):
         return int(bad[0]), "a length below 1e-6" if rows[bad[0]].any() else "only zeros"
     return int(bad[0]), "a number that is not finite"
-
-
-def _read_table(path, suffix):
-    """Matrix, ids and labels of an Arrow or Parquet file; the matrix in a file without a name."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    if suffix == ".parquet":
-        file = parquet.ParquetFile(path)
-        schema, batches = file.schema_arrow, file.iter_batches()
-    else:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        schema = file.schema
-        batches = (file.get_batch(number) for number in range(file.num_record_batches))
-    name = _column_of_lists(schema)
-    ids, labels, width, count = [], [], None, 0
-    held = tempfile.TemporaryFile()  # noqa: SIM115 - the matrix is mapped from it
-    for batch in batches:
-        lists = batch.column(name)
-        widths = set(
-            np.diff(lists.offsets) if hasattr(lists, "offsets") else [lists.type.list_size]
-        )
-        width = width or next(iter(widths), None)
-        if lists.null_count or widths - {width}:
-            raise UserError(f"features:{path}: {name} has lists of several lengths; give one")
-        values = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), np.float32)
-        with naming_a_full_disk(tempfile.gettempdir()):
-            held.write(values.data)
-        count += len(batch)
-        ids += batch.column("id").to_pylist() if "id" in schema.names else []
-        labels += batch.column("label").to_pylist() if "label" in schema.names else []
-    held.flush()
-    shape = count, int(width or 0)
-    matrix = np.memmap(held, np.float32, "r", shape=shape) if count else np.zeros(shape, np.float32)
-    return matrix, [*map(str, ids)], _as_labels(labels, path) if labels else None
-
-
-def _as_labels(values, path):
-    if None in values:
-        raise UserError(
-            f"features:{path}: row {values.index(None)} has no label; give each row a number, or "
-            "leave the column out"
-        )
-    labels = np.array(values)
-    if labels.dtype.kind not in "iub":
-        raise UserError(f"features:{path}: its labels are {labels.dtype}; give whole numbers")
-    return labels
-
-
-def _column_of_lists(schema):
-    import pyarrow as pa
-
-    kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
-    found = [f.name for f in schema if any(kind(f.type) for kind in kinds)]
-    if len(found) != 1:
-        raise ValueError(f"its columns are {schema.names}, of which one must be lists of floats")
-    return found[0]
 
 
 # The norm of the encoder and the views of a training want the same, and it reads every row.

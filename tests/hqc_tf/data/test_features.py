@@ -96,6 +96,64 @@ def test_what_is_no_matrix_of_floats_is_one_line(tmp_path, matrix):
     refused("scalar.parquet", "one must be lists of floats")
 
 
+@pytest.mark.parametrize(
+    ("ids", "texts"),
+    [
+        ([7, 5], ["7", "5"]),
+        ([b"\xff.jpg", b"b"], ["\udcff.jpg", "b"]),
+        (pa.array(["é", "b"]).dictionary_encode(), ["é", "b"]),
+    ],
+)
+def test_ids_are_text(tmp_path, ids, texts):
+    write(tmp_path / "x.parquet", np.eye(2, dtype=np.float32), id=ids)
+    assert features.read(str(tmp_path / "x.parquet")).ids == texts
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": [*"abcdefgh", None]}, "row 8 has no id; give each row one"),
+        ({"id": [0.5] * 9}, "its id is double; give strings or whole numbers"),
+        ({"label": [*range(8), -1]}, "row 8 has the label -1; give numbers from 0 on"),
+        ({"other": [[1.0]] * 9}, "vector, other are lists of numbers; leave one of them"),
+        ({"vector": [[1.0, 2.0]] * 8 + [None]}, "row 8 has no vector; give each row one"),
+        (
+            {"vector": [[[1.0]]] * 9},
+            r"its columns are vector \(list<.*; one must be lists of floats",
+        ),
+        ({"vector": [["a"]] * 9}, r"its columns are vector \(list<.*string>\); one must be lists"),
+        (
+            {"vector": pa.array([[]] * 9, pa.list_(pa.float32()))},
+            r"holds float32 \[9, 0\]; give floats",
+        ),
+    ],
+)
+def test_a_column_of_another_kind_is_named(tmp_path, suffix, columns, message):
+    write(tmp_path / f"x{suffix}", np.ones([9, 2], np.float32), **columns)
+    with pytest.raises(UserError, match=message):
+        features.read(str(tmp_path / f"x{suffix}"))
+
+
+def test_lists_of_texts_are_no_features(tmp_path, matrix):
+    write(tmp_path / "x.parquet", matrix, tags=[["a", "b"]] * 40)
+    assert features.read(str(tmp_path / "x.parquet")).features.shape == (40, 6)
+
+
+def test_a_parquet_file_of_one_group_of_rows_is_read_in_parts(tmp_path):
+    rows = np.random.default_rng(1).normal(size=[40_000, 200]).astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(rows.ravel(), 200).cast(pa.list_(pa.float32()))
+    table = pa.table({"vector": lists})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=len(rows))
+    pa.set_memory_pool(counting := pa.proxy_memory_pool(own := pa.default_memory_pool()))
+    try:
+        found = features.read(str(tmp_path / "x.parquet"))
+    finally:
+        pa.set_memory_pool(own)
+    np.testing.assert_array_equal(found.features[:], rows)
+    assert 0 < counting.max_memory() < rows.nbytes / 2
+
+
 def test_statistics_are_those_of_unit_rows(matrix, monkeypatch):
     monkeypatch.setattr(features, "CHUNK", 7)
     mean, deviation = features.statistics(Images.of_features(matrix, [*map(str, range(40))]))
