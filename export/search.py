@@ -9,7 +9,6 @@ the first 100 to these; `--output` takes the lines, or the same as a Parquet tab
 
 import functools
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,13 +24,14 @@ from export.index.collection import read_ids
 from export.index.neighbors import RESCORED
 from export.index.subset import Subset, Within, make_mask
 from export.results import FORMATS, Answers, path_finder, write_answers
-from hqc_tf import commands
+from hqc_tf import commands, files
 from hqc_tf.data import catalog, decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, counted
 
-# Queries that are searched, and answers that are written, together.
+# Queries that are searched together, and results in memory at a time: 256 each of so many.
 BATCH = 1024
+RESULTS = 2**18
 
 
 def search_files(index: Index, encoder: Encoder, paths: list[str], k: int, **options) -> Answers:
@@ -139,12 +139,29 @@ def search_embeddings(
             f"floats {wanted}; embed the queries with its encoder"
         )
 
+    _check_rows(rows, path)
+
     def embed(chosen):
         values = np.asarray(rows[chosen.start : chosen.stop])
         return encode_features(encoder, values)["embedding"].numpy() if encoder else values
 
     batches = (([f"{path}:{row}" for row in part], embed(part)) for part in _batches(len(rows)))
     return answers(index, batches, k, **options)
+
+
+def _check_rows(rows, path):
+    """UserError where a .npy file has no query, or one that no distance can be computed of."""
+    if not len(rows):
+        raise UserError(f"--embeddings={path}: has no row; name a file that has some")
+    for part in _batches(len(rows)):
+        with np.errstate(over="ignore"):
+            values = np.asarray(rows[part.start : part.stop], np.float32)
+            good = np.isfinite(np.square(values).sum(axis=1))
+        if not good.all():
+            raise UserError(
+                f"--embeddings={path}: row {part.start + good.argmin()} holds NaN or infinity, or "
+                "numbers whose squares are; fix or remove it"
+            )
 
 
 def answers(
@@ -169,15 +186,23 @@ def answers(
     Yields:
         dict of "query", "ids", "distances" and, to explain them, "books", k lists of M distances.
     """
-    for names, embeddings in batches:
+    keys = ["query", "ids", "distances", *(["books"] if explain else [])]
+    a_result = len(index.codebooks) if explain else 1
+    step = max(1, RESULTS // max(1, k * a_result, rescore))
+    for names, embeddings in _in_parts(batches, step):
         found = index.rows(embeddings, k, rerank, leaves_to_search, within, rescore)
         columns = [names, index.ids_of(found.rows), found.distances.tolist()]
-        keys = ["query", "ids", "distances"]
         if explain:
             columns.append(index.book_distances(embeddings, found).tolist())
-            keys.append("books")
         for row in zip(*columns, strict=True):
             yield dict(zip(keys, row, strict=True))
+
+
+def _in_parts(batches, step):
+    for names, embeddings in batches:
+        for start in range(0, len(names), step):
+            rows = slice(start, start + step)
+            yield names[rows], embeddings[rows]
 
 
 def _batches(count):
@@ -192,9 +217,7 @@ def _check_flags(values, paths):
         raise UserError("image files, --dataset and --embeddings: queries of one kind; choose one")
     if values.server and not paths:
         raise UserError("--server: encodes image files; name some after the flags, or leave it out")
-    folder = pathlib.Path(values.output or ".").parent
-    if not folder.is_dir():
-        raise UserError(f"--output={values.output}: there is no folder {folder}; make it")
+    files.check_parent(values.output, "--output=")
 
 
 def _found(index, values, paths):
@@ -227,10 +250,23 @@ def _subset(index: Index, within: str, without: str) -> Subset | None:
     if not mask.any():
         raise UserError(f"--within={within}: no id in {index.path} begins so; correct it")
     if without:
-        mask = mask & ~make_mask(index.ids, read_ids(without, "--without"))
+        left_out = _listed(index, without)
+        mask = mask & ~left_out
         if not mask.any():
             raise UserError(f"--without={without}: no image is left; list fewer ids")
     return index.subset(mask)
+
+
+def _listed(index: Index, without: str) -> np.ndarray:
+    """Which images --without lists, bool [N]; a line on stderr where the index lacks some."""
+    ids = read_ids(without, "--without")
+    mask = make_mask(index.ids, ids)
+    listed = len(set(ids))
+    unknown = listed - len(set(index.ids.values(np.flatnonzero(mask))))
+    if unknown:
+        told = f"{unknown} of {listed} ids are not in {index.path}"
+        print(f"--without={without}: {told}", file=sys.stderr)
+    return mask
 
 
 def _most_results(index: Index, within: Subset | None, k: int) -> int:

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from export import results, search
 from export.encode import streaming
 from export.encoder import encode_images, load_encoder_of
+from export.index import neighbors
 from hqc_tf.data import catalog
 from hqc_tf.errors import UserError
 from tests.support import commands
@@ -45,6 +46,19 @@ def test_files_a_data_set_and_embeddings_find_the_same(
     assert [answer["query"] for answer in of_files] == images.paths
     assert [answer["query"] for answer in of_images] == images.ids
     assert of_rows[17]["query"] == f"{tmp_path}/e.npy:17"
+
+
+def test_few_results_are_in_memory_together(index, embeddings, monkeypatch):
+    expected = [*search.answers(index, [([*"abcdefgh"], embeddings[:8])], 4)]
+    sizes, rows = [], neighbors.Index.rows
+    monkeypatch.setattr(search, "RESULTS", 12)
+    monkeypatch.setattr(
+        neighbors.Index, "rows", lambda *own: sizes.append(len(own[1])) or rows(*own)
+    )
+    found = [*search.answers(index, [([*"abcdefgh"], embeddings[:8])], 4)]
+    assert sizes == [3, 3, 2]
+    for one, other in zip(found, expected, strict=True):
+        assert (one["query"], one["ids"]) == (other["query"], other["ids"])
 
 
 def test_books_explain_the_distance(index, embeddings):
@@ -102,13 +116,16 @@ def test_failure_leaves_an_older_file(tmp_path, name):
     [
         (np.zeros([3, 5], np.float32), r"float32 \(3, 5\), but index .* needs floats \[Q, 6\]"),
         (np.zeros([3, 6], int), r"holds int64 \(3, 6\)"),
+        (np.zeros([0, 6], np.float32), "has no row; name a file that has some"),
+        (np.diag([0, 0, 0, 0, 1e30, np.nan]), "row 4 holds NaN or infinity, or numbers whose sq"),
         (np.array([{}]), "name a .npy file of floats"),
         (None, "name a .npy file of floats"),
     ],
 )  # fmt: skip
-def test_embeddings_that_do_not_fit_are_refused(index, tmp_path, array, message):
+def test_embeddings_that_do_not_fit_are_refused(index, tmp_path, monkeypatch, array, message):
     path = tmp_path / "e.npy"
     path.write_bytes(b"no array") if array is None else np.save(path, array)
+    monkeypatch.setattr(search, "BATCH", 3)
     with pytest.raises(ValueError, match=message):
         search.search_embeddings(index, path, 1)
 
@@ -159,12 +176,13 @@ def test_as_a_command(index, embeddings, tmp_path):
 
 def test_within_and_without(index, embeddings, tmp_path):
     np.save(tmp_path / "e.npy", embeddings[:2])
-    (tmp_path / "ids.txt").write_text("é/class1/2.png\ngone\n")
+    ids, prefix = index.ids_of(np.arange(60)[None])[0], "é/class1/"
+    left_out = next(name for name in ids if name.startswith(prefix))
+    (tmp_path / "ids.txt").write_text(f"{left_out}\ngone\n")
     asked = [f"--index={index.path}", f"--embeddings={tmp_path}/e.npy", "--k=50"]
-    prefix = "é/class1/"
-    out, _ = command(*asked, f"--within={prefix}", f"--without={tmp_path}/ids.txt")
-    ids = index.ids_of(np.arange(60)[None])[0]
-    wanted = {name for name in ids if name.startswith(prefix)} - {"é/class1/2.png"}
+    out, said = command(*asked, f"--within={prefix}", f"--without={tmp_path}/ids.txt")
+    assert f"--without={tmp_path}/ids.txt: 1 of 2 ids are not in {index.path}\n" in said
+    wanted = {name for name in ids if name.startswith(prefix)} - {left_out}
     for line, query in zip(out.splitlines(), embeddings, strict=False):
         found = json.loads(line)
         assert set(found["ids"]) == wanted
