@@ -64,8 +64,9 @@ class Source(NamedTuple):
                     "is now"
                 )
             return walk(self.root)
-        if self.kind == "pattern" and self.name and pathlib.Path(self.name).is_dir():
-            fix = f"write folder:{self.name}, or a pattern of files"
+        if self.name and pathlib.Path(self.name).is_dir():
+            form = "folder:PATH" if self.kind == "pattern" else "'tfrecord:PATH/*'"
+            fix = f"write {form.replace('PATH', self.name)}, or a pattern of files"
             raise UserError(f"{self.name}: a folder; {fix}")
         return match(self.name)
 
@@ -81,9 +82,11 @@ def parse(text: str) -> Source:
 
     NAME and NAME/SPLIT mean a TFDS data set unless a file of this name exists, and so does
     tfds:NAME/CONFIG/SPLIT; anything else is a pattern. Paths that differ in slashes alone are the
-    same.
+    same. UserError where there is no path after folder:, tfrecord: or features:.
     """
-    kind, _, rest = text.partition(":")
+    kind, colon, rest = text.partition(":")
+    if kind in ("folder", "tfrecord", "features") and colon and not rest:
+        raise UserError(f"{text} has no path (is a variable in it not set?); give {kind}:PATH")
     if kind in ("folder", "tfrecord"):
         return Source(kind, _tidy(rest))
     if kind == "features":
@@ -206,13 +209,13 @@ def _read(source, data_dir, rejected=frozenset()):
     return read_files(source.name, source.root, source.files(), is_folder, rejected)
 
 
-# Every row is checked once.
-@lru_cache(maxsize=1)
+# Every row is checked once; queries may be in a file of their own.
+@lru_cache(maxsize=2)
 def _read_features(path):
     return features.read(path)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _read_features_of_images(folder):
     return features.read_folder(folder)
 

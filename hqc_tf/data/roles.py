@@ -93,7 +93,7 @@ def read_labels(path: str) -> dict[str, str]:
 
 
 def _rows(path, reader):
-    names = reader.fieldnames or []
+    reader.fieldnames = names = [name.strip() for name in reader.fieldnames or []]
     column = next((name for name in _ID_COLUMNS if name in names), None)
     if column is None or "label" not in names:
         raise UserError(
@@ -106,7 +106,7 @@ def _rows(path, reader):
                 f"--labels={path}: line {reader.line_num} has more values than there are columns; "
                 "put quotes around one with a comma"
             )
-        name, label = row[column], row["label"]
+        name, label = row[column], (row["label"] or "").strip()
         if not name or not label:
             empty = column if not name else "label"
             raise UserError(f"--labels={path}: line {reader.line_num} has no {empty}; give one")

@@ -35,6 +35,26 @@ def test_each_form_is_parsed(tmp_path, monkeypatch, text, source):
     assert catalog.parse(text) == source
 
 
+@pytest.mark.parametrize("kind", ["folder", "tfrecord", "features"])
+def test_an_empty_path_is_not_the_current_folder(kind):
+    with pytest.raises(UserError, match=f"{kind}: has no path .*; give {kind}:PATH"):
+        catalog.parse(f"{kind}:")
+    assert catalog.parse(f"{kind}:.").kind == kind
+
+
+def test_a_folder_of_records_is_to_be_a_pattern(tmp_path):
+    with pytest.raises(UserError, match=f"a folder; write 'tfrecord:{tmp_path}/\\*', or a pattern"):
+        catalog.load_images(f"tfrecord:{tmp_path}")
+
+
+def test_features_of_queries_do_not_push_out_those_of_the_database(tmp_path):
+    for name in ("database", "queries"):
+        np.save(tmp_path / f"{name}.npy", np.eye(3, dtype=np.float32))
+    first = catalog.load_images(f"features:{tmp_path}/database.npy")
+    catalog.load_images(f"features:{tmp_path}/queries.npy")
+    assert catalog.load_images(f"features:{tmp_path}/database.npy") is first
+
+
 def test_a_pattern_is_labeled_and_divided_as_a_folder(tmp_path, monkeypatch):
     for name, count in {"cat": 12, "dog": 13}.items():
         write_images(tmp_path / "photos" / name, random_pixels(count, 4, 4))

@@ -102,6 +102,11 @@ def test_a_file_that_gives_no_labels_is_refused(photos, tmp_path, text, error):
         roles.load_role(Config(dataset=dataset, labels=f"{tmp_path}/x.csv"), "query")
 
 
+def test_blanks_beside_labels_and_names_of_columns_count_for_nothing(tmp_path):
+    (tmp_path / "x.csv").write_text("id , label \na.jpg,beach \nb.jpg,\tbeach\n")
+    assert roles.read_labels(str(tmp_path / "x.csv")) == {"a.jpg": "beach", "b.jpg": "beach"}
+
+
 def test_quotes_hold_a_comma_and_a_last_one_counts_for_nothing(tmp_path):
     (tmp_path / "x.csv").write_text('id,label\n"a,b.jpg", "beach, sunny"\nc,town,\n')
     found = roles.read_labels(str(tmp_path / "x.csv"))
