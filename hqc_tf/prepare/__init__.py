@@ -8,6 +8,7 @@ Fashion-MNIST without the package, is TFDS's own download.
 
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -123,7 +124,7 @@ def prepare(
     Returns the data set's folder, and whether this call made it.
 
     Args:
-        dataset: a data set's name in TFDS, such as fashion_mnist or cifar10.
+        dataset: a data set's name in TFDS, such as fashion_mnist or imagenet_resized/8x8.
         data_dir: folder of the prepared data sets.
         debian_dir: folder of the files of Debian's package, put there if they are missing.
         manual_dir: folder with the lists and photos that `data.photo_sets` describes.
@@ -137,6 +138,8 @@ def prepare(
     if folder:
         return folder, False
     builder = _builder(dataset, data_dir)
+    if builder.is_prepared():  # its default configuration
+        return pathlib.Path(builder.data_dir), False
     if dataset == "fashion_mnist" and _get_debian_files(debian_dir):
         _prepare_from_debian(builder, debian_dir)
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -163,12 +166,20 @@ def _builder(dataset, data_dir):
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    if dataset not in tfds.list_builders(with_community_datasets=False):
-        raise UserError(
-            f"dataset={dataset}: TFDS has no data set of this name; fashion_mnist, cifar10, "
-            "flickr25k and nuswide are prepared here, each for all of its protocols"
-        )
-    return tfds.builder(dataset, data_dir=str(data_dir))
+    name, reason = re.split("[/:]", dataset)[0], ""
+    if name in tfds.list_builders(with_community_datasets=False):
+        try:
+            return tfds.builder(dataset, data_dir=str(data_dir))
+        except (ValueError, AssertionError, tfds.core.DatasetNotFoundError) as error:
+            reason = f" ({_first_line(error)})"
+    raise UserError(
+        f"dataset={dataset}: TFDS has no data set of this name{reason}; fashion_mnist, cifar10, "
+        "flickr25k and nuswide are prepared here, each for all of its protocols"
+    )
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0]
 
 
 def _prepare_from_debian(builder, debian_dir):
@@ -194,12 +205,25 @@ def _unregistered_files(debian_dir, reason):
 
 
 def _prepare_from_manual(builder, manual_dir):
-    folder = pathlib.Path(manual_dir)
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    folder, download = pathlib.Path(manual_dir), tfds.core.download
+    instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if not manual_dir or not folder.is_dir() or not any(folder.iterdir()):
-        fix = "name another. " + " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        fix = f"name another. {instructions}"
         raise UserError(f"manual_dir={manual_dir}: no folder, or an empty one; {fix}")
+    # What data sets raise where a file that they read there is missing or another.
+    missing = (
+        tf.errors.OpError, AssertionError, FileNotFoundError, tfds.download.DownloadError,
+        download.extractor.ExtractError, download.download_manager.NonMatchingChecksumError,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        _download_and_prepare(builder, scratch, manual_dir)
+        try:
+            _download_and_prepare(builder, scratch, manual_dir)
+        except missing as error:
+            reason = f"manual_dir={manual_dir}: {_first_line(error)}"
+            raise UserError(f"{reason}; put there what is missing. {instructions}") from error
 
 
 def _download_and_prepare(builder, scratch, manual_dir):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from hqc_tf import prepare
 from hqc_tf.errors import UserError
@@ -211,6 +213,16 @@ def test_unknown_data_set_is_named_and_the_known_ones_too(tmp_path, dataset):
     assert "fashion_mnist, cifar10, flickr25k and nuswide are prepared here" in message
 
 
+def test_a_data_set_with_configurations_is_known(tmp_path, unreachable_host):
+    with pytest.raises(UserError, match="dataset=imagenet_resized: .* cannot be reached"):
+        prepare.prepare("imagenet_resized/8x8", tmp_path)
+    message = (
+        "imagenet_resized/9x9: TFDS has no data set of this name .*BuilderConfig 9x9 not found"
+    )
+    with pytest.raises(UserError, match=message):
+        prepare.prepare("imagenet_resized/9x9", tmp_path)
+
+
 def test_command_fails_in_one_line(tmp_path):
     done = run_command("--dataset=fashion_mnits", f"--data_dir={tmp_path}")
     assert done.returncode == 2
@@ -256,6 +268,40 @@ def test_photos_have_to_be_placed(tmp_path):
         assert message.startswith(f"manual_dir={folder}: no folder, or an empty one; name another.")
         assert "manual_dir holds img.txt, targets.txt in flickr25k/" in message
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("error", ["NotFoundError", "AssertionError", "FileNotFoundError"])
+def test_a_file_that_a_data_set_misses_is_one_line(tmp_path, error):
+    class Manual(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        MANUAL_DOWNLOAD_INSTRUCTIONS = """
+        manual_dir holds a.zip,
+        of the authors.
+        """
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"image": tfds.features.Image()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            path = dl_manager.manual_dir / "a.zip"
+            if error == "NotFoundError":
+                tf.io.read_file(str(path))
+            elif error == "AssertionError":
+                raise AssertionError(f"You must download a.zip to {path}\nby hand")
+            path.read_bytes()
+
+        def _generate_examples(self):
+            yield from ()
+
+    (tmp_path / "manual").mkdir()
+    (tmp_path / "manual/b.zip").write_bytes(b"another")
+    with pytest.raises(UserError) as caught:
+        prepare._prepare_from_manual(Manual(data_dir=tmp_path / "tfds"), str(tmp_path / "manual"))
+    message = str(caught.value)
+    assert message.startswith(f"manual_dir={tmp_path}/manual: ") and "a.zip" in message
+    fix = "; put there what is missing. manual_dir holds a.zip, of the authors."
+    assert message.endswith(fix) and "\n" not in message
 
 
 def test_lists_are_asked_for_in_one_line(tmp_path):
