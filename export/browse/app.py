@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -25,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from export.browse.page import SAMPLES, Pages
 from export.browse.pictures import Folder, Missing, Thumbnails
@@ -52,6 +54,15 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+class _AnyName(PathConvertor):
+    """The rest of an address; a name may have a line break."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("name", _AnyName())
 
 
 class Limits(NamedTuple):
@@ -192,10 +203,11 @@ class _Api:
     def _query(self, asked, contents, is_json):
         if not 1 <= asked.k <= MOST_K:
             raise HTTPException(400, f"k is {asked.k}, but must be 1 to {MOST_K}; change it")
-        if is_json and bool(asked.id) == bool(asked.embedding):
-            raise HTTPException(400, "give one of id and embedding, or send an image file")
         if not (is_json or contents):
             raise HTTPException(400, "no image: the body is empty; send an image file")
+        if sum(map(bool, (contents, asked.id, asked.embedding))) != 1:
+            text = "give one of id and embedding, or send an image file without them"
+            raise HTTPException(400, text)
         given = {"within": _normal(asked.within), "contents": contents, "id": _normal(asked.id)}
         embedding = self._embedding(asked.embedding) if asked.embedding else None
         return Query(asked.k, **given, embedding=embedding)
@@ -221,7 +233,7 @@ def make_app(
     limits: Limits = Limits(),  # noqa: B008
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]", "::1"),
     duplicates: str = "",
-) -> Starlette:
+) -> ASGIApp:
     """The server as an ASGI application.
 
     Args:
@@ -244,8 +256,8 @@ def make_app(
         Route("/", pages.search),
         Route("/duplicates", pages.duplicates),
         Route("/api/search", api.search, methods=["POST"]),
-        Route("/api/image/{id:path}", api.image),
-        Route("/api/thumbnail/{id:path}", api.thumbnail),
+        Route("/api/image/{id:name}", api.image),
+        Route("/api/thumbnail/{id:name}", api.thumbnail),
         Route("/healthz", api.health),
         Route("/openapi.json", _describe),
         Mount("/static", StaticFiles(directory=HERE / "static")),
@@ -261,8 +273,11 @@ def make_app(
         ClientDisconnect: _wrong,
         Exception: _failed,
     }
-    own = [Middleware(_Headers), known]
-    return Starlette(routes=routes, middleware=own, exception_handlers=errors, lifespan=api.working)
+    made = Starlette(
+        routes=routes, middleware=[known], exception_handlers=errors, lifespan=api.working
+    )
+    # Not as its middleware, which an answer of status 500 does not pass.
+    return _Headers(made)
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -26,8 +26,8 @@ function decodeId(text) {
   }
 }
 
-function readAddress() {
-  const pairs = location.search.slice(1).split("&").filter(Boolean);
+function readAddress(search = location.search) {
+  const pairs = search.slice(1).split("&").filter(Boolean);
   const given = Object.fromEntries(pairs.map((pair) => pair.split("=", 2).map(decodeId)));
   return {
     id: given.id || "",
@@ -49,10 +49,12 @@ function addressOf(query) {
 
 function readForm() {
   const { id, embedding } = readAddress();
-  const typed = at("wanted").value;
+  const shown = at("wanted").value;
+  // A field drops line breaks.
+  const wanted = shown === id.replace(/[\r\n]/g, "") ? id : shown;
   return {
-    id: typed,
-    embedding: typed || id ? "" : embedding,
+    id: wanted,
+    embedding: wanted || id ? "" : embedding,
     k: at("k").valueAsNumber || 24,
     within: at("within").value,
     explain: at("explain").checked,
@@ -91,7 +93,10 @@ async function ask(address, options) {
     say(`No result: ${error instanceof TypeError || error instanceof SyntaxError ? away : error.message}`);
     return null;
   } finally {
-    if (running === own) document.body.classList.remove("busy");
+    if (running === own) {
+      running = null;
+      document.body.classList.remove("busy");
+    }
   }
 }
 
@@ -127,7 +132,11 @@ async function send(file) {
 }
 
 function go(query) {
-  history.pushState(null, "", addressOf(query));
+  const address = addressOf(query);
+  const isNew = new URL(address, location).search !== location.search;
+  // Enter in a changed field is a change and a submission.
+  if (!isNew && running) return;
+  if (isNew) history.pushState(null, "", address);
   run();
 }
 
@@ -156,14 +165,7 @@ function show(query, answer) {
 
 function item(query, id, distance, books, most) {
   const link = document.createElement("a");
-  const next = { ...query, id, embedding: "" };
-  link.href = addressOf(next);
-  link.addEventListener("click", (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    go(next);
-    scrollTo({ top: 0 });
-  });
+  link.href = addressOf({ ...query, id, embedding: "" });
   const near = distance.toPrecision(3);
   const image = picture(`/api/thumbnail/${encodeId(id)}`, `${id}, distance ${near}`);
   link.append(image, span("name", id), span("detail", near));
@@ -250,6 +252,15 @@ addEventListener("drop", (event) => {
 addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) takeFiles(event.clipboardData.files);
   else if (event.target.tagName !== "INPUT") say("There is no image in what was pasted.");
+});
+// The images before the first query and those that are found: their neighbors, by the form's fields.
+at("results").addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  if (!at("form").reportValidity()) return;
+  go({ ...readForm(), id: readAddress(link.search).id, embedding: "" });
+  scrollTo({ top: 0 });
 });
 // Arrow keys lead through the images, as Tab does.
 at("results").addEventListener("keydown", (event) => {

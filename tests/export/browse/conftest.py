@@ -16,6 +16,8 @@ from export.index import load_index, write_index
 from hqc_tf.data import catalog
 
 NAMES = {0: "é/a b+c%20&d.png", 1: "é/<i>.png", 2: "100%.png"}
+# A field of a page cannot hold it.
+LINES = "two\nlines.png"
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +25,8 @@ def collection(photos, tmp_path_factory):
     """The photos in folders, some under names that are hard in an address or a page."""
     folder = tmp_path_factory.mktemp("collection")
     for number, path in enumerate(sorted(photos.rglob("*.png"))):
-        target = folder / NAMES.get(number, f"{path.parent.name}/{path.name}")
+        own = {**NAMES, 3: LINES}.get(number, f"{path.parent.name}/{path.name}")
+        target = folder / own
         target.parent.mkdir(exist_ok=True)
         with PIL.Image.open(path) as picture:
             # Larger than a thumbnail.

@@ -19,7 +19,7 @@ from export.encoder import encode_images
 from hqc_tf.data import decoding
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
-from tests.export.browse.conftest import NAMES
+from tests.export.browse.conftest import LINES, NAMES
 
 JSON, BYTES = {"Content-Type": "application/json"}, {"Content-Type": "application/octet-stream"}
 
@@ -110,6 +110,7 @@ def test_files_and_thumbnails(client, collection, browsed):
         assert file.status_code == 200
         assert file.content == (collection / name).read_bytes()
         assert file.headers["content-type"] == "image/png"
+    assert client.get(f"/api/thumbnail/{address(LINES)}").status_code == 200
     small = client.get(f"/api/thumbnail/{address(NAMES[0])}")
     assert small.headers["content-type"] == "image/jpeg"
     again = client.get(f"/api/thumbnail/{address(NAMES[0])}")
@@ -123,9 +124,18 @@ def test_health(client, check):
     assert check(answer, "/healthz", "get") == {"status": "ok", "images": 61, "bits": 4}
 
 
-def test_every_answer_has_the_policy(client):
-    for path in ("/", "/duplicates", "/static/browse.js", "/healthz", "/none", "/api/image/none"):
-        policy = client.get(path).headers["content-security-policy"]
+def faulty(contents):
+    raise ZeroDivisionError
+
+
+def test_every_answer_has_the_policy(client, make_client, photo):
+    paths = "/", "/duplicates", "/static/browse.js", "/healthz", "/none", "/api/image/none"
+    answers = [client.get(path) for path in paths]
+    with make_client(encode=faulty) as other:
+        answers.append(other.post("/api/search", content=photo, headers=BYTES))
+    assert answers[-1].status_code == 500
+    for answer in answers:
+        policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'self';")
         assert "unsafe" not in policy
     page = client.get("/").text
@@ -195,6 +205,13 @@ def test_addresses_that_are_refused(client, check, path, photo):
     check(answer)
 
 
+@pytest.mark.parametrize("other", ["id=100%25.png", "id=none", "embedding=AAAA"])
+def test_an_image_is_the_only_query(client, check, photo, other):
+    answer = client.post(f"/api/search?k=1&{other}", content=photo, headers=BYTES)
+    assert answer.status_code == 400
+    assert "or send an image file without them" in check(answer)["error"]
+
+
 def test_an_encoder_of_features_takes_no_image(make_client, check, photo):
     with make_client(encode=None) as client:
         assert "Choose an image" not in client.get("/").text
@@ -215,9 +232,6 @@ def test_a_server_that_is_away(make_client, check, photo):
 
 
 def test_a_fault_is_one_answer_and_not_the_end(make_client, photo):
-    def faulty(contents):
-        raise ZeroDivisionError
-
     with make_client(encode=faulty) as client:
         assert client.post("/api/search", content=photo, headers=BYTES).status_code == 500
         assert search(client, id=NAMES[0]).status_code == 200

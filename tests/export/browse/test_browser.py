@@ -6,7 +6,7 @@ import urllib.parse
 import pytest
 
 from hqc_tf.data import decoding
-from tests.export.browse.conftest import NAMES
+from tests.export.browse.conftest import LINES, NAMES
 from tests.support import devtools
 from tests.support.browser import LOOK
 
@@ -131,6 +131,38 @@ def test_any_id_is_found_by_its_address(tab, server, name):
     assert results(tab, 24) == found
     tab.run(LOADED)
     assert tab.run("[...document.images].every(i => i.naturalWidth > 0)")
+
+
+def test_an_id_with_a_line_break_stays_the_query(tab, server):
+    tab.open(f"{server}?id={urllib.parse.quote(LINES)}")
+    results(tab, 24)
+    fill(tab, "k", "5")
+    assert results(tab, 5) == searched(server, id=LINES, k=5)
+    tab.run(LOADED)
+    assert tab.run("[...document.images].every(i => i.naturalWidth > 0)")
+
+
+def test_fields_before_the_first_query_hold_for_it(tab, server):
+    name = tab.run(IDS)[3]
+    fill(tab, "within", "class1/")
+    fill(tab, "k", "3")
+    tab.run("document.getElementById('explain').click()")
+    tab.run("document.querySelectorAll('#results a')[3].click()")
+    assert results(tab, 3) == searched(server, id=name, k=3, within="class1/")
+    assert tab.run("document.querySelectorAll('#results svg').length") == 3
+
+
+def test_enter_in_a_changed_field_is_one_query(tab, server):
+    tab.open(f"{server}?id={urllib.parse.quote(NAMES[0])}")
+    results(tab, 24)
+    before = tab.run("history.length")
+    tab.requests.clear()
+    tab.run("document.getElementById('k').select()")
+    tab.press("7", text="7")
+    tab.press("Enter", 13, "\r")
+    results(tab, 7)
+    assert tab.run("history.length") == before + 1
+    assert len([one for one in tab.requests if one.endswith("/api/search")]) == 1
 
 
 def test_what_each_book_sees_and_how_many(tab, server):
