@@ -31,7 +31,7 @@ from export.arrays import (
     write_batches,
     write_ids,
 )
-from export.folders import MANIFEST, read_manifest, restore, write_manifest, write_shared
+from export.folders import MANIFEST, read_manifest, restore, write_manifest
 from hqc_tf import files
 from hqc_tf.data.screening import Reject
 from hqc_tf.errors import UserError
@@ -120,9 +120,9 @@ def start(
     else:
         _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_shared(folder / "codebooks.npy", lambda file: save_array(file, codebooks))
+        files.write_shared(folder / "codebooks.npy", lambda file: save_array(file, codebooks))
         if names is not None:
-            write_shared(folder / "inputs.arrow", lambda file: write_ids(file, [names]))
+            files.write_shared(folder / "inputs.arrow", lambda file: write_ids(file, [names]))
         contents = {"format_version": FORMAT_VERSION, "num_shards": num_shards, "keep": keep}
         write_manifest(folder, FORMAT, {**contents, "encoder": encoder, "job": job})
     for left in _partial(folder):
@@ -164,14 +164,14 @@ def write_shard(
     Each file is atomic; several processes may write at once.
     """
     rejected = _path(folder, "rejects", number, num_shards, "jsonl")
-    write_shared(rejected, lambda file: file.write(files.to_text(rejects).encode()))
+    files.write_shared(rejected, lambda file: file.write(files.to_text(rejects).encode()))
     parts = [shard.codes] if shard.kept is None else [shard.codes, shard.kept]
     # Arrow would write the neighbors in memory of a slice too: equal shards get equal bytes.
     ids = pa.concat_arrays([shard.ids])
     schema = _shard_schema(*(part.shape[1] for part in parts))
     batch = pa.record_batch([ids, *map(_column_of, parts)], schema)
     path = _path(folder, "codes", number, num_shards)
-    write_shared(path, lambda file: write_batches(file, batch.schema, [batch]))
+    files.write_shared(path, lambda file: write_batches(file, batch.schema, [batch]))
 
 
 def read_shards(folder: str | PathLike) -> Shards:

@@ -7,10 +7,9 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from os import PathLike
-from typing import Any, BinaryIO
+from typing import Any
 
 from hqc_tf import files
 from hqc_tf.errors import UserError, naming_damage
@@ -22,7 +21,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def write_manifest(folder: str | PathLike, kind: str, contents: dict[str, Any]) -> None:
     """Writes `contents`, which JSON can hold, as the manifest of a `kind` of folder."""
     text = json.dumps({"format": kind, **contents}, indent=2) + "\n"
-    write_shared(pathlib.Path(folder, MANIFEST), lambda file: file.write(text.encode()))
+    files.write_shared(pathlib.Path(folder, MANIFEST), lambda file: file.write(text.encode()))
 
 
 def read_manifest(
@@ -40,16 +39,6 @@ def read_manifest(
             return None
         manifest = json.loads(text)
     return manifest if isinstance(manifest, dict) and manifest.get("format") == kind else None
-
-
-def write_shared(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file atomically, in place of an older one, by calling `write` with a binary file.
-
-    Several processes may write it at once; a killed one leaves .NAME.*.partial.
-    """
-    # Processes on two machines that share the folder may have the same process id.
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    files.write_atomically(path, write, aside)
 
 
 @contextlib.contextmanager

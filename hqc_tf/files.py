@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import stat
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
@@ -113,6 +114,16 @@ def write_atomically(
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+
+def write_shared(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file atomically, in place of an older one, by calling `write` with a binary file.
+
+    Several processes may write it at once; a killed one leaves .NAME.*.partial.
+    """
+    # Processes on two machines that share the folder may have the same process id.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    write_atomically(path, write, aside)
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

@@ -60,6 +60,19 @@ def test_a_file_that_another_command_is_writing_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_several_may_write_a_shared_file_at_once(tmp_path):
+    path = tmp_path / "f"
+
+    def write(file):
+        files.write_shared(path, lambda other: other.write(b"one"))
+        assert path.read_bytes() == b"one"
+        file.write(b"two")
+
+    files.write_shared(path, write)
+    assert path.read_bytes() == b"two"
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_what_the_next_writer_has_begun_is_left_to_it(tmp_path):
     path, lock = tmp_path / "found.jsonl", tmp_path / ".found.jsonl.partial"
     with files.sole_holder(lock, "held"):

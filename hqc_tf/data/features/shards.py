@@ -57,6 +57,7 @@ class Manifest:
     settings: dict[str, Any]  # those of a `Config` named in `OF_NETWORK` and `OF_VIEWS`
     label_names: list[str] | None = None
     precision: str = "float32"  # in which the network ran
+    roles_and_labels: str = ""  # SHA-256 of them; empty in folders of older versions
 
 
 class Shard(NamedTuple):
@@ -133,7 +134,8 @@ def write_shard(folder: str | PathLike, number: int, count: int, shard: Shard) -
             writer.write_batch(batch)
 
     with naming_a_full_disk(path):
-        files.write_atomically(path, write)
+        # Workers of a cluster may make a shard twice.
+        files.write_shared(path, write)
 
 
 def read_shards(folder: str | PathLike) -> tuple[Manifest, list[Shard]]:
