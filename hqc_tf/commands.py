@@ -143,6 +143,10 @@ def _expand_paths(values):
         flag = values[name]
         if flag.present and isinstance(flag.value, str):
             flag.value = _expanded(name, flag.value)
+        elif flag.present and isinstance(flag.value, list):
+            flag.value = [
+                _expanded(name, each) if isinstance(each, str) else each for each in flag.value
+            ]
 
 
 def _expanded(name, text):

@@ -12,13 +12,14 @@ from hqc_tf import commands, config, label_free, metrics, model, retrieval
 from hqc_tf.baselines import opq, pixels
 from hqc_tf.data import roles
 from hqc_tf.data.images import held_out, hold_out
+from hqc_tf.errors import printable
 from hqc_tf.training import inputs, start
 from hqc_tf.workdir import (
     Baseline,
     Folder,
     Result,
     append_metrics,
-    load,
+    load_newest,
     read_files,
     read_settings,
     rejected_ids,
@@ -60,6 +61,7 @@ def evaluate(
         protocol=roles.protocol(c),
         bits=c.bits,
         distance=c.distance,
+        evaluated_on=inputs.evaluated_on(c),
         **_label_scores(trained, c, rejected, raw_pixels),
     )
     scores = label_free_scores(trained, rejected)
@@ -155,11 +157,10 @@ def evaluate_workdir(workdir: Folder, **changed: Any) -> list[Result]:
     results, rejected = [], find_rejects(workdir, settings)
     raw_pixels = evaluate_pixels(settings, rejected)
     for weights in ("last", "best"):
-        step = saved_step(workdir, weights)
-        if results and results[0].step == step:
+        if results and results[0].step == saved_step(workdir, weights):
             results.append(dataclasses.replace(results[0], weights=weights))
             continue
-        trained = load(workdir, weights)
+        trained, step = load_newest(workdir, weights)
         trained.settings = run
         result = evaluate(trained, step, weights, rejected, raw_pixels, settings)
         results.append(dataclasses.replace(result, changed=changes(workdir, settings)))
@@ -275,12 +276,16 @@ def given_settings(*names: str) -> dict[str, Any]:
 
 
 def _report_other_files(workdir, dataset):
+    before = read_files(workdir)
+    listed = inputs.list_files(dataset) if dataset and before else []
+    if dataset and not {file.name for file in before} & {file.name for file in listed}:
+        return  # other images, not the run's in another place
     dataset = dataset or read_settings(workdir).dataset
-    changes = inputs.describe_changes(dataset, read_files(workdir), rejected_ids(workdir))
-    if changes:
+    if changes := inputs.describe_changes(dataset, before, rejected_ids(workdir)):
         # Which images are held out follows from the list of all.
         rule = "the figures are of the files as they are now, with other images held out"
-        print(f"{dataset}: changed since training: {changes}; {rule}", file=sys.stderr)
+        said = f"{dataset}: changed since training: {changes}; {rule}"
+        print(printable(said), file=sys.stderr)
 
 
 def main(_: list[str]) -> None:
@@ -293,9 +298,10 @@ def main(_: list[str]) -> None:
         rejected = find_rejects(values.workdir, settings)
         found = evaluate(draw(run, rejected), 0, "untrained", rejected, settings=settings)
         results.append(dataclasses.replace(found, changed=changes(values.workdir, settings)))
+    # The folder may not be writable.
+    show(results)
     for result in results:
         append_metrics(values.workdir, result)
-    show(results)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,22 @@ with more --epochs it trains on.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 import tqdm
 from absl import flags
 
-from hqc_tf import backbones, commands, config, distribute, evaluate, files, model, optimizers
+from hqc_tf import backbones, commands, config, distribute, evaluate, model, optimizers
 from hqc_tf.data import catalog, decoding, features, roles, screening
 from hqc_tf.data.features import shards
-from hqc_tf.data.images import hold_out
+from hqc_tf.data.images import Images, hold_out
 from hqc_tf.data.views import steps_per_epoch, training_views
 from hqc_tf.errors import UserError, counted, naming_a_full_disk
 from hqc_tf.training import inputs, refit, start, tensorboard
@@ -32,9 +32,12 @@ from hqc_tf.workdir import (
     REJECTS,
     STATES,
     Folder,
+    InputFile,
     Result,
     append_metrics,
+    check_name,
     check_settings,
+    check_unused,
     claim,
     load,
     read_epochs,
@@ -42,6 +45,7 @@ from hqc_tf.workdir import (
     read_metrics,
     read_rejects,
     read_settings,
+    rejected_ids,
     saved_step,
     write_files,
     write_rejects,
@@ -75,7 +79,7 @@ def train_and_evaluate(
             name that TensorFlow cannot read, the disk is full, the data cannot be read, or a loss
             is not finite.
     """
-    files.check_folder_name(workdir, "--workdir=")
+    check_name(workdir)
     workdir = pathlib.Path(workdir)
     decoding.raise_max_pixels(settings.max_pixels)
     settings = inputs.from_anywhere(_with_worthwhile_precision(settings, workdir))
@@ -86,6 +90,7 @@ def train_and_evaluate(
     if results := _results_of_finished(settings, workdir):
         return results
     inputs.check_outside(workdir, settings)
+    check_unused(workdir)
     start.check_longer(workdir, settings)
     strategy = distribute.make_strategy(settings.strategy, settings.tpu)
     distribute.check_batch(strategy, settings.batch_size)
@@ -98,18 +103,16 @@ def _check_moved(settings, workdir):
     if not (workdir / FLAGFILE).exists():
         return
     if catalog.absolute(read_settings(workdir).dataset) != settings.dataset:
-        ids = frozenset(reject.id for reject in read_rejects(workdir))
-        inputs.check_files(settings.dataset, read_files(workdir), ids)
+        inputs.check_files(settings.dataset, read_files(workdir), rejected_ids(workdir))
 
 
 def _train(settings, workdir, strategy, callbacks):
     weights = start.read_weights(settings, workdir)
-    with concurrent.futures.ThreadPoolExecutor(1) as reader, strategy.scope():
-        # Images are read while the network is built.
-        reading = reader.submit(_read, settings, workdir)
+    with strategy.scope():
         trained = model.build_model(settings)
-        read, rejects = reading.result()
-        images, held = hold_out(read, settings.held_out)
+    read = _read(settings, workdir)
+    images, held = hold_out(read.images, settings.held_out)
+    with strategy.scope():
         _fit_network(trained, images, weights)
         per_epoch = steps_per_epoch(images, settings)
         refit.check(settings, len(images))
@@ -120,12 +123,13 @@ def _train(settings, workdir, strategy, callbacks):
             if longer := start.describe_longer(workdir, settings, per_epoch):
                 _report(longer)
             write_settings(workdir, settings)
-            _keep_inputs(rejects, settings, workdir)
+            _keep_inputs(read, settings, workdir)
         with screening.naming_a_bad_file(images):
             if chief:
-                _describe_start(trained, images, held, len(rejects), per_epoch)
+                _describe_start(trained, images, held, len(read.rejects), per_epoch)
             _fit(trained, images, held, per_epoch, workdir, callbacks)
-        if settings.refit == "none":
+        # A run whose states are gone was not trained here, and shows what it showed.
+        if settings.refit == "none" and trained.optimizer.iterations.numpy():
             tensorboard.show_held_out(trained, held, workdir)
         results = _evaluate(settings, workdir, images, held) if chief else []
     # A chief that has to restart needs the others, so none ends before it.
@@ -146,24 +150,47 @@ def _fit_network(trained, images, weights):
         start.adapt(trained, images)
 
 
+class _Inputs(NamedTuple):
+    """What a run begins with."""
+
+    images: Images  # to train on, and those to be held out
+    files: list[InputFile]  # of the user's own that these are in
+    rejects: list[screening.Reject]  # that are left out
+
+
 def _read(settings, workdir):
-    """The training images, and the files of a folder that are left out."""
+    """The `_Inputs` of a run; what needs no look at every image is checked before."""
+    source = catalog.parse(settings.dataset)
+    inputs.check_files(settings.dataset, read_files(workdir), rejected_ids(workdir))
+    listed = inputs.list_files(settings.dataset) if source.is_files else []
+    _check_before_reading(settings, listed if source.kind != "tfrecord" else [])
     # A resumed run has to leave out the same files.
     if (workdir / REJECTS).exists():
         rejects = read_rejects(workdir)
     else:
         rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
     ids = frozenset(reject.id for reject in rejects)
-    inputs.check_files(settings.dataset, read_files(workdir), ids)
     if settings.queries or settings.labels:
         roles.load_role(settings, "query", ids)  # what is wrong with them is said before training
-    return roles.load_role(settings, "train", ids), rejects
+    return _Inputs(*inputs.load_listed(settings, listed, ids), rejects)
 
 
-def _keep_inputs(rejects, settings, workdir):
+def _check_before_reading(settings, listed):
+    """Raises `UserError` where the packages, the labels or the number of files will not do."""
+    optimizers.make_optimizer(settings, steps_per_epoch=1)
+    roles.check(settings)
+    if listed:
+        refit.check(settings, len(listed))
+        steps_per_epoch(listed, settings)
+
+
+def _keep_inputs(read, settings, workdir):
+    rejects = read.rejects
     if catalog.parse(settings.dataset).is_files:
         write_rejects(workdir, rejects)
-    if not (workdir / FILES).exists() and (files_of := inputs.list_files(settings.dataset)):
+    if not (workdir / FILES).exists() and (
+        files_of := read.files or inputs.list_files(settings.dataset)
+    ):
         write_files(workdir, files_of)
     if rejects:
         kinds = collections.Counter(re.split(r": sides|: over", each.reason)[0] for each in rejects)
@@ -255,7 +282,7 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
     last_step = trained.settings.epochs * per_epoch
     state = RunState(trained, workdir)
     step = state.restore()
-    if step == last_step or (not step and _results_of_trained(trained.settings, workdir)):
+    if step == last_step or (not step and _trained_steps(trained.settings, workdir)):
         return
     if step:
         _report(f"resuming after step {step} of {last_step}")
@@ -264,16 +291,17 @@ def _fit(trained, images, held, per_epoch, workdir, more_callbacks):
     callbacks = make_callbacks(state, workdir, held, per_epoch, more_callbacks)
     # A resumed epoch has fewer steps, and Keras takes one number for all epochs of a `fit`.
     rest_ends = (step // per_epoch + 1) * per_epoch if step % per_epoch else step
-    for first, last in [(step, rest_ends), (rest_ends, last_step)]:
-        if first < last:
-            trained.fit(
-                _views(trained, images, first, last),
-                initial_epoch=first // per_epoch,
-                epochs=-(-last // per_epoch),
-                steps_per_epoch=min(per_epoch, last - first),
-                verbose=0,
-                callbacks=callbacks,
-            )
+    with callbacks[-1].handling_signals():
+        for first, last in [(step, rest_ends), (rest_ends, last_step)]:
+            if first < last:
+                trained.fit(
+                    _views(trained, images, first, last),
+                    initial_epoch=first // per_epoch,
+                    epochs=-(-last // per_epoch),
+                    steps_per_epoch=min(per_epoch, last - first),
+                    verbose=0,
+                    callbacks=callbacks,
+                )
 
 
 def _views(trained, images, first_step, last_step):
@@ -291,8 +319,12 @@ def _evaluate(settings, workdir, images, held):
     names = "data_dir", "queries", "labels"
     changed = {name: getattr(settings, name) for name in names}
     results = evaluate.evaluate_workdir(workdir, **changed)
-    for result in results:
-        append_metrics(workdir, result)
+    try:
+        for result in results:
+            append_metrics(workdir, result)
+    except (OSError, UserError):
+        evaluate.show(results)
+        raise
     return results
 
 
@@ -306,30 +338,35 @@ def _results_of_finished(settings, workdir):
     return results
 
 
-def _results_of_trained(settings, workdir):
-    """The results of a run that was evaluated after its last step; else empty."""
+def _trained_steps(settings, workdir):
+    """The steps of the "best" and "last" weights of a run that is trained to its end; else None."""
     epochs = read_epochs(workdir)
-    results = read_metrics(workdir)  # read before training, whose results could not be added
     last_step = epochs[-1].step if len(epochs) == settings.epochs else None
     # A person may have removed the states of a finished run to save space.
     if last_step is None or newest_step(workdir) not in (None, last_step):
-        return []
-    run = read_settings(workdir)
-    if (run.queries, run.labels) != (settings.queries, settings.labels):
+        return None
+    steps = {name: saved_step(workdir, name) for name in ("best", "last")}
+    return steps if steps["last"] == last_step else None
+
+
+def _results_of_trained(settings, workdir):
+    """The results of a run that was evaluated after its last step; else empty."""
+    results = read_metrics(workdir)  # read before training, whose results could not be added
+    steps = _trained_steps(settings, workdir)
+    run = read_settings(workdir) if steps else settings
+    if not steps or (run.queries, run.labels) != (settings.queries, settings.labels):
         return []
     found = {one.weights: one for one in results if _is_own(one, settings)}
     # Results may be of fewer epochs.
-    steps = {name: saved_step(workdir, name) for name in ("best", "last")}
-    ended = last_step == steps["last"] and all(
-        name in found and found[name].step == step for name, step in steps.items()
-    )
+    ended = all(name in found and found[name].step == step for name, step in steps.items())
     return [found["last"], found["best"]] if ended else []
 
 
 def _is_own(result, settings):
-    """Whether a result is of the run's own data, distance and R."""
+    """Whether a result is of the run's own data, distance and R, with its queries and labels."""
     has_r = result.top_k is None or result.top_k == min(settings.top_k, result.database)
-    return has_r and result.distance == settings.distance and result.changed is None
+    same_data = result.changed is None and inputs.is_evaluated_on(result.evaluated_on, settings)
+    return has_r and result.distance == settings.distance and same_data
 
 
 def _report(text):

@@ -13,12 +13,13 @@ A checkpoint is the files ckpt-STEP.*; TensorFlow's file `checkpoint` is written
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import pathlib
 import re
 import shutil
 from collections.abc import Collection, Iterator
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import tensorflow as tf
@@ -36,6 +37,9 @@ TENSORBOARD = "tensorboard"
 SPEED_RUN, HELD_OUT_RUN = f"{TENSORBOARD}/speed", f"{TENSORBOARD}/held_out"
 EPOCHS, SPEED, METRICS, REJECTS = "epochs.jsonl", "speed.jsonl", "metrics.jsonl", "rejects.jsonl"
 FILES, _LOCK = "files.jsonl", ".lock"
+# Folders of checkpoints, and what else a training replaces in folders that others may have too.
+CHECKPOINTS = STATES, *WEIGHTS.values(), *(f"{each}_refitted" for each in WEIGHTS.values())
+_REPLACED = *CHECKPOINTS, SPEED_RUN, HELD_OUT_RUN
 _FIX = "restore a copy, or train again"
 _CHECKPOINT_FILE = re.compile(r"ckpt-(0|[1-9]\d*)\.(index|data-\d+-of-\d+)")
 
@@ -99,6 +103,8 @@ class Result:
     baselines: dict[str, Baseline] | None = None
     # Settings of the data, --dataset, --queries and --labels, that were not the run's.
     changed: dict[str, str] | None = None
+    # --queries, --labels and "labels_sha256" of the latter's file, those that there were.
+    evaluated_on: dict[str, str] | None = None
     # As in `EpochLine`.
     held_out: _Count | None = None
     recall_at_1: float | None = None
@@ -137,6 +143,28 @@ def claim(workdir: Folder) -> Iterator[None]:
         if new:
             with contextlib.suppress(OSError):
                 workdir.rmdir()
+
+
+def check_name(workdir: Folder) -> None:
+    """Raises `UserError` where `workdir` is empty, or TensorFlow could not read what is there."""
+    if not os.fspath(workdir):
+        raise UserError("--workdir=: empty; name a folder, or . for the current one")
+    files.check_folder_name(workdir, "--workdir=")
+
+
+def check_unused(workdir: Folder) -> None:
+    """Raises `UserError` where `workdir` has no run, but what a training would remove."""
+    if pathlib.Path(workdir, FLAGFILE).exists():
+        return
+    for folder in (pathlib.Path(workdir, name) for name in ("checkpoints", TENSORBOARD)):
+        found = {path.relative_to(workdir).as_posix() for path in folder.glob("*")}
+        # A training that ended early has left curves.
+        own = {name for name in found if SPEED_RUN in found and "/events." in name}
+        if others := sorted(found - own - {*_REPLACED}):
+            raise UserError(
+                f"--workdir={workdir}: no run there, and a training would remove {others[0]}; "
+                "take another folder, or move that"
+            )
 
 
 def saved_steps(folder: Folder) -> list[int]:
@@ -211,7 +239,7 @@ def _checkpoint_files(folder):
 
 def read_settings(workdir: Folder) -> config.Config:
     """The settings that a training left in `workdir`; UserError where none can be read."""
-    files.check_folder_name(workdir, "--workdir=")
+    check_name(workdir)
     path = pathlib.Path(workdir, FLAGFILE)
     if not path.is_file():
         raise UserError(f"--workdir={workdir}: no {FLAGFILE} there; train into it first")
@@ -234,7 +262,11 @@ def check_settings(workdir: Folder, settings: config.Config) -> None:
     if not pathlib.Path(workdir, FLAGFILE).exists():
         return
     before, now = (
-        dataclasses.asdict(each) | {"dataset": catalog.absolute(each.dataset)}
+        dataclasses.asdict(each)
+        | {
+            "dataset": catalog.absolute(each.dataset),
+            "backbone_weights": absolute_weights(each.backbone_weights),
+        }
         for each in (read_settings(workdir), settings)
     )
     folders = all(each["dataset"].startswith("folder:") for each in (before, now))
@@ -250,6 +282,11 @@ def check_settings(workdir: Folder, settings: config.Config) -> None:
                 f"--workdir={workdir}: made with --{name}={before[name]}, not {now[name]}; "
                 f"take another --workdir, or --flagfile={pathlib.Path(workdir, FLAGFILE)}"
             )
+
+
+def absolute_weights(name: str) -> str:
+    """`--backbone_weights` so that it names the same file from anywhere."""
+    return name if name in ("none", "imagenet") else str(files.absolute(name))
 
 
 def write_settings(workdir: Folder, settings: config.Config) -> None:
@@ -280,29 +317,64 @@ def saved_step(workdir: Folder, weights: str = "last", refitted: bool = False) -
     return next(iter(saved_steps(_weights_folder(workdir, weights, refitted))), None)
 
 
+class Loaded(NamedTuple):
+    """A model and the training steps behind its weights."""
+
+    model: model.HQC
+    step: int
+
+
 def load(workdir: Folder, weights: str = "best", refitted: bool = True) -> model.HQC:
     """The model that a training left in `workdir`, ready to encode.
 
     Its weights are the "best", chosen without labels, or the "last", as `--refit` left them where
     it did, unless `refitted` is false; UserError where `workdir` has none, or damaged ones.
     """
-    settings, step = read_settings(workdir), saved_step(workdir, weights)
+    return load_newest(workdir, weights, refitted).model
+
+
+def load_newest(workdir: Folder, weights: str = "best", refitted: bool = True) -> Loaded:
+    """As `load`, with the step: a training that runs there may save others at any moment."""
+    settings, made = read_settings(workdir), {}
     decoding.raise_max_pixels(settings.max_pixels)
+    while True:
+        step, is_refitted = newest = _newest(workdir, weights, refitted)
+        if is_refitted not in made:
+            # It takes seconds, after which others may be the newest.
+            made[is_refitted] = _blank(settings, is_refitted)
+            continue
+        try:
+            _read_weights(made[is_refitted], _weights_folder(workdir, weights, is_refitted), step)
+        except UserError:
+            if _newest(workdir, weights, refitted) == newest:
+                raise
+        else:
+            return Loaded(made[is_refitted], step)
+
+
+def _newest(workdir, weights, refitted):
+    """The step of the weights to load, and whether they are the refitted ones."""
+    step = saved_step(workdir, weights)
     if step is None:
         raise UserError(f"--workdir={workdir}: no weights there yet; train into it first")
     # Weights that were trained again since are of another step.
-    refitted = refitted and saved_step(workdir, weights, True) == step
-    folder = _weights_folder(workdir, weights, refitted)
+    return step, refitted and saved_step(workdir, weights, True) == step
+
+
+def _blank(settings, is_refitted):
     # Weights to start from are replaced anyway, and their file may be gone.
-    trained = model.blank_model(dataclasses.replace(settings, backbone_weights="none"))
-    trained.settings = settings
-    if refitted:
-        trained.prepare_refit()
-    saved = tf.train.Checkpoint(encoder=trained.encoder, quantizer=trained.quantizer)
+    blank = model.blank_model(dataclasses.replace(settings, backbone_weights="none"))
+    blank.settings = settings
+    if is_refitted:
+        blank.prepare_refit()
+    return blank
+
+
+def _read_weights(blank, folder, step):
+    saved = tf.train.Checkpoint(encoder=blank.encoder, quantizer=blank.quantizer)
     with naming_damage(folder, _FIX):
         read = saved.read(checkpoint(folder, step))
         read.assert_existing_objects_matched().expect_partial()
-    return trained
 
 
 def read_epochs(workdir: Folder) -> list[EpochLine]:
@@ -331,10 +403,23 @@ def read_metrics(workdir: Folder) -> list[Result]:
 
 
 def append_metrics(workdir: Folder, result: Result) -> None:
-    """Adds a line to metrics.jsonl, on the disk before this returns."""
+    """Adds a line to metrics.jsonl, on the disk before this returns; others may do so at once."""
     path = pathlib.Path(workdir, METRICS)
-    before = path.read_text() if path.exists() else ""
-    files.replace_text(path, before + files.to_text([result]))
+    with _waiting_for_others(workdir):
+        before = path.read_text() if path.exists() else ""
+        files.replace_text(path, before + files.to_text([result]))
+
+
+@contextlib.contextmanager
+def _waiting_for_others(folder):
+    """Holds a folder against others that call this, where its file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_rejects(workdir: Folder) -> list[Reject]:

@@ -9,16 +9,16 @@ from hqc_tf import config, evaluate, label_free, metrics
 from hqc_tf.data import roles
 from hqc_tf.errors import UserError
 from hqc_tf.report import gallery, numbers
+from hqc_tf.training import inputs
 from hqc_tf.workdir import (
     EpochLine,
     Result,
     SpeedLine,
-    load,
+    load_newest,
     read_epochs,
     read_metrics,
     read_settings,
     read_speed,
-    saved_step,
 )
 
 
@@ -73,7 +73,8 @@ def _newest_results(workdir):
     lines = read_metrics(workdir)
     newest = {}
     for line in lines:
-        newest[line.weights, line.distance, line.top_k, line.protocol, str(line.changed)] = line
+        data = str(line.changed), str(line.evaluated_on)
+        newest[line.weights, line.distance, line.top_k, line.protocol, *data] = line
     return list(newest.values())
 
 
@@ -94,7 +95,7 @@ def gather(workdirs: Sequence[str], untrained: bool = True, **changed: Any) -> R
     runs = [_with_results_of(run, protocol, changed) for run in read_runs(workdirs)]
     # A damaged file is reported before minutes are spent on the images.
     lines, speed = read_epochs(workdir), read_speed(workdir)
-    trained = load(workdir, "best")
+    trained, step = load_newest(workdir)
     trained.settings, settings = evaluate.changed_settings(workdir, changed)
     rejected = evaluate.find_rejects(workdir, settings)
     seen = numbers.make_scene(trained, rejected, settings)
@@ -108,7 +109,7 @@ def gather(workdirs: Sequence[str], untrained: bool = True, **changed: Any) -> R
     return Report(
         workdir=workdir,
         settings=settings,
-        step=saved_step(workdir, "best"),
+        step=step,
         runs=runs,
         epochs=lines,
         speed=speed,
@@ -129,8 +130,15 @@ def gather(workdirs: Sequence[str], untrained: bool = True, **changed: Any) -> R
 
 def _with_results_of(run, protocol, changed):
     """A run with the results of the data that the report is of."""
-    other = evaluate.changes(run.workdir, evaluate.changed_settings(run.workdir, changed)[1])
-    own = [one for one in run.results if one.protocol == protocol and one.changed == other]
+    settings = evaluate.changed_settings(run.workdir, changed)[1]
+    other = evaluate.changes(run.workdir, settings)
+    own = [
+        one
+        for one in run.results
+        if one.protocol == protocol
+        and one.changed == other
+        and inputs.is_evaluated_on(one.evaluated_on, settings)
+    ]
     return run._replace(results=own)
 
 
@@ -138,7 +146,7 @@ def _label_names(images):
     """Names of the labels; numbers where they have none."""
     if images.labels is None or images.label_names or images.labels.ndim > 1:
         return images.label_names
-    return [str(number) for number in range(images.labels.max() + 1)]
+    return [str(number) for number in np.unique(images.labels)]
 
 
 def _with_labels(seen, before):

@@ -75,7 +75,7 @@ class Plane(NamedTuple):
     embeddings: np.ndarray  # float [n, 2]
     codewords: np.ndarray  # float [n, 2], those that stand for them
     explained: np.ndarray  # float [2], share of the embeddings' variance along each axis
-    labels: np.ndarray | None  # int [n]
+    labels: np.ndarray | None  # int [n], places in the list of labels
 
 
 class Pairs(NamedTuple):
@@ -168,7 +168,12 @@ def plane(scene: Scene) -> Plane:
     rows = spread(len(scene.images), POINTS)
     words = scene.trained.quantizer.decode(scene.database.codes[rows]).numpy()
     labels = scene.images.labels
-    labels = labels[rows] if labels is not None and labels.ndim == 1 else None
+    if labels is None or labels.ndim > 1:
+        labels = None
+    elif scene.images.label_names:
+        labels = labels[rows]
+    else:
+        labels = np.searchsorted(np.unique(labels), labels[rows])
     return project(scene.database.embeddings[rows], words, labels)
 
 

@@ -39,7 +39,7 @@ def make_callbacks(
     per_epoch: int,
     more: Sequence[tf.keras.callbacks.Callback] = (),
 ) -> list[tf.keras.callbacks.Callback]:
-    """The callbacks of a run, in their order: nothing non-finite is saved, the state comes last.
+    """The callbacks of a run, in their order: nothing non-finite is saved, `KeepState` comes last.
 
     Args:
         state: of the run, restored.

@@ -1,6 +1,7 @@
 """What a run begins with: the files, which must be the same when it resumes, and the backbone."""
 
 import dataclasses
+import hashlib
 import pathlib
 import stat
 
@@ -9,15 +10,16 @@ import tensorflow as tf
 
 from hqc_tf import backbones, config, files
 from hqc_tf.backbones import saved
-from hqc_tf.data import batches, catalog, features, pictures, screening
+from hqc_tf.data import batches, catalog, features, pictures, roles, screening
 from hqc_tf.data.folder import finds
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError
-from hqc_tf.workdir import FLAGFILE, HELD_OUT_RUN, Folder, InputFile
+from hqc_tf.workdir import FLAGFILE, HELD_OUT_RUN, Folder, InputFile, absolute_weights
 
 _SHOWN = 3
 # Images that show whether a network suits the data.
 _FEW = 8
+_DIGEST = "labels_sha256"
 # A file of a run that is an image by its name.
 _PICTURE = f"{HELD_OUT_RUN}/sprite.png"
 
@@ -29,7 +31,9 @@ def from_anywhere(settings: config.Config) -> config.Config:
     if settings.queries:
         found["queries"] = catalog.absolute(settings.queries)
     found["dataset"] = catalog.absolute(settings.dataset)
-    return dataclasses.replace(settings, **found, backbone=backbones.absolute(settings.backbone))
+    found["backbone"] = backbones.absolute(settings.backbone)
+    found["backbone_weights"] = absolute_weights(settings.backbone_weights)
+    return dataclasses.replace(settings, **found)
 
 
 def check_outside(workdir: Folder, settings: config.Config) -> None:
@@ -63,6 +67,53 @@ def list_files(dataset: str) -> list[InputFile]:
         if stat.S_ISREG(status.st_mode):
             found.append(InputFile(name, status.st_size))
     return found
+
+
+def load_listed(
+    settings: config.Config, listed: list[InputFile], rejected: frozenset[str]
+) -> tuple[Images, list[InputFile]]:
+    """The training images, and the files that they are in.
+
+    A folder may fill meanwhile: images that have arrived since it was `listed` are left out, since
+    no one has checked them.
+
+    Args:
+        settings: of the run.
+        listed: what `list_files` gave of a user's own files.
+        rejected: ids that the run leaves out.
+
+    Raises:
+        UserError: as `roles.load_role`, or a file of records has arrived.
+    """
+    source, known = catalog.parse(settings.dataset), {file.name for file in listed}
+    while True:
+        images = roles.load_role(settings, "train", rejected)
+        now = list_files(settings.dataset) if source.is_files else []
+        arrived = {file.name for file in now} - known
+        if not arrived - rejected:
+            return images, [file for file in now if file.name in known]
+        if source.kind == "tfrecord":
+            raise UserError(
+                f"--dataset={settings.dataset}: files have arrived while they were read "
+                f"({_first(arrived)}); run the same command again"
+            )
+        rejected |= arrived
+
+
+def evaluated_on(settings: config.Config) -> dict[str, str] | None:
+    """`Result.evaluated_on` of an evaluation with some settings."""
+    own = from_anywhere(settings)
+    found = {name: getattr(own, name) for name in ("queries", "labels") if getattr(own, name)}
+    # A finished run does not need the file, which may be gone.
+    if own.labels and pathlib.Path(own.labels).is_file():
+        found[_DIGEST] = hashlib.sha256(pathlib.Path(own.labels).read_bytes()).hexdigest()
+    return found or None
+
+
+def is_evaluated_on(before: dict[str, str] | None, settings: config.Config) -> bool:
+    """Whether a result's `evaluated_on` is of the queries and labels of some settings."""
+    now, before = evaluated_on(settings) or {}, before or {}
+    return now == {name: before[name] for name in before if name in now or name != _DIGEST}
 
 
 def describe_changes(dataset: str, before: list[InputFile], rejected: frozenset[str]) -> str:

@@ -4,11 +4,13 @@ A state is the last thing written after a step, behind the weights and figures o
 written after the newest state is trained and written again, bit for bit the same.
 """
 
+import contextlib
 import pathlib
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 import tqdm
@@ -16,6 +18,7 @@ import tqdm
 from hqc_tf import distribute, model, numerics
 from hqc_tf.errors import UserError, naming_damage
 from hqc_tf.workdir import (
+    CHECKPOINTS,
     STATES,
     Folder,
     checkpoint,
@@ -36,7 +39,8 @@ class RunState:
     def __init__(self, trained: model.HQC, workdir: Folder):
         self.model = trained
         self._saved = tf.train.Checkpoint(model=trained, optimizer=trained.optimizer)
-        self._folder = pathlib.Path(workdir, STATES)
+        self._workdir = pathlib.Path(workdir)
+        self._folder = self._workdir / STATES
         self._intact = None
 
     @property
@@ -67,8 +71,8 @@ class RunState:
                 the same one.
         """
         if distribute.is_chief(self.model.distribute_strategy):
-            for folder in self._folder.parent.glob("*/"):
-                clean_checkpoints(folder)
+            for name in CHECKPOINTS:
+                clean_checkpoints(self._workdir / name)
         step = self._restore_newest()
         if not distribute.is_same_for_all(self.model.distribute_strategy, step):
             raise UserError(
@@ -117,9 +121,9 @@ class KeepState(tf.keras.callbacks.Callback):
     """Saves the state at intervals of steps or minutes, and when the process is told to stop.
 
     A state due at the end of an epoch waits until the callbacks before this one have closed the
-    epoch. SIGTERM and SIGINT let the step end, save, and end the process with status 128 + signal;
-    a second one ends it at once. Where several processes train together only steps count, since all
-    have to save at once.
+    epoch. Within `handling_signals` SIGTERM and SIGINT let the step end, save, and end the process
+    with status 128 + signal; a second one ends it at once. Where several processes train together
+    only steps count, since all have to save at once.
 
     Args:
         state: of the run.
@@ -147,15 +151,18 @@ class KeepState(tf.keras.callbacks.Callback):
         within = self._step % per_epoch
         self._restored_means = [v.numpy() for v in running_means(state.model)] if within else []
 
-    def on_train_begin(self, logs=None):
+    @contextlib.contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        """Answers signals as said above; after it they are answered as before."""
         # Python lets only the main thread handle signals.
         handles = self._alone and threading.current_thread() is threading.main_thread()
         handled = (signal.SIGTERM, signal.SIGINT) if handles else ()
         self._before = {number: signal.signal(number, self._note_signal) for number in handled}
-
-    def on_train_end(self, logs=None):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Keras has just reset the running means; a resumed epoch continues with the saved ones.
@@ -185,7 +192,6 @@ class KeepState(tf.keras.callbacks.Callback):
             stopped = f"stopped after step {self._step} of {self._last_step}"
             text = f"{signal.Signals(self._signal).name}: {stopped}; the same command resumes there"
             tqdm.tqdm.write(text, file=sys.stderr)
-            self.on_train_end()
             sys.exit(128 + self._signal)
 
     def _note_saved(self):

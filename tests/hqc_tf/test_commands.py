@@ -150,6 +150,12 @@ def test_home_and_variables_are_expanded(tmp_path, monkeypatch):
         "a$": "a$", "cifar10/test[:50%]": "cifar10/test[:50%]",
     }.items():  # fmt: skip
         assert expand(text) == expected
+    values = flags.FlagValues()
+    flags.DEFINE_multi_string("workdir", None, "", values)
+    flags.DEFINE_multi_integer("books", [4], "", flag_values=values)
+    values([sys.argv[0], "--workdir=~/a", "--workdir=b", "--books=8"])
+    commands._expand_paths(values)
+    assert (values.workdir, values.books) == (["/home/me/a", "b"], [8])
     with pytest.raises(
         UserError, match=r"^--dataset=folder:\$NONE/a: the environment has no \$NONE"
     ):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import PIL.Image
@@ -97,6 +98,23 @@ def test_files_that_changed_since_training_are_reported(workdir, photos, tmp_pat
     evaluate._report_other_files(tmp_path, None)
     said = f"changed since training: 1 added ({now[0].name}); the figures are of the files as they"
     assert said in capsys.readouterr().err
+    # Other images are not the run's that have changed.
+    other = shutil.copytree(photos, tmp_path / "photos")
+    evaluate._report_other_files(tmp_path, f"folder:{other / now[0].name.partition('/')[0]}")
+    assert capsys.readouterr().err == ""
+    evaluate._report_other_files(tmp_path, f"folder:{other}")
+    assert f"{other}: changed since training: 1 added" in capsys.readouterr().err
+
+
+def test_figures_are_shown_before_they_are_kept(result, tmp_path, monkeypatch, capsys):
+    given = types.SimpleNamespace(workdir=tmp_path / "none", dataset=None, untrained=False)
+    monkeypatch.setattr(evaluate.flags, "FLAGS", given)
+    monkeypatch.setattr(evaluate, "given_settings", lambda *_: {})
+    monkeypatch.setattr(evaluate, "_report_other_files", lambda *_: None)
+    monkeypatch.setattr(evaluate, "evaluate_workdir", lambda *_: [result])
+    with pytest.raises(FileNotFoundError):
+        evaluate.main([])
+    assert capsys.readouterr().out.startswith("last, step 7: mAP@10 ")
 
 
 def test_another_data_set_has_rejects_and_results_of_its_own(workdir, photos, tmp_path, capsys):

@@ -2,19 +2,23 @@ import dataclasses
 import functools
 import pathlib
 import shutil
+import sys
+import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from hqc_tf import distribute, model, train
-from hqc_tf.data import catalog, roles, tfds
+from hqc_tf import distribute, evaluate, model, train
+from hqc_tf.baselines import opq
+from hqc_tf.data import catalog, decoding, roles, screening, tfds
 from hqc_tf.data.images import hold_out
 from hqc_tf.errors import UserError
 from hqc_tf.training.callbacks import CloseEpoch
 from hqc_tf.training.state import KeepState
 from hqc_tf.workdir import (
     HELD_OUT_RUN,
+    METRICS,
     SPEED_RUN,
     append_metrics,
     load,
@@ -127,6 +131,98 @@ def test_queries_and_labels_are_read_before_training(settings, tmp_path):
         with pytest.raises(UserError, match="none.npy"):
             train.train_and_evaluate(wrong, tmp_path / "run")
         assert not (tmp_path / "run/flags.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"train_backbone": "last:99"}, "--train_backbone=last:99"),
+        ({"batch_size": 61}, "--batch_size=61: there are only 60 images"),
+        ({"labels": "none.csv"}, "--labels=.*none.csv: no such file"),
+        ({"queries": "folder:none"}, "folder:.*none: no such folder"),
+        ({"refit": "opq"}, "--refit=opq: FAISS is missing"),
+        ({"optimizer": "lamb"}, "--optimizer=lamb: needs TensorFlow Addons"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_all_images_are_checked(
+    quick_config, photos, tmp_path, monkeypatch, wrong, error
+):
+    monkeypatch.setattr(screening, "find_rejects", lambda *_: pytest.fail("were checked"))
+    monkeypatch.setattr(opq, "is_installed", lambda: False)
+    monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=error):
+        train.train_and_evaluate(quick_config(dataset=f"folder:{photos}", **wrong), "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_ends_the_check_of_all_images(quick_config, photos, tmp_path, monkeypatch):
+    def interrupt(batch):
+        # Signals reach the main thread alone.
+        assert threading.current_thread() is threading.main_thread()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding, "decodable", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(quick_config(dataset=f"folder:{photos}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def write_labels(path, source, kinds):
+    lines = [f"{source}:{row},kind {row % kinds}" for row in range(60)]
+    path.write_text("\n".join(["id,label", *lines]))
+    return str(path)
+
+
+def test_no_figure_is_that_of_other_labels(settings, features, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    x = tmp_path / "x.npy"
+    np.save(x, catalog.load_images(features).features)
+    labels = [write_labels(tmp_path / f"{kinds}.csv", x, kinds) for kinds in (2, 6)]
+    own = dataclasses.replace(settings, dataset=f"features:{x}", labels=labels[0], epochs=1)
+    first, _ = train.train_and_evaluate(own, tmp_path / "run")
+    own = dataclasses.replace(own, labels=labels[1])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate, "evaluate_workdir", killed)
+        train.train_and_evaluate(own, tmp_path / "run")
+    # The states of a finished run may be removed: it is not trained again for other labels.
+    shutil.rmtree(tmp_path / "run/checkpoints/state")
+    lines = read_epochs(tmp_path / "run")
+    results = train.train_and_evaluate(own, tmp_path / "run")
+    assert results[0].protocol.endswith("labels of 6.csv")
+    assert results[0].chance != first.chance
+    assert read_epochs(tmp_path / "run") == lines
+    assert train.train_and_evaluate(own, tmp_path / "run") == results
+    write_labels(tmp_path / "6.csv", x, 2)
+    again = train.train_and_evaluate(own, tmp_path / "run")
+    assert again[0].chance == first.chance
+    # A finished run does not need the file.
+    (tmp_path / "6.csv").unlink()
+    assert train.train_and_evaluate(own, tmp_path / "run") == again
+
+
+def test_figures_that_cannot_be_kept_are_shown(settings, trained, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(30, "Read-only file system")
+
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    (folder / METRICS).unlink()
+    monkeypatch.setattr(train, "append_metrics", fail)
+    with pytest.raises(OSError, match="Read-only"):
+        train.train_and_evaluate(settings, folder)
+    assert capsys.readouterr().out.startswith("last, step 24: mAP@10 ")
+
+
+def test_a_folder_with_files_of_others_is_refused(settings, tmp_path):
+    other = tmp_path / "tensorboard/other"
+    other.mkdir(parents=True)
+    with pytest.raises(UserError, match="a training would remove tensorboard/other; take another"):
+        train.train_and_evaluate(settings, tmp_path)
+    with pytest.raises(UserError, match="--workdir=: empty; name a folder, or . for the current"):
+        train.train_and_evaluate(settings, "")
+    assert [*tmp_path.rglob("*")] == [other.parent, other]
 
 
 def test_all_rows_are_trained_on_where_queries_are_others(

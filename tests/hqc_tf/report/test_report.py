@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import os
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ from hqc_tf import config, evaluate, files, label_free, metrics, model
 from hqc_tf.data.images import Images
 from hqc_tf.errors import UserError, printable
 from hqc_tf.report import __main__ as command
-from hqc_tf.report import figures, gallery, gather, numbers, page
+from hqc_tf.report import figures, gallery, gather, numbers, page, write_report
 from hqc_tf.workdir import Baseline, append_metrics, load, read_metrics, read_settings
 from tests.support import browser
 
@@ -176,7 +177,9 @@ def test_raw_pixels_stand_beside_the_codes(report):
 
 def test_labels_without_names_are_numbers():
     images = Images.of_features(np.ones([3, 2], np.float32), ["a", "b", "c"], np.array([2, 0, 2]))
-    assert gather._label_names(images) == ["0", "1", "2"]
+    assert gather._label_names(images) == ["0", "2"]
+    far = dataclasses.replace(images, labels=np.array([-1, 10**9, -1]))
+    assert gather._label_names(far) == ["-1", "1000000000"]
     assert gather._label_names(dataclasses.replace(images, labels=None)) is None
 
 
@@ -380,6 +383,16 @@ def test_a_report_without_jinja2_says_what_to_install(report, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r"needs jinja2; pip install 'hqc-tf\[report\]'"):
         page.render(report)
+
+
+def test_what_a_report_needs_is_said_before_the_work(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(gather, "gather", lambda *_, **__: pytest.fail("was gathered"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="--output=.*report.html: its folder cannot be written"):
+        write_report([str(labelled)])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"needs matplotlib; pip install 'hqc-tf\[report\]'"):
+        write_report([str(labelled)])
 
 
 def test_figures_take_their_colours_from_the_page(report):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hqc_tf.config import Config
+from hqc_tf.data import roles
 from hqc_tf.errors import UserError
 from hqc_tf.training import inputs
 from hqc_tf.workdir import InputFile, read_files, write_files
@@ -68,6 +69,28 @@ def test_features_are_known_by_their_contents(tmp_path):
     np.save(path, matrix)
     with pytest.raises(UserError, match="began with: 1 of other contents .*x.npy.; restore"):
         inputs.check_files(dataset, before, frozenset())
+
+
+def test_what_arrives_while_a_folder_is_read_is_left_out(folder, tmp_path, monkeypatch):
+    settings = Config(dataset=f"folder:{folder}")
+    listed = inputs.list_files(settings.dataset)
+    (folder / "new.png").touch()
+    (folder / "a/1.png").unlink()
+    images, kept = inputs.load_listed(settings, listed, frozenset({"bad.png"}))
+    assert images.ids == ["4\udcff.png", "a/2.png", "a/3.png"]
+    assert {file.name for file in kept} == {*images.ids, "bad.png"}
+    monkeypatch.setattr(roles, "load_role", lambda *_: None)
+    records = Config(dataset=f"tfrecord:{folder}/*.png")
+    with pytest.raises(UserError, match="files have arrived .*new.png.; run the same command"):
+        inputs.load_listed(records, inputs.list_files(records.dataset)[:2], frozenset())
+
+
+def test_paths_do_not_depend_on_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = Config(dataset="folder:a", labels="l.csv", backbone_weights="w.h5")
+    found = inputs.from_anywhere(given)
+    assert found.labels == f"{tmp_path}/l.csv" and found.backbone_weights == f"{tmp_path}/w.h5"
+    assert inputs.from_anywhere(Config(backbone_weights="imagenet")).backbone_weights == "imagenet"
 
 
 def test_patterns_and_records_have_lists(folder):

@@ -92,18 +92,9 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
-@pytest.fixture
-def signals_as_before():
-    """A run that is killed here, and not with the process, leaves its answers to signals."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.long
 def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(
-    settings, never_stopped, tmp_path, stop_after, capsys, signals_as_before
+    settings, never_stopped, tmp_path, stop_after, capsys
 ):
     def train_until(step, happens, ends):
         stop_after(step, happens)
@@ -137,6 +128,14 @@ def test_a_run_stopped_in_every_way_ends_as_one_never_stopped(
     train.train_and_evaluate(settings, tmp_path)
     assert "resuming after step 23 of 24" in capsys.readouterr().err
     assert_same(never_stopped, tmp_path)
+
+
+def test_signals_are_answered_as_before_after_an_error(settings, tmp_path, stop_after):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop_after(1, killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(settings, tmp_path)
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_time_saves_too(monkeypatch):
@@ -276,11 +275,13 @@ def test_states_are_found_by_their_files_alone(state, tmp_path):
         (folder / "checkpoint").write_text(text)
         assert newest_step(tmp_path / "run") == state.restore() == 24
     (folder / "checkpoint").unlink()
+    of_others = tmp_path / "run/checkpoints/other/x_temp"
+    of_others.mkdir(parents=True)
     for stray in ("ckpt-30.data-00000-of-00001", "checkpoint.tmp0a1b"):
         (folder / stray).touch()
     assert newest_step(tmp_path / "run") == state.restore() == 24
     assert states(tmp_path / "run") == ["ckpt-20", "ckpt-24"]
-    assert len([*folder.iterdir()]) == 4
+    assert len([*folder.iterdir()]) == 4 and of_others.exists()
 
 
 def test_a_damaged_state_takes_no_sound_ones_place(state, tmp_path, capsys):
