@@ -5,6 +5,7 @@ them meanwhile.
 """
 
 import collections
+import contextlib
 import hashlib
 import io
 import os
@@ -26,6 +27,8 @@ from hqc_tf.errors import UserError
 
 # Of the longer side of a small picture, in pixels, and JPEG's quality of it.
 SIDE, QUALITY = 256, 82
+# Of files of over `decoding.LARGE_PIXELS` one is decoded at a time.
+_LARGE = threading.Lock()
 
 
 class Missing(UserError):
@@ -104,7 +107,9 @@ class Thumbnails:
             try:
                 jpeg = path.read_bytes()
             except OSError:
-                jpeg = make_small(name, file.read())
+                with _LARGE if _is_large(file) else contextlib.nullcontext():
+                    file.seek(0)
+                    jpeg = make_small(name, file.read())
                 self._keep(path, jpeg)
         with self._lock:
             if path.name in self._sizes:
@@ -148,6 +153,15 @@ def make_small(name: str, contents: bytes) -> bytes:
     file = io.BytesIO()
     picture.save(file, "jpeg", quality=QUALITY)
     return file.getvalue()
+
+
+def _is_large(file):
+    """Whether the image of an open file has many pixels, or Pillow cannot tell."""
+    try:
+        width, height = PIL.Image.open(file).size
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return True
+    return width * height > decoding.LARGE_PIXELS
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)

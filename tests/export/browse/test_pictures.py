@@ -117,6 +117,27 @@ def test_a_full_disk_and_many_threads(folder, tmp_path, monkeypatch):
     assert small.of("sub/9.png").startswith(b"\xff\xd8")
 
 
+def test_large_images_are_decoded_one_at_a_time(folder, tmp_path, monkeypatch):
+    PIL.Image.new("RGB", (9, 9)).save(folder / "few.png")
+    (folder / "cut.png").write_bytes((folder / "few.png").read_bytes()[:12])
+    monkeypatch.setattr(pictures.decoding, "LARGE_PIXELS", 81)
+    alone, made = [], pictures.make_small
+
+    def note(name, contents):
+        alone.append((name, pictures._LARGE.locked()))
+        return made(name, contents)
+
+    monkeypatch.setattr(pictures, "make_small", note)
+    small = Thumbnails(Folder(folder), tmp_path / "cache", 2**20)
+    for name in ("sub/0.png", "few.png"):
+        small.of(name)
+    # Whose size is not known may be large.
+    with pytest.raises(Missing):
+        small.of("cut.png")
+    assert alone == [("sub/0.png", True), ("few.png", False), ("cut.png", True)]
+    assert not pictures._LARGE.locked()
+
+
 def test_a_broken_image_says_why(folder, tmp_path):
     whole = (folder / "sub/0.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
