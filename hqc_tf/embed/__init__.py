@@ -4,6 +4,7 @@ Training on the folder that it writes needs no network: `--dataset=features:DIR`
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -70,8 +71,8 @@ def embed_dataset(
     refusal = f"--output={output}: another process is writing it; wait until it has ended"
     with files.sole_holder(folder / ".lock", refusal), naming_a_full_disk(folder):
         _check_empty(folder)
-        plan = make_plan(settings, folder)
         network = build_network(settings)
+        plan = make_plan(settings, folder)
         if warning := inputs.check_backbone(network, plan.images, settings):
             print(warning, file=sys.stderr)
         manifest = _describe(settings, plan, network, views, dtype)
@@ -157,9 +158,10 @@ def _check(vectors, plan, first, manifest):
         if bad := features.bad_row(np.float32(vectors[start : start + features.CHUNK])):
             row, kind = bad
             image, view = divmod(start + row, 1 + manifest.views)
+            fix = "give --dtype=float32" if manifest.dtype == "float16" else "leave the image out"
             raise UserError(
                 f"{plan.images.ids[first + image]}, view {view}: its vector has {kind} in "
-                f"{manifest.dtype}; leave the image out, or give --dtype=float32"
+                f"{manifest.dtype}; {fix} and name another --output"
             )
 
 
@@ -188,7 +190,17 @@ def _describe(settings, plan, network, views, dtype):
         settings={name: values[name] for name in (*shards.OF_NETWORK, *shards.OF_VIEWS)},
         label_names=plan.images.label_names,
         precision=settings.precision,
+        roles_and_labels=_digest_of(plan),
     )
+
+
+def _digest_of(plan):
+    """SHA-256 of the ids, roles and labels of a plan, in hexadecimal."""
+    found = hashlib.sha256("\0".join(plan.images.ids).encode("utf-8", "surrogatepass"))
+    found.update(plan.roles.tobytes())
+    if plan.images.labels is not None:
+        found.update(plan.images.labels.tobytes())
+    return found.hexdigest()
 
 
 def _images_per_shard(views, width, dtype):
@@ -211,9 +223,15 @@ def _check_begun(folder, before, manifest):
         before = dataclasses.replace(before, dataset=manifest.dataset)
     old, new = dataclasses.asdict(before), dataclasses.asdict(manifest)
     old, new = (values.pop("settings") | values for values in (old, new))
+    digests = [values.pop("roles_and_labels") for values in (old, new)]
     for name in new:
         if old[name] != new[name]:
             raise UserError(
                 f"--output={folder}: was begun with {name} {old[name]}, not {new[name]}; name "
                 "another folder"
             )
+    if all(digests) and digests[0] != digests[1]:
+        raise UserError(
+            f"--output={folder}: was begun with other labels or roles of the images; restore them, "
+            "or name another folder"
+        )

@@ -7,7 +7,7 @@ import numpy as np
 
 from hqc_tf import config
 from hqc_tf.data import catalog, decoding, roles, screening
-from hqc_tf.data.features.shards import ROLES
+from hqc_tf.data.features.shards import MANIFEST, ROLES
 from hqc_tf.data.images import Images, joined
 from hqc_tf.errors import UserError
 from hqc_tf.training import inputs
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(settings: config.Config, folder: pathlib.Path) -> Plan:
-    """The plan for `--dataset`; a folder that has begun keeps its list of files.
+    """The plan for `--dataset`; a folder that has begun keeps its lists of files and rejects.
 
     Args:
         settings: of the command.
@@ -38,17 +38,27 @@ def make_plan(settings: config.Config, folder: pathlib.Path) -> Plan:
     if settings.queries:
         fix = "embed them into another folder, and give training --queries=features:THAT"
         raise UserError(f"--queries={settings.queries}: are another data set; {fix}")
-    if (folder / REJECTS).exists():
+    roles.check(settings)
+    rejected = frozenset(reject.id for reject in _find_rejects(settings, folder))
+    return _united({role: roles.load_role(settings, role, rejected) for role in ROLES})
+
+
+def _find_rejects(settings, folder):
+    """The images that are left out, kept in the folder as soon as they are known."""
+    before, dataset = read_files(folder), settings.dataset
+    if (folder / MANIFEST).exists():
         rejects = read_rejects(folder)
-    else:
-        rejects = screening.find_rejects(settings.dataset, settings.on_bad_image)
-    rejected = frozenset(reject.id for reject in rejects)
-    inputs.check_files(settings.dataset, read_files(folder), rejected)
-    plan = _united({role: roles.load_role(settings, role, rejected) for role in ROLES})
-    if not (folder / FILES).exists():
-        write_rejects(folder, rejects)
-        write_files(folder, inputs.list_files(settings.dataset))
-    return plan
+        inputs.check_files(dataset, before, frozenset(reject.id for reject in rejects))
+        return rejects
+    is_screened = (folder / FILES).exists() and (folder / REJECTS).exists()
+    # Before the first vector, files may still change.
+    if is_screened and not inputs.describe_changes(dataset, before, frozenset()):
+        return read_rejects(folder)
+    rejects = screening.find_rejects(dataset, settings.on_bad_image)
+    # The list of files last: it says that the other one is of them.
+    write_rejects(folder, rejects)
+    write_files(folder, inputs.list_files(dataset))
+    return rejects
 
 
 def _united(by_role):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from export.encoder import encode_images, load_encoder
 from export.saved_model import export_encoder
 from hqc_tf import embed
-from hqc_tf.data import batches, catalog, features
+from hqc_tf.data import batches, catalog, features, screening
 from hqc_tf.data.features import shards
 from hqc_tf.data.images import Images
 from hqc_tf.data.views import changed_views, numbered_views, training_views
@@ -190,6 +190,89 @@ def test_what_does_not_fit_is_one_line(own, made, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/photo.jpg").write_bytes(b"")
     refused("x: holds photo.jpg; name a new folder", output=tmp_path / "x")
+
+
+@pytest.fixture
+def screened(monkeypatch):
+    """A list to which each screening of a data set adds its name."""
+    names, find = [], screening.find_rejects
+
+    def count(dataset, on_bad_image):
+        names.append(dataset)
+        return find(dataset, on_bad_image)
+
+    monkeypatch.setattr(screening, "find_rejects", count)
+    return names
+
+
+def test_what_is_wrong_beside_the_images_costs_no_screening(own, tmp_path, screened):
+    def refused(message, **changes):
+        settings = dataclasses.replace(own, **changes)
+        with pytest.raises(UserError, match=message):
+            embed.embed_dataset(settings, str(tmp_path / "f"), VIEWS)
+        return settings
+
+    missing = f"saved_model:{tmp_path}/none"
+    refused("no folder of a SavedModel", backbone=missing, backbone_width=64)
+    refused("no such file; give a CSV file", labels=str(tmp_path / "none.csv"))
+    assert not screened
+    (tmp_path / "few.csv").write_text("id,label\nclass1/a.png,a\n")
+    few = refused("no label for 60 of the 61", labels=str(tmp_path / "few.csv"))
+    rows = [f"{name},a\n" for name in catalog.load_images(own.dataset).ids]
+    (tmp_path / "few.csv").write_text("".join(["id,label\n", *rows]))
+    plan = make_plan(few, tmp_path / "f")
+    assert len(plan.images) == 61 and screened == [own.dataset]
+    assert json.loads((tmp_path / "f/rejects.jsonl").read_text())["id"] == "class1/bad.png"
+
+
+def test_before_the_first_vector_files_may_change(own, tmp_path, screened):
+    folder, output = tmp_path / "photos", tmp_path / "f"
+    shutil.copytree(own.dataset.removeprefix("folder:"), folder)
+    settings = dataclasses.replace(own, dataset=f"folder:{folder}")
+    output.mkdir()
+    make_plan(settings, output)
+    shutil.copy(folder / "class1/a.png", folder / "class1/bad.png")
+    shutil.copy(folder / "class1/a.png", folder / "class1/new.png")
+    assert len(make_plan(settings, output).images) == 63
+    assert len(make_plan(settings, output).images) == 63 and len(screened) == 2
+
+
+def test_labels_that_have_changed_since_are_refused(own, tmp_path):
+    names = catalog.load_images(own.dataset).ids
+    settings = dataclasses.replace(own, labels=str(tmp_path / "x.csv"))
+
+    def write(labels):
+        rows = [f"{name},{labels[n % 2]}\n" for n, name in enumerate(names)]
+        (tmp_path / "x.csv").write_text("".join(["id,label\n", *rows]))
+
+    def begin():
+        embed.embed_dataset(settings, str(tmp_path / "f"), 0, run=lambda job, missing: None)
+
+    write("ab")
+    begin()
+    begin()
+    write("ba")
+    with pytest.raises(
+        UserError, match="f: was begun with other labels or roles of the images; re"
+    ):
+        begin()
+    before = shards.read_manifest(tmp_path / "f")
+    older = dataclasses.replace(before, roles_and_labels="")
+    shards.write_manifest(tmp_path / "f", older)
+    begin()
+
+
+@pytest.mark.parametrize(("dtype", "fix"), [("float16", "give --dtype=f"), ("float32", "leave")])
+def test_a_vector_that_cannot_be_kept_names_a_way_that_is_open(
+    own, tmp_path, monkeypatch, dtype, fix
+):
+    plan = embed.Plan(make_images(own).take([0, 1]), np.full(2, 7, np.uint8))
+    large = {"float16": 1e5, "float32": np.inf}[dtype]
+    monkeypatch.setattr(embed, "make_plan", lambda settings, folder: plan)
+    monkeypatch.setattr(embed, "traced", lambda network: lambda views: large + network(views))
+    message = f"0, view 0: its vector has a number that is not finite in {dtype}; {fix}.* and name"
+    with pytest.raises(UserError, match=message):
+        embed.embed_dataset(own, str(tmp_path / "f"), 0, dtype)
 
 
 def test_damage_to_a_folder_of_features_is_one_line(made, tmp_path):
