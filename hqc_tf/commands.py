@@ -63,7 +63,8 @@ def run(main: Callable[[list[str]], object], takes_arguments: bool = False) -> N
             _expand_paths(flags.FLAGS)
             if argv[1:] and not takes_arguments:
                 raise UserError(_not_a_flag(argv[1]))
-            return argv
+            # A shell has replaced what begins any other word.
+            return [_expanded(word) if word.startswith(_FILE_KINDS) else word for word in argv]
         except UserError as error:
             return _stop(f"{error} (--helpshort lists the flags)")
 
@@ -142,14 +143,15 @@ def _expand_paths(values):
     for name in values:
         flag = values[name]
         if flag.present and isinstance(flag.value, str):
-            flag.value = _expanded(name, flag.value)
+            flag.value = _expanded(flag.value, f"--{name}=")
         elif flag.present and isinstance(flag.value, list):
             flag.value = [
-                _expanded(name, each) if isinstance(each, str) else each for each in flag.value
+                _expanded(each, f"--{name}=") if isinstance(each, str) else each
+                for each in flag.value
             ]
 
 
-def _expanded(name, text):
+def _expanded(text, flag=""):
     kind = next((kind for kind in _FILE_KINDS if text.startswith(kind)), "")
     path = text.removeprefix(kind)
     if os.path.lexists(path):
@@ -157,7 +159,7 @@ def _expanded(name, text):
     path = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
     if unset := re.search(r"\$(\w+|\{\w+\})", path):
         raise UserError(
-            f"--{name}={text}: the environment has no {unset[0]}; set it, or give the path itself"
+            f"{flag}{text}: the environment has no {unset[0]}; set it, or give the path itself"
         )
     return kind + path
 

@@ -28,3 +28,16 @@ def test_a_shell_reads_the_next_commands_as_they_are_meant(source, album, are_qu
         ["hqc_tf.collection", source, f"--output={album}"],
     ]
     assert ["'" in line for line in lines] == 3 * [are_quoted]
+
+
+def test_the_home_in_a_source_is_expanded(monkeypatch):
+    given, made = [], collection.Made(pathlib.Path("a"), 1, [], 0)
+
+    def make(source, *_):
+        given.append(source)
+        return made
+
+    monkeypatch.setattr(collection, "make_collection", make)
+    monkeypatch.setenv("HOME", "/home/me")
+    commands.run("hqc_tf.collection", "folder:~/photos", "--output=a")
+    assert given == ["folder:/home/me/photos"]
