@@ -347,7 +347,7 @@ def read_files(
     found = [name for name in names if name in rejected or os.path.isfile(root / name)]  # noqa: PTH113
     ids = [name for name in found if name not in rejected]
     if not ids:
-        bad = f" ({len(found)} names that cannot be read or decoded)" if found else ""
+        bad = f" ({len(found)} files that cannot be decoded)" if found else ""
         raise UserError(
             f"folder:{root}: no image in it or below{bad}; put {', '.join(SUFFIXES)} files there"
             if is_folder

@@ -250,5 +250,5 @@ def test_what_is_rejected_is_not_looked_at(deep):
     unreadable, image = walk(deep)
     found = read_files(str(deep), deep, [unreadable, image], True, frozenset([unreadable]))
     assert found.ids == [image]
-    with pytest.raises(UserError, match=r"in it or below \(1 names that cannot be read or decoded"):
+    with pytest.raises(UserError, match=r"in it or below \(1 files that cannot be decoded"):
         read_files(str(deep), deep, [unreadable], True, frozenset([unreadable]))
