@@ -94,10 +94,10 @@ def test_a_bad_image_stops_it_if_that_is_asked(odd_photos, tiny_config, tmp_path
 
 def test_nothing_but_bad_images(tiny_config, tmp_path):
     (tmp_path / "photos").mkdir()
-    for name in ("a.jpg", "b.png"):
+    for name in ("a.jpg", "b.png", "c.gif", "d.bmp"):
         (tmp_path / "photos" / name).write_text("<html>404</html>")
     settings = tiny_config(dataset=f"folder:{tmp_path}/photos")
-    with pytest.raises(UserError, match=r"no image in it or below \(2 files that cannot be dec"):
+    with pytest.raises(UserError, match=r"no image in it or below \(4 files that cannot be dec"):
         train.train_and_evaluate(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
