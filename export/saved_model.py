@@ -20,7 +20,7 @@ from hqc_tf.backbones import saved
 from hqc_tf.data import augment, decoding
 from hqc_tf.errors import UserError
 from hqc_tf.model import HQC
-from hqc_tf.workdir import WEIGHTS, load, saved_step
+from hqc_tf.workdir import WEIGHTS, load_newest
 
 
 class ServedHead(tf.Module):
@@ -127,7 +127,7 @@ def export_encoder(
             than that of the features.
     """
     version = versions.free_version(output, version)
-    trained = load(workdir, weights)
+    trained, step = load_newest(workdir, weights)
     settings, network = trained.settings, None
     if max_pixels is not None:
         settings = dataclasses.replace(settings, max_pixels=max_pixels)
@@ -147,7 +147,7 @@ def export_encoder(
         "format_version": FORMAT_VERSION,
         "fingerprint": identity,
         "weights": weights,
-        "step": saved_step(workdir, weights),
+        "step": step,
         "bits": trained.settings.bits,
         "settings": dataclasses.asdict(settings),
         "decoding": decoding.VERSION,

@@ -5,6 +5,7 @@ with more --epochs it trains on.
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
@@ -108,9 +109,7 @@ def _check_moved(settings, workdir):
 
 def _train(settings, workdir, strategy, callbacks):
     weights = start.read_weights(settings, workdir)
-    with strategy.scope():
-        trained = model.build_model(settings)
-    read = _read(settings, workdir)
+    trained, read = _build_and_read(settings, workdir, strategy)
     images, held = hold_out(read.images, settings.held_out)
     with strategy.scope():
         _fit_network(trained, images, weights)
@@ -135,6 +134,17 @@ def _train(settings, workdir, strategy, callbacks):
     # A chief that has to restart needs the others, so none ends before it.
     distribute.wait_for_all(strategy)
     return results
+
+
+def _build_and_read(settings, workdir, strategy):
+    """The network, and the `_Inputs`, which are read meanwhile where no file is screened."""
+    screened = catalog.parse(settings.dataset).is_files
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # A screening takes long: a network that cannot be built, and Ctrl-C, come before its end.
+        ahead = None if screened else pool.submit(_read, settings, workdir)
+        with strategy.scope():
+            trained = model.build_model(settings)
+    return trained, _read(settings, workdir) if screened else ahead.result()
 
 
 def _fit_network(trained, images, weights):

@@ -178,7 +178,7 @@ def test_versions_count_up_and_the_newest_is_loaded(workdir, exported):
 
 
 def test_a_version_that_stands_is_refused_before_any_work(workdir, exported, monkeypatch):
-    monkeypatch.setattr(saved_model, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(saved_model, "load_newest", lambda *_: 1 / 0)
     with pytest.raises(UserError, match="--version=1: exists in "):
         saved_model.export_encoder(workdir, exported.parent, version=1)
 
