@@ -36,6 +36,7 @@ from hqc_tf import backbones, config, embed, files, workdir
 from hqc_tf.collection.choice import VIEWS, Choice, check_count, choose, find_weights
 from hqc_tf.data import catalog
 from hqc_tf.data.features.shards import MANIFEST
+from hqc_tf.data.folder import finds
 from hqc_tf.errors import UserError, counted, naming_a_full_disk, naming_damage
 from hqc_tf.report import write_report
 from hqc_tf.train import train_and_evaluate
@@ -77,7 +78,8 @@ def make_collection(source: str, output: str | os.PathLike, **given: Any) -> Mad
 
     Raises:
         UserError: there are too few photos, a setting does not fit, the collection is of other
-            photos or settings, a package is missing, or the disk is full.
+            photos or settings, a new one lies among the photos, a package is missing, or the disk
+            is full.
     """
     files.check_folder_name(output, "--output=")
     source, given = catalog.absolute(source), _absolute(given)
@@ -85,9 +87,15 @@ def make_collection(source: str, output: str | os.PathLike, **given: Any) -> Mad
     if parsed.kind not in ("folder", "pattern"):
         raise UserError(f"{source}: not photos in files; give folder:PATH or a pattern in quotes")
     _check_packages()
-    photos = _list_photos(parsed)
     folder = pathlib.Path(output)
-    if not (folder / CHOICE).exists():
+    is_new = not (folder / CHOICE).exists()
+    if is_new and finds(parsed.name, parsed.kind == "folder", folder / _GALLERY):
+        raise UserError(
+            f"--output={folder}: lies in {source}, where its pictures would be photos; take a "
+            "folder outside"
+        )
+    photos = _list_photos(parsed)
+    if is_new:
         check_count(source, len(photos))
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"--output={folder}: another process is making it; wait until it has ended"

@@ -41,3 +41,10 @@ def test_the_home_in_a_source_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     commands.run("hqc_tf.collection", "folder:~/photos", "--output=a")
     assert given == ["folder:/home/me/photos"]
+
+
+@pytest.mark.parametrize("source", ["folder:{}", "{}/**/*"])
+def test_a_collection_among_its_photos_is_refused(photos, source):
+    done = commands.run("hqc_tf.collection", source.format(photos), f"--output={photos}/album")
+    assert done.status == 2 and "where its pictures would be photos; take a folder" in done.stderr
+    assert not (photos / "album").exists()
