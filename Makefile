@@ -45,7 +45,7 @@ test: $(INSTALLED) ## run the tests but the long ones, or those of TESTS="tests/
 	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
 	$(PYTEST) $(or $(TESTS),-m "not long")
 
-test-long: $(INSTALLED) ## run the tests that take ten seconds or more, which `make test` leaves out
+test-long: $(INSTALLED) ## run the tests that take five seconds or more, which `make test` leaves out
 	@$(MAKE) --no-print-directory data || echo "No Fashion-MNIST: the tests that need it skip."
 	$(PYTEST) -m long
 

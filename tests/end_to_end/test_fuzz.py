@@ -24,6 +24,7 @@ from hqc_tf.report import gather, page
 from hqc_tf.workdir import read_epochs, read_metrics, read_settings, read_speed
 from tests.support import commands, damage
 
+pytestmark = pytest.mark.long
 # The same examples on every machine; a failure names its own.
 fuzz = functools.partial(
     settings, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck]

@@ -17,6 +17,7 @@ from hqc_tf.data import catalog
 from tests.support import ROOT, commands
 from tests.support.networks import TWO_CONVOLUTIONS
 
+pytestmark = pytest.mark.long
 IMAGES = 120
 TRAIN = [
     f"--backbone={TWO_CONVOLUTIONS}", "--backbone_width=2", "--image_size=16", "--batch_size=16",

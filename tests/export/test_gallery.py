@@ -83,6 +83,7 @@ def test_files_are_queries_and_what_the_data_set_lacks_has_its_name(index, photo
     assert done.status == 2 and f"empty: has no image of index {index.path}; name" in done.stderr
 
 
+@pytest.mark.long
 def test_an_image_that_broke_since_is_named(index, photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder / "é")

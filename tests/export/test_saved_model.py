@@ -168,6 +168,7 @@ def test_warm_up_requests_are_real_and_run(exported, tmp_path):
         assert np.isfinite(answer["embedding"]).all() and answer.get("valid", np.True_).all()
 
 
+@pytest.mark.long
 def test_versions_count_up_and_the_newest_is_loaded(workdir, exported):
     second = saved_model.export_encoder(workdir, exported.parent, weights="last")
     assert (exported.name, second.name) == ("1", "2")
@@ -183,6 +184,7 @@ def test_a_version_that_stands_is_refused_before_any_work(workdir, exported, mon
         saved_model.export_encoder(workdir, exported.parent, version=1)
 
 
+@pytest.mark.long
 def test_a_failed_export_leaves_nothing(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "write_warmup", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

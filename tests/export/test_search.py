@@ -193,6 +193,7 @@ def test_within_and_without(index, embeddings, tmp_path):
     assert "--without=" in error and "name a file of ids" in error
 
 
+@pytest.mark.long
 def test_bad_images_of_a_data_set_are_left_out_and_named(
     index, encoder, images, embeddings, photos, tmp_path
 ):

@@ -36,6 +36,7 @@ def run(code, **environment):
 
 # The other tests import hqc_tf first.
 @pytest.mark.parametrize("first", ["import tensorflow", "import export", "import benchmarks"])
+@pytest.mark.long
 def test_keras_2_is_taken_whatever_is_imported_first(first):
     assert run(first + BUILD)[0] == 0
 

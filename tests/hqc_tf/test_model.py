@@ -306,6 +306,7 @@ def test_a_loss_without_the_codebooks_trains_the_rest(tiny_config):
     assert (network.encoder.layers[-1].kernel.numpy() != kernel).any()
 
 
+@pytest.mark.long
 def test_training_on_real_images_lowers_the_loss(small_config, fashion_mnist_dir):
     settings = small_config(image_size=12, batch_size=16, learning_rate=5e-3, num_words=16)
     images = catalog.load_images("fashion_mnist/test[:64]", fashion_mnist_dir)

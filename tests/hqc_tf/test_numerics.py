@@ -24,6 +24,7 @@ def test_a_loss_that_is_no_number_stops_the_first_step(feature_config, tmp_path)
     assert not (tmp_path / "epochs.jsonl").exists()
 
 
+@pytest.mark.long
 def test_the_states_before_stay_and_are_good(feature_config, tmp_path, monkeypatch):
     """The rate is that of a slip in the schedule after step 20 of 24."""
     settings = feature_config(checkpoint_steps=10)

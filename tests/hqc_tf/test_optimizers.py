@@ -185,6 +185,7 @@ def test_lamb_without_tensorflow_addons_says_where_it_is(small_config, monkeypat
         make_optimizer(small_config(optimizer="lamb"), steps_per_epoch=2)
 
 
+@pytest.mark.long
 def test_adam_does_without_tensorflow_addons():
     code = (
         "import sys; from hqc_tf import optimizers, config\n"

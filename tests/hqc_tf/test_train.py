@@ -77,6 +77,7 @@ def test_results_of_another_evaluation_are_not_the_runs(settings, trained, tmp_p
         train.train_and_evaluate(dataclasses.replace(settings, dataset="folder:x"), tmp_path / "x")
 
 
+@pytest.mark.long
 def test_a_run_killed_at_the_end_of_its_epochs_goes_on(settings, tmp_path):
     """In each of them before it is closed, and then before its state is saved."""
 

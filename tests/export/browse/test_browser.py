@@ -82,6 +82,7 @@ def give(tab, event, photo):
 
 
 @pytest.mark.parametrize("event", ["drop", "paste", "choose"])
+@pytest.mark.long
 def test_an_image_that_is_given_is_searched(tab, server, photo, tmp_path, event):
     if event == "choose":
         (tmp_path / "given.jpg").write_bytes(photo)

@@ -35,6 +35,7 @@ def grown(encoder, photos, tmp_path):
     return folder, tmp_path / "codes", arguments
 
 
+@pytest.mark.long
 def test_new_images_are_read_and_the_others_keep_their_codes(encoder, grown, monkeypatch):
     folder, codes, arguments = grown
     seen, encode = [], streaming._encode_batch

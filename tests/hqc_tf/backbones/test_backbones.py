@@ -54,6 +54,7 @@ def convolve_by_loop(image, kernel, stride, padding):
         ("vgg16", 64, 224, 134_260_544, 4096),
     ],
 )
+@pytest.mark.long
 def test_weights_and_features_are_the_papers(name, width, size, count, features):
     network = build_backbone(name, width, size)
     assert trainable(network) == count

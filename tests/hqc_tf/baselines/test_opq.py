@@ -51,6 +51,7 @@ def test_the_same_vectors_have_the_same_fit(vectors):
     np.testing.assert_array_equal(one.codebooks, other.codebooks)
 
 
+@pytest.mark.long
 def test_fewer_vectors_than_numbers_are_enough():
     vectors = np.random.default_rng(1).normal(size=[24, 128]).astype(np.float32)
     fit = opq.fit(vectors, num_books=8, num_words=16)

@@ -93,6 +93,7 @@ def kept_encoded(monkeypatch):
     tfds.read_tfds.cache_clear()
 
 
+@pytest.mark.long
 def test_encoded_images_of_tfds_are_the_decoded_ones(
     fashion_mnist_dir, small_config, kept_encoded, monkeypatch
 ):

@@ -72,6 +72,7 @@ def test_what_was_rejected_is_decided_once(odd_photos, quick_config, tmp_path, m
     assert reasons(tmp_path) == dict.fromkeys(bad, "seen before")
 
 
+@pytest.mark.long
 def test_of_500_mutated_images_every_good_one_is_read(photos, tmp_path):
     """The views of a step are cut from what is decoded in the same way."""
     good, bad = odd_images.write_mutated(tmp_path / "photos", photos, 500)

@@ -85,6 +85,7 @@ def test_views_made_in_the_step_are_those_made_beside_it(small_config, source):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_run_that_starts_later_sees_the_same(small_config, source):
     # Two steps an epoch: within the first, at its border, within the second.
     images = source(random_pixels(9))

@@ -87,6 +87,7 @@ def test_vectors_are_the_network_s_of_the_plain_and_of_the_random_views(own, mad
             assert np.abs(each[one] - each[other]).max() > 1e-3
 
 
+@pytest.mark.long
 def test_a_view_depends_on_its_image_and_number_alone(own):
     images = make_images(own)
 
@@ -107,6 +108,7 @@ def make_images(own):
     return Images.of_pixels(np.random.default_rng(1).integers(0, 256, [140, 9, 9, 3], np.uint8))
 
 
+@pytest.mark.long
 def test_stopped_anywhere_the_same_command_makes_the_same_files(own, made, tmp_path, monkeypatch):
     # An image takes 1 + 3 vectors of 4 numbers, so that a shard has a block of 64.
     images = make_images(own)
@@ -142,6 +144,7 @@ def test_stopped_anywhere_the_same_command_makes_the_same_files(own, made, tmp_p
         np.testing.assert_array_equal(some[at], features.gather(read, np.array([row]), view)[0])
 
 
+@pytest.mark.long
 def test_half_the_bytes_are_float16(own, made, tmp_path):
     done = commands.run(
         "hqc_tf.embed", f"--dataset={own.dataset}", "--image_size=8", "--backbone_width=2",

@@ -100,6 +100,7 @@ def test_more_epochs_train_a_finished_run_on_and_exactly_after_a_kill(
         train.train_and_evaluate(settings, run)
 
 
+@pytest.mark.long
 def test_results_of_fewer_epochs_do_not_end_a_longer_run(settings, run, monkeypatch):
     longer = dataclasses.replace(settings, epochs=3)
     with monkeypatch.context() as patch:
@@ -116,6 +117,7 @@ def test_more_epochs_without_a_state_are_refused(settings, run):
     assert read_settings(run) == settings
 
 
+@pytest.mark.long
 def test_a_run_starts_from_the_weights_that_an_export_of_another_takes(
     settings, finished, tmp_path, monkeypatch
 ):
