@@ -208,6 +208,7 @@ def folder(tmp_path_factory):
     (folder / "ids.txt").write_text("00.jpg\n")
     np.save(folder / "queries.npy", random.normal(size=(3, 128)).astype(np.float32))
     np.save(folder / "vectors.npy", random.normal(size=(300, 16)).astype(np.float32))
+    np.save(folder / "new_vectors.npy", random.normal(size=(3, 16)).astype(np.float32))
     save_network(folder / "net")
     with tf.io.TFRecordWriter(str(folder / "photos-0.tfrecord")) as writer:
         for path in sorted(folder.glob("photos/*.jpg"))[:3]:
