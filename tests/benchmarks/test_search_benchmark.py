@@ -16,6 +16,12 @@ def made(request, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """A process of its own, as memory is measured, takes seconds to start."""
+    monkeypatch.setattr(search.machine, "apart", lambda function, *given: function(*given))
+
+
 def recall(folder, opener, *arguments):
     """By a contender in this process."""
     path = folder / "index"

@@ -11,6 +11,7 @@ from benchmarks import kill_test
 from hqc_tf.workdir import METRICS, read_epochs
 from tests.support import ROOT
 
+pytestmark = pytest.mark.long
 PYTHON = {"tf215": ROOT / ".venv/bin/python", "tf220": ROOT / ".venv-tf220/bin/python"}
 WAYS = [("tf215", "tf220"), ("tf220", "tf215")]
 STEPS = 12

@@ -349,6 +349,7 @@ def test_a_finished_run_does_without_its_features(settings, features, tmp_path):
         train.train_and_evaluate(dataclasses.replace(moved, feature_width=7), tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_refit_that_is_gone_is_done_again_without_training(quick_config, photos, tmp_path):
     """Also where the states are gone; TensorBoard shows what the refit made."""
     changes = {"dataset": f"folder:{photos}", "refit": "opq", "mirror_mean": True, "epochs": 1}
