@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import importlib.util
 import os
 import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # What Python raises on files whose bytes are not those that were written.
 _DAMAGE = (
@@ -35,7 +36,7 @@ def naming_damage(path: str | os.PathLike, fix: str) -> Iterator[None]:
     except UserError:
         raise
     except (*_DAMAGE, *_tensorflow_errors()) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if len(reason) > _REASON_CHARACTERS:
             reason = f"{reason[:_REASON_CHARACTERS]}..."
         raise UserError(f"{path}: cannot be read ({reason}); {fix}") from error
@@ -50,14 +51,14 @@ def naming_a_full_disk(path: str | os.PathLike) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise UserError(
-            f"{path}: the disk is full ({_first_line(error)}); free space there and run the same "
+            f"{path}: the disk is full ({first_line(error)}); free space there and run the same "
             "command again, which resumes from what is complete"
         ) from error
 
 
 def is_disk_full(error: Exception) -> bool:
     """Whether an error of Python, Arrow or TensorFlow says that a disk or quota is full."""
-    return any(full in _first_line(error) for full in _FULL)
+    return any(full in first_line(error) for full in _FULL)
 
 
 def printable(text: object) -> str:
@@ -78,6 +79,14 @@ def _tensorflow_errors():
     return (tensorflow.errors.OpError,) if tensorflow else ()
 
 
-def _first_line(error):
+def check_packages(what: str, needed: Sequence[str], extras: str) -> None:
+    """Raises `UserError` where `what` needs packages that are not installed, with their extras."""
+    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
+        names = " and ".join(missing)
+        raise UserError(f"{what} needs {names}; pip install 'hqc-tf[{extras}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
     # TensorFlow puts the operation's name, in braces, before the reason.
-    return str(error).partition("\n")[0].rpartition("}} ")[2]
+    return str(error).strip().partition("\n")[0].rpartition("}} ")[2]

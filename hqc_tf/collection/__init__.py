@@ -16,7 +16,6 @@ Made again, it takes in photos that are new, changed or gone, without another tr
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -37,7 +36,7 @@ from hqc_tf.collection.choice import VIEWS, Choice, check_count, choose, find_we
 from hqc_tf.data import catalog
 from hqc_tf.data.features.shards import MANIFEST
 from hqc_tf.data.folder import finds
-from hqc_tf.errors import UserError, counted, naming_a_full_disk, naming_damage
+from hqc_tf.errors import UserError, check_packages, counted, naming_a_full_disk, naming_damage
 from hqc_tf.report import write_report
 from hqc_tf.train import train_and_evaluate
 from hqc_tf.training.inputs import describe_changes
@@ -86,7 +85,8 @@ def make_collection(source: str, output: str | os.PathLike, **given: Any) -> Mad
     parsed = catalog.parse(source)
     if parsed.kind not in ("folder", "pattern"):
         raise UserError(f"{source}: not photos in files; give folder:PATH or a pattern in quotes")
-    _check_packages()
+    needed = "matplotlib", "scann", "tensorflow_serving"
+    check_packages("a collection", needed, "search,serving,report")
     folder = pathlib.Path(output)
     is_new = not (folder / CHOICE).exists()
     if is_new and finds(parsed.name, parsed.kind == "folder", folder / _GALLERY):
@@ -117,16 +117,6 @@ def _absolute(given):
     if pathlib.Path(found.get("backbone_weights", "none")).is_file():
         found["backbone_weights"] = str(pathlib.Path(found["backbone_weights"]).absolute())
     return found
-
-
-def _check_packages():
-    needed = "matplotlib", "scann", "tensorflow_serving"
-    missing = [name for name in needed if not importlib.util.find_spec(name)]
-    if missing:
-        raise UserError(
-            f"a collection needs {' and '.join(missing)}; "
-            "pip install 'hqc-tf[search,serving,report]'"
-        )
 
 
 def _list_photos(source):

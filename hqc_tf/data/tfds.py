@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from hqc_tf.data import decoding
 from hqc_tf.data.images import Images
-from hqc_tf.errors import UserError, naming_damage
+from hqc_tf.errors import UserError, first_line, naming_damage
 
 _READ_BATCH = 250
 # Images of up to so many pixels are kept decoded.
@@ -41,7 +41,7 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> tuple:
     try:
         return builder, builder.info.splits[split].file_instructions
     except ValueError as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"split {split} of {name}: {reason}; take one that it has") from error
 
 

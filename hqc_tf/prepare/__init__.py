@@ -16,7 +16,7 @@ import sys
 import tempfile
 import urllib.request
 
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, first_line
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -171,15 +171,11 @@ def _builder(dataset, data_dir):
         try:
             return tfds.builder(dataset, data_dir=str(data_dir))
         except (ValueError, AssertionError, tfds.core.DatasetNotFoundError) as error:
-            reason = f" ({_first_line(error)})"
+            reason = f" ({first_line(error)})"
     raise UserError(
         f"dataset={dataset}: TFDS has no data set of this name{reason}; fashion_mnist, cifar10, "
         "flickr25k and nuswide are prepared here, each for all of its protocols"
     )
-
-
-def _first_line(error):
-    return str(error).strip().partition("\n")[0]
 
 
 def _prepare_from_debian(builder, debian_dir):
@@ -222,7 +218,7 @@ def _prepare_from_manual(builder, manual_dir):
         try:
             _download_and_prepare(builder, scratch, manual_dir)
         except missing as error:
-            reason = f"manual_dir={manual_dir}: {_first_line(error)}"
+            reason = f"manual_dir={manual_dir}: {first_line(error)}"
             raise UserError(f"{reason}; put there what is missing. {instructions}") from error
 
 

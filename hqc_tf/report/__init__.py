@@ -1,13 +1,12 @@
 """A trained run on one page: what it learned, how well it finds, and what it finds."""
 
-import importlib.util
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from hqc_tf import files
-from hqc_tf.errors import UserError
+from hqc_tf.errors import UserError, check_packages
 from hqc_tf.report import gather
 
 REPORT = "report.html"
@@ -24,7 +23,7 @@ def write_report(
     `output` is by default report.html in the first workdir; the rest is as in `gather.gather`.
     UserError as there, where `output` cannot be written, or a package is missing.
     """
-    _check_packages()
+    check_packages("a report", ("matplotlib", "jinja2"), "report")
     # It takes Matplotlib.
     from hqc_tf.report import page
 
@@ -37,9 +36,3 @@ def write_report(
     text = page.render(gather.gather(workdirs, untrained, **changed))
     files.replace_text(output, text)
     return output
-
-
-def _check_packages():
-    needed = "matplotlib", "jinja2"
-    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
-        raise UserError(f"a report needs {' and '.join(missing)}; pip install 'hqc-tf[report]'")
