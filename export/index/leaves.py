@@ -1,4 +1,4 @@
-"""How many leaves a query must search for a recall, measured on queries like the images indexed."""
+"""Which leaves queries search, measured at the build on queries like the images indexed."""
 
 import bisect
 import dataclasses
@@ -6,10 +6,15 @@ import dataclasses
 import numpy as np
 
 from export import kept
+from export.index import prefixes
 from export.index.neighbors import Index, usual_candidates
+from export.index.scan import Scan
 
 # Recall is of so many nearest codes of so many queries.
 RECALL_AT, NUM_QUERIES = 10, 500
+# Leaves of codes that begin alike are used where so many queries need at most this part of the
+# codes: of more, all are scanned in the same time. How near the k-th is they tell from a sample.
+PREFIX_QUERIES, MOST_NEEDED, SAMPLE = 100, 1 / 4, 2**20
 
 
 def choose_leaves(index: Index, recall: float) -> int:
@@ -24,7 +29,8 @@ def choose_leaves(index: Index, recall: float) -> int:
         index: has leaves.
         recall: above 0 and at most 1.
     """
-    (places, queries), num_leaves = _make_queries(index), index.manifest["num_leaves"]
+    places, queries = _make_queries(index, NUM_QUERIES)
+    num_leaves = index.manifest["num_leaves"]
     k = min(RECALL_AT, len(index.distinct_codes) - 1)
 
     def others(codes, distances):
@@ -44,6 +50,23 @@ def choose_leaves(index: Index, recall: float) -> int:
     return enough + 1
 
 
+def choose_prefix(index: Index) -> int:
+    """How many books' words the codes of a leaf have in common; 0: leaves would save nothing."""
+    codes, count = index.distinct_codes, len(index.distinct_codes)
+    depth = prefixes.depth_of(count, index.codebooks.shape[1])
+    if not depth:
+        return 0
+    places, queries = _make_queries(index, PREFIX_QUERIES)
+    every = -(-count // SAMPLE)
+    rank = -(-RECALL_AT // every)
+    sample = Scan(index.codebooks, codes[::every])
+    sampled, distances = sample.propose(queries, min(rank + 1, len(sample.codes)))
+    distances = np.where(sampled * every == places[:, None], np.inf, distances)
+    limits = np.sort(distances, axis=1)[:, :rank].max(axis=1)
+    _, needed = prefixes.find(index.codebooks, codes, depth).within(queries, limits)
+    return depth if needed.mean() <= MOST_NEEDED * count else 0
+
+
 def _of_distinct(index):
     """An index of one image for each code."""
     count = len(index.distinct_codes)
@@ -52,11 +75,13 @@ def _of_distinct(index):
     )
 
 
-def _make_queries(index):
-    """Places of some images' codes, [Q], and queries like the images, [Q, M*D]."""
+def _make_queries(index, count):
+    """Places of some images' codes, [Q], and queries like the images, [Q, M*D]; Q up to `count`."""
     rng = np.random.default_rng(0)
-    count = min(NUM_QUERIES, index.num_images)
+    count = min(count, index.num_images)
     chosen = np.sort(rng.choice(index.num_images, count, replace=False))
+    # Of another type than the starts, these would be copied.
+    chosen = chosen.astype(index.group_starts.dtype)
     places = np.searchsorted(index.group_starts, chosen, side="right") - 1
     if index.kept is not None:
         return places, kept.unpack(index.kept[index.grouped_rows[chosen]], index.keep)

@@ -3,7 +3,9 @@
 ScaNN scans the codes with tables rounded down to int8. Its distances are therefore never too large,
 so a query is settled as soon as its exact k-th distance lies below ScaNN's last; the others are
 searched again with more candidates. Thousands of images with the same code would fill any list of
-candidates, which is why a proposer sees a code only once.
+candidates, which is why a proposer sees a code only once. Where the codes that begin alike are
+leaves (`prefixes`), a first search of a few leaves tells how far away the k-th image is at most,
+and only leaves that can have nearer codes are searched for the candidates.
 """
 
 import dataclasses
@@ -176,18 +178,19 @@ class Index:
         return self.codebooks[words].reshape(len(places), -1)
 
     def candidates(
-        self, embeddings: np.ndarray, count: int, leaves: int | None
+        self, embeddings: np.ndarray, count: int, leaves: int | np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the proposer names, in its order.
 
         Args:
             embeddings: [Q, M*D] float32.
             count: R, at most the number of distinct codes.
-            leaves: to search; None: all.
+            leaves: to search, of all queries or [Q]; None: all.
 
         Returns:
-            [Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below.
-            The leaves searched may have fewer than R codes: distances are then infinite at the end.
+            [Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below in
+            these leaves. They may have fewer than R codes: distances are then infinite at the end,
+            and the last is NaN.
         """
         codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
         distances = self._exact_distances(embeddings, codes, lower_bounds)
@@ -209,8 +212,12 @@ class Index:
         count = min(count, len(self.distinct_codes))
         step = self._queries_at_once(count)
         for chunk in np.split(places, range(step, len(places), step)):
-            codes, distances, bounds = self.candidates(self.decode(chunk), count, None)
-            settled = (bounds * (1 - 1e-5) > radius) | (count == len(self.distinct_codes))
+            queries, leaves = self.decode(chunk), None
+            if prefixes := self.proposer.prefixes:
+                leaves = prefixes.within(queries, np.full(len(queries), radius))[0]
+            codes, distances, bounds = self.candidates(queries, count, leaves)
+            # NaN where the leaves have no other code.
+            settled = ~(bounds * (1 - 1e-5) <= radius) | (count == len(self.distinct_codes))
             near = (distances <= radius) & (codes > chunk[:, None]) & settled[:, None]
             queries, columns = np.nonzero(near)
             yield np.stack([chunk[queries], codes[queries, columns].astype(np.int64)], axis=1)
@@ -236,31 +243,44 @@ class Index:
         found = chosen.index._nearest(embeddings, k, num_candidates, None)
         return found._replace(codes=chosen.places[found.codes])
 
-    def _nearest(self, embeddings, k, num_candidates, leaves) -> Found:
+    def _nearest(self, embeddings, k, num_candidates, leaves, near=None) -> Found:
         num_candidates = min(num_candidates, len(self.distinct_codes))
         step = self._queries_at_once(num_candidates, k)
+        given = k, num_candidates, leaves, near or k
         if len(embeddings) <= step:
-            return self._nearest_in_chunk(embeddings, k, num_candidates, leaves)
+            return self._nearest_in_chunk(embeddings, *given)
         chunks = np.split(embeddings, range(step, len(embeddings), step))
-        return _joined(self._nearest_in_chunk(c, k, num_candidates, leaves) for c in chunks)
+        return _joined(self._nearest_in_chunk(c, *given) for c in chunks)
 
-    def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves) -> Found:
-        codes, bounds = self.proposer.propose(embeddings, num_candidates, leaves)
+    def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves, near) -> Found:
+        """As `_nearest`, in the leaves of the `near` nearest codes where leaves have bounds."""
+        limits, searched, is_all = np.inf, leaves, num_candidates == len(self.distinct_codes)
+        if self.proposer.prefixes and not is_all:
+            limits = self._limits(embeddings, near)
+            searched, _ = self.proposer.prefixes.within(embeddings, limits)
+        codes, bounds = self.proposer.propose(embeddings, num_candidates, searched)
         found, bounds = self._ranked(embeddings, codes, bounds, k), bounds[:, -1]
         if leaves:
             unsettled, leaves = np.isinf(found.distances[:, -1]), None
-        elif num_candidates == len(self.distinct_codes):
+        elif is_all:
             return found
         else:
             # Settled means strictly below, so that all ties at the k-th place are candidates; the
-            # margin covers float32 rounding on both sides.
-            unsettled = found.distances[:, -1] * (1 + 1e-5) >= bounds
-            num_candidates *= 8
+            # margin covers float32 rounding on both sides. A bound is NaN where the leaves have no
+            # other code.
+            unsettled = found.distances[:, -1] * (1 + 1e-5) >= np.fmin(bounds, limits)
+            near, num_candidates = num_candidates, num_candidates * 8
         if unsettled.any():
-            again = self._nearest(embeddings[unsettled], k, num_candidates, leaves)
+            again = self._nearest(embeddings[unsettled], k, num_candidates, leaves, near)
             for mine, more in zip(found, again, strict=True):
                 mine[unsettled] = more
         return found
+
+    def _limits(self, embeddings, near):
+        """[Q], a little above what the squared distance of the `near`-th code is at most."""
+        few = math.isqrt(len(self.proposer.prefixes.words))
+        distances = self.candidates(embeddings, near, few)[1]
+        return distances.max(axis=1) * (1 + 3e-5)
 
     def _ranked(self, embeddings, codes, bounds, k) -> Found:
         """The k nearest images of what was proposed, for some queries after the other."""

@@ -16,6 +16,7 @@ class Scan(NamedTuple):
 
     codebooks: np.ndarray  # [M, K, D] float32
     codes: np.ndarray  # [U, M] uint8
+    prefixes = None  # no leaves
 
     def propose(
         self, embeddings: np.ndarray, count: int, leaves: int | None = None

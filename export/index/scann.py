@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from export.arrays import write_array
+from export.index.prefixes import Prefixes, find
 from hqc_tf.errors import UserError, counted
 
 NUM_WORDS = 16  # ScaNN's fast tables have four bits
@@ -35,22 +36,25 @@ class Scann(NamedTuple):
 
     searcher: Any  # ScaNN's own
     num_leaves: int  # of its tree; 0: none
+    prefixes: Prefixes | None = None  # which the leaves are; None: they have centers by k-means
 
     def propose(
-        self, embeddings: np.ndarray, count: int, leaves: int | None = None
+        self, embeddings: np.ndarray, count: int, leaves: int | np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Codes near each query, by tables rounded down to int8.
 
         Args:
             embeddings: [Q, M*D] float32.
             count: R, of codes.
-            leaves: to search; None: all.
+            leaves: to search, of all queries or [Q], at least so many; None: all.
 
         Returns:
             codes: [Q, R] rows of the distinct codes.
             bounds: [Q, R] float32, never above the codes' squared distances, in rising order; NaN
                 where the leaves have fewer codes.
         """
+        if isinstance(leaves, np.ndarray):
+            return self._propose_each(embeddings, count, leaves)
         leaves = leaves or self.num_leaves or None
         if len(embeddings) == 1:
             return self.searcher.search_batched(embeddings, count, leaves_to_search=leaves)
@@ -58,6 +62,19 @@ class Scann(NamedTuple):
         return self.searcher.search_batched_parallel(
             embeddings, count, leaves_to_search=leaves, batch_size=batch_size
         )
+
+    def _propose_each(self, embeddings, count, leaves):
+        if len(leaves) == 1:
+            return self.propose(embeddings, count, int(leaves[0]))
+        # Queries that need about as many leaves are one batch of ScaNN.
+        sizes = np.frexp(leaves)[1]
+        codes = np.empty([len(embeddings), count], np.uint32)
+        bounds = np.empty(codes.shape, np.float32)
+        for size in np.unique(sizes):
+            queries = np.flatnonzero(sizes == size)
+            most = int(leaves[queries].max())
+            codes[queries], bounds[queries] = self.propose(embeddings[queries], count, most)
+        return codes, bounds
 
 
 def write(
@@ -108,9 +125,41 @@ def load(
     from scann.scann_ops.py import scann_ops_pybind
 
     num_leaves = manifest["num_leaves"]
+    if depth := manifest.get("prefix_books"):
+        return _load_prefixes(folder, codebooks, find(codebooks, codes, depth))
     # Not its load_searcher, whose absolute paths in scann_assets.pbtxt a move makes wrong.
     searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(folder, num_leaves))
     return Scann(scann_ops_pybind.ScannSearcher(searcher), num_leaves)
+
+
+def _load_prefixes(folder, codebooks, prefixes):
+    """The codes of `folder` under a tree whose leaves are `prefixes`, which takes no disk."""
+    from scann.scann_ops.py import scann_ops_pybind
+
+    num_leaves = len(prefixes.words)
+    with tempfile.TemporaryDirectory() as made, os.fdopen(os.memfd_create("leaves"), "wb") as file:
+        np.save(file, prefixes.leaves())
+        file.flush()
+        write_config(pathlib.Path(made), codebooks, num_leaves, 1)
+        pathlib.Path(made, _LEAVES["PARTITIONER"]).write_bytes(_tree_of(prefixes.centers()))
+        paths = {kind: folder / name for kind, name in _FLAT.items()} | {
+            "PARTITIONER": pathlib.Path(made, _LEAVES["PARTITIONER"]),
+            "TOKENIZATION_NPY": f"/proc/self/fd/{file.fileno()}",
+        }
+        searcher = scann_ops_pybind.scann_pybind.ScannNumpy(made, _assets_at(paths))
+    return Scann(scann_ops_pybind.ScannSearcher(searcher), num_leaves, prefixes)
+
+
+def _tree_of(centers):
+    """ScaNN's message of a tree of one level, with these [L, M*D] centers of its leaves."""
+    from scann.partitioning import partitioner_pb2
+
+    tree = partitioner_pb2.SerializedPartitioner(n_tokens=len(centers))
+    root = tree.kmeans.kmeans_tree.root
+    for leaf, center in enumerate(centers.tolist()):
+        root.centers.add(dimension=center)
+        root.children.add(leaf_id=leaf)
+    return tree.SerializeToString()
 
 
 def train_tree(codebooks: np.ndarray, codes: np.ndarray, num_leaves: int) -> bytes:
@@ -157,9 +206,14 @@ def _decode(codebooks, codes):
 
 
 def _assets(path, num_leaves):
+    names = _FLAT | _LEAVES if num_leaves else _FLAT
+    return _assets_at({kind: f"{path}/{name}" for kind, name in names.items()})
+
+
+def _assets_at(paths):
     lines = []
-    for kind, name in (_FLAT | _LEAVES if num_leaves else _FLAT).items():
-        file = json.dumps(f"{path}/{name}", ensure_ascii=False)
+    for kind, path in paths.items():
+        file = json.dumps(str(path), ensure_ascii=False)
         lines.append(f"assets {{\n  asset_type: {kind}\n  asset_path: {file}\n}}\n")
     return "".join(lines)
 

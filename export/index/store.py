@@ -16,7 +16,7 @@ from export.folders import MANIFEST, read_manifest, write_manifest
 from export.index import ids, scan, scann
 from export.index.collection import Collection
 from export.index.distinct import find_distinct
-from export.index.leaves import choose_leaves
+from export.index.leaves import choose_leaves, choose_prefix
 from export.index.neighbors import Index
 from export.kept import row_bytes
 from hqc_tf.errors import UserError
@@ -86,6 +86,10 @@ def write_files(
         chosen = choose_leaves(_opened(final_path, folder, contents), recall)
         contents["leaves_to_search"] = chosen
         scann.write_config(folder, codebooks, num_leaves, chosen)
+    elif kind == "scann" and not num_leaves:
+        # ScaNN's own memory is not needed to choose.
+        scanned = _opened(final_path, folder, contents | {"kind": "scan"})
+        contents["prefix_books"] = choose_prefix(scanned)
     contents["sha256"] = _digests(folder, sorted(file.name for file in folder.iterdir()))
     write_manifest(folder, FORMAT, contents | {"own_sha256": _own_digest(contents)})
 
