@@ -1,7 +1,7 @@
 """The searchable index of a set of images: `python -m export.index --codes=codes/ --output=index/`
 
 A folder of the learned codes and codebooks as they are, with the images' ids and a manifest.
-Nothing is trained a second time but the centers of leaves, where `--num_leaves` wants some. Equal
+Nothing is trained a second time but the centers of `--num_leaves`. Equal
 codes are stored once, each with the rows of its images.
 """
 

@@ -57,12 +57,13 @@ def choose_prefix(index: Index) -> int:
     if not depth:
         return 0
     places, queries = _make_queries(index, PREFIX_QUERIES)
-    every = -(-count // SAMPLE)
-    rank = -(-RECALL_AT // every)
-    sample = Scan(index.codebooks, codes[::every])
-    sampled, distances = sample.propose(queries, min(rank + 1, len(sample.codes)))
-    distances = np.where(sampled * every == places[:, None], np.inf, distances)
-    limits = np.sort(distances, axis=1)[:, :rank].max(axis=1)
+    # Not each so many-th: codes in order may share their last words.
+    chosen = np.random.default_rng(0).choice(count, min(count, SAMPLE), replace=False)
+    chosen.sort()
+    rank = -(-RECALL_AT * len(chosen) // count)
+    found, distances = Scan(index.codebooks, codes[chosen]).propose(queries, rank + 1)
+    distances = np.where(chosen[found] == places[:, None], np.inf, distances)
+    limits = np.sort(distances, axis=1)[:, rank - 1]
     _, needed = prefixes.find(index.codebooks, codes, depth).within(queries, limits)
     return depth if needed.mean() <= MOST_NEEDED * count else 0
 

@@ -30,6 +30,8 @@ RESCORED = 100
 PAIRED, FIRST_NEAR = 2**14, 32
 # Words of candidates that are looked up together, so that what this takes stays in the cache.
 RANKED = 2**16
+# A limit is so far above the distance that it was made of, for float32's rounding.
+ABOVE = 1 + 3e-5
 
 
 class Found(NamedTuple):
@@ -56,7 +58,7 @@ class Index:
     grouped_rows: np.ndarray  # [N] unsigned, rows of the first code in rising order, then the next
     group_starts: np.ndarray  # [U+1] unsigned, where each code's rows begin in `grouped_rows`
     ids: Ids  # [N] packed ids of the images
-    proposer: Any  # `scann.Scann` or `scan.Scan`; names candidates by `propose`
+    proposer: Any  # `scann.Scann` or `scan.Scan`: `propose`, `prefixes`
     kept: np.ndarray | None = None  # [N, W] uint8, embeddings by `kept.pack`, if any
 
     @property
@@ -190,7 +192,7 @@ class Index:
         Returns:
             [Q, R] codes, [Q, R] exact distances, and [Q] what no other code's distance is below in
             these leaves. They may have fewer than R codes: distances are then infinite at the end,
-            and the last is NaN.
+            and what no other's is below is NaN.
         """
         codes, lower_bounds = self.proposer.propose(embeddings, count, leaves)
         distances = self._exact_distances(embeddings, codes, lower_bounds)
@@ -212,10 +214,10 @@ class Index:
         count = min(count, len(self.distinct_codes))
         step = self._queries_at_once(count)
         for chunk in np.split(places, range(step, len(places), step)):
-            queries, leaves = self.decode(chunk), None
+            vectors, leaves = self.decode(chunk), None
             if prefixes := self.proposer.prefixes:
-                leaves = prefixes.within(queries, np.full(len(queries), radius))[0]
-            codes, distances, bounds = self.candidates(queries, count, leaves)
+                leaves, _ = prefixes.within(vectors, np.full(len(vectors), radius))
+            codes, distances, bounds = self.candidates(vectors, count, leaves)
             # NaN where the leaves have no other code.
             settled = ~(bounds * (1 - 1e-5) <= radius) | (count == len(self.distinct_codes))
             near = (distances <= radius) & (codes > chunk[:, None]) & settled[:, None]
@@ -243,44 +245,51 @@ class Index:
         found = chosen.index._nearest(embeddings, k, num_candidates, None)
         return found._replace(codes=chosen.places[found.codes])
 
-    def _nearest(self, embeddings, k, num_candidates, leaves, near=None) -> Found:
+    def _nearest(self, embeddings, k, num_candidates, leaves, limits=None) -> Found:
+        """The k nearest images; [Q] `limits` are squared distances that the k-th do not exceed."""
         num_candidates = min(num_candidates, len(self.distinct_codes))
         step = self._queries_at_once(num_candidates, k)
-        given = k, num_candidates, leaves, near or k
+        given = k, num_candidates, leaves
         if len(embeddings) <= step:
-            return self._nearest_in_chunk(embeddings, *given)
-        chunks = np.split(embeddings, range(step, len(embeddings), step))
-        return _joined(self._nearest_in_chunk(c, *given) for c in chunks)
+            return self._nearest_in_chunk(embeddings, *given, limits)
+        starts = range(step, len(embeddings), step)
+        chunks = np.split(embeddings, starts)
+        parts = [None] * len(chunks) if limits is None else np.split(limits, starts)
+        pairs = zip(chunks, parts, strict=True)
+        return _joined(self._nearest_in_chunk(chunk, *given, part) for chunk, part in pairs)
 
-    def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves, near) -> Found:
-        """As `_nearest`, in the leaves of the `near` nearest codes where leaves have bounds."""
-        limits, searched, is_all = np.inf, leaves, num_candidates == len(self.distinct_codes)
-        if self.proposer.prefixes and not is_all:
-            limits = self._limits(embeddings, near)
+    def _nearest_in_chunk(self, embeddings, k, num_candidates, leaves, limits) -> Found:
+        searched, is_all = leaves, num_candidates == len(self.distinct_codes)
+        if is_all or not self.proposer.prefixes:
+            limits = np.inf
+        else:
+            limits = self._limits(embeddings, k) if limits is None else limits
             searched, _ = self.proposer.prefixes.within(embeddings, limits)
         codes, bounds = self.proposer.propose(embeddings, num_candidates, searched)
         found, bounds = self._ranked(embeddings, codes, bounds, k), bounds[:, -1]
         if leaves:
-            unsettled, leaves = np.isinf(found.distances[:, -1]), None
+            unsettled, leaves, limits = np.isinf(found.distances[:, -1]), None, None
         elif is_all:
             return found
         else:
             # Settled means strictly below, so that all ties at the k-th place are candidates; the
             # margin covers float32 rounding on both sides. A bound is NaN where the leaves have no
-            # other code.
-            unsettled = found.distances[:, -1] * (1 + 1e-5) >= np.fmin(bounds, limits)
-            near, num_candidates = num_candidates, num_candidates * 8
+            # other code. Codes of other leaves are above the limit.
+            reached = found.distances[:, -1] * (1 + 1e-5)
+            unsettled = (reached >= bounds) | (reached > limits)
+            limits, num_candidates = found.distances[:, -1] * ABOVE, num_candidates * 8
         if unsettled.any():
-            again = self._nearest(embeddings[unsettled], k, num_candidates, leaves, near)
+            limits = None if limits is None else limits[unsettled]
+            again = self._nearest(embeddings[unsettled], k, num_candidates, leaves, limits)
             for mine, more in zip(found, again, strict=True):
                 mine[unsettled] = more
         return found
 
-    def _limits(self, embeddings, near):
-        """[Q], a little above what the squared distance of the `near`-th code is at most."""
+    def _limits(self, embeddings, k):
+        """[Q], what the distance of the k-th code does not exceed; inf where few leaves have k."""
         few = math.isqrt(len(self.proposer.prefixes.words))
-        distances = self.candidates(embeddings, near, few)[1]
-        return distances.max(axis=1) * (1 + 3e-5)
+        distances = self.candidates(embeddings, k, few)[1]
+        return distances.max(axis=1) * ABOVE
 
     def _ranked(self, embeddings, codes, bounds, k) -> Found:
         """The k nearest images of what was proposed, for some queries after the other."""

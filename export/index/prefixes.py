@@ -12,7 +12,7 @@ import numpy as np
 
 from export.index import ranking
 
-# Of an index of fewer codes all are scanned in about the time that leaves are chosen.
+# Fewer codes are all scanned in about the time that choosing leaves takes.
 MIN_CODES = 2**21
 # Codes of a leaf on average, at least: each leaf costs as much as scanning some thousands.
 LEAF_CODES = 2000
@@ -79,7 +79,7 @@ def depth_of(num_codes: int, num_words: int) -> int:
     if num_codes < MIN_CODES:
         return 0
     depth = int(np.log(num_codes / LEAF_CODES) / np.log(num_words))
-    return min(depth, MAX_DEPTH)
+    return max(0, min(depth, MAX_DEPTH))
 
 
 def find(codebooks: np.ndarray, codes: np.ndarray, depth: int) -> Prefixes:

@@ -1,11 +1,13 @@
 """The fast index type: ScaNN's files with the learned codebooks and codes in place of trained ones.
 
 A folder has the centers of ScaNN's hashes (the codewords), its configuration, the list of its
-files, and with leaves its tree and the leaf of every code. A code belongs to the leaf of the
+files, and with `num_leaves` its tree and the leaf of every code. A code belongs to the leaf of the
 nearest center, and a query searches a few leaves. ScaNN trains the centers on a sample of decoded
-codes; the codes stay those of the learned codebooks, and are hashed_dataset.npy.
+codes; the codes stay those of the learned codebooks, and are hashed_dataset.npy. Leaves of codes
+that begin alike (`prefixes`) have no files: their tree is made at each load.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -35,7 +37,7 @@ class Scann(NamedTuple):
     """Proposes the codes that ScaNN finds."""
 
     searcher: Any  # ScaNN's own
-    num_leaves: int  # of its tree; 0: none
+    num_leaves: int  # of its tree, of either kind; 0: none
     prefixes: Prefixes | None = None  # which the leaves are; None: they have centers by k-means
 
     def propose(
@@ -126,7 +128,9 @@ def load(
 
     num_leaves = manifest["num_leaves"]
     if depth := manifest.get("prefix_books"):
-        return _load_prefixes(folder, codebooks, find(codebooks, codes, depth))
+        # Without a temporary folder all codes are scanned, which finds the same.
+        with contextlib.suppress(OSError):
+            return _load_prefixes(folder, codebooks, find(codebooks, codes, depth))
     # Not its load_searcher, whose absolute paths in scann_assets.pbtxt a move makes wrong.
     searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(folder, num_leaves))
     return Scann(scann_ops_pybind.ScannSearcher(searcher), num_leaves)

@@ -25,7 +25,7 @@ FORMAT = "hqc-index"
 # 4: ids in compressed blocks. Version 3, which has them as they are, is read too.
 FORMAT_VERSION, READ_VERSIONS = 4, (3, 4)
 ARRAYS = ("codebooks", "hashed_dataset", "grouped_rows", "group_starts")
-# Name -> module with `write`, `load` and, of what it loads, `propose`.
+# Name -> module with `write` and `load`, which gives what has `propose` and `prefixes`.
 KINDS = {"scann": scann, "scan": scan}
 _KEPT = "embeddings.npy"
 _FIX = "rebuild the index or restore a copy"

@@ -1,11 +1,12 @@
 """Codes that begin alike are leaves, and leaving out those that are too far changes no result."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
 
-from export.index import leaves, load_index, prefixes, ranking, store
+from export.index import leaves, load_index, neighbors, prefixes, ranking, scann, store
 from hqc_tf.retrieval import asymmetric_distances
 from tests.export.index.test_index import (
     assert_equals_full_scan,
@@ -71,6 +72,8 @@ def test_search_is_exact(tmp_path, small_leaves):
         assert_equals_full_scan(index, codebooks, codes, queries, k)
     for query in queries[:20]:
         assert_equals_full_scan(index, codebooks, codes, query[None], 10)
+    expected = full_scan(codebooks, codes, queries, 10)[0]
+    np.testing.assert_array_equal(index.rows(queries, 10, rerank=10).rows, expected)
 
 
 def test_ties_and_many_images_of_a_code(tmp_path, small_leaves):
@@ -87,7 +90,43 @@ def test_all_images(tmp_path, small_leaves):
     codebooks, codes, queries = clustered_set(2000)
     index = write_and_load(tmp_path / "index", codebooks, codes)
     assert index.proposer.prefixes
-    assert_equals_full_scan(index, codebooks, codes, queries, len(codes))
+    for k in (len(codes) - 5, len(codes)):
+        assert_equals_full_scan(index, codebooks, codes, queries, k)
+
+
+def test_a_query_that_is_a_code_is_settled_at_once(tmp_path, small_leaves, monkeypatch):
+    codebooks, codes, _ = clustered_set(3000)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    asked = []
+    propose = scann.Scann.propose
+
+    def counted(self, embeddings, count, leaves=None):
+        if not isinstance(leaves, np.ndarray):  # else it calls itself
+            asked.append(count)
+        return propose(self, embeddings, count, leaves)
+
+    monkeypatch.setattr(scann.Scann, "propose", counted)
+    found = index.rows(index.decode(np.arange(1)), 1)
+    assert found.codes[0, 0] == 0 and found.distances[0, 0] == 0
+    # The first few leaves, and those that can be nearer.
+    assert asked == [1, neighbors.MIN_CANDIDATES]
+
+
+def test_one_leaf(tmp_path, small_leaves):
+    codebooks, codes, queries = random_set(6, 3000)
+    codes[:, :3] = 7
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    assert len(index.proposer.prefixes.words) == 1
+    assert_equals_full_scan(index, codebooks, codes, queries, 10)
+
+
+def test_without_a_temporary_folder_all_codes_are_scanned(tmp_path, small_leaves, monkeypatch):
+    codebooks, codes, queries = clustered_set(2000)
+    index = write_and_load(tmp_path / "index", codebooks, codes)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    loaded = load_index(tmp_path / "index")
+    assert index.proposer.prefixes and not loaded.proposer.prefixes
+    assert_equals_full_scan(loaded, codebooks, codes, queries, 10)
 
 
 @pytest.mark.parametrize("offset", [100, 3000])
@@ -103,11 +142,12 @@ def test_rounding_leaves_nothing_out(tmp_path, small_leaves, offset):
 def test_a_part_of_the_images(tmp_path, small_leaves):
     codebooks, codes, queries = clustered_set()
     index = write_and_load(tmp_path / "index", codebooks, codes)
-    mask = np.random.default_rng(1).random(len(codes)) < 0.1
-    rows = np.flatnonzero(mask)
-    expected, _ = full_scan(codebooks, codes[mask], queries, 20)
-    found = index.rows(queries, 20, within=mask)
-    np.testing.assert_array_equal(found.rows, rows[expected])
+    for part in (0.1, 0.5, 0.9):
+        mask = np.random.default_rng(1).random(len(codes)) < part
+        rows = np.flatnonzero(mask)
+        expected, _ = full_scan(codebooks, codes[mask], queries, 20)
+        found = index.rows(queries, 20, within=mask)
+        np.testing.assert_array_equal(found.rows, rows[expected])
 
 
 def test_near_codes_are_the_same(tmp_path, small_leaves):
