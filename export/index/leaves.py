@@ -64,7 +64,7 @@ def choose_prefix(index: Index) -> int:
     found, distances = Scan(index.codebooks, codes[chosen]).propose(queries, rank + 1)
     distances = np.where(chosen[found] == places[:, None], np.inf, distances)
     limits = np.sort(distances, axis=1)[:, rank - 1]
-    _, needed = prefixes.find(index.codebooks, codes, depth).within(queries, limits)
+    needed = prefixes.find(index.codebooks, codes, depth).codes_within(queries, limits)
     return depth if needed.mean() <= MOST_NEEDED * count else 0
 
 

@@ -216,7 +216,7 @@ class Index:
         for chunk in np.split(places, range(step, len(places), step)):
             vectors, leaves = self.decode(chunk), None
             if prefixes := self.proposer.prefixes:
-                leaves, _ = prefixes.within(vectors, np.full(len(vectors), radius))
+                leaves = prefixes.leaves_within(vectors, np.full(len(vectors), radius))
             codes, distances, bounds = self.candidates(vectors, count, leaves)
             # NaN where the leaves have no other code.
             settled = ~(bounds * (1 - 1e-5) <= radius) | (count == len(self.distinct_codes))
@@ -264,7 +264,7 @@ class Index:
             limits = np.inf
         else:
             limits = self._limits(embeddings, k) if limits is None else limits
-            searched, _ = self.proposer.prefixes.within(embeddings, limits)
+            searched = self.proposer.prefixes.leaves_within(embeddings, limits)
         codes, bounds = self.proposer.propose(embeddings, num_candidates, searched)
         found, bounds = self._ranked(embeddings, codes, bounds, k), bounds[:, -1]
         if leaves:

@@ -30,6 +30,7 @@ class Prefixes(NamedTuple):
     codebooks: np.ndarray  # [M, K, D] float32
     words: np.ndarray  # [L, P] uint8, with which the codes of each leaf begin
     starts: np.ndarray  # [L+1] int64, where they begin among the distinct codes
+    largest: float  # squared norm of a vector that a code stands for, at most
 
     def centers(self) -> np.ndarray:
         """[L, M*D] float32 points that are as near to a query, in order, as the leaves' words.
@@ -53,25 +54,29 @@ class Prefixes(NamedTuple):
         begun = ranking.word_distances(tables[:, :depth], words).sum(axis=0)
         return begun + tables[:, depth:].min(axis=2).sum(axis=1)[:, None]
 
-    def within(self, embeddings: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What can have codes at squared distances of up to [Q] limits from [Q, M*D] queries.
+    def leaves_within(self, embeddings: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        """How many leaves can have codes at squared distances of up to [Q] limits.
 
-        Returns:
-            leaves: [Q] int64, how many, at least 1: the nearest by distance to their `centers`,
-                however that is rounded.
-            codes: [Q] int64, how many these leaves have.
+        [Q] int64, at least 1, of [Q, M*D] queries: the nearest leaves by distance to their
+        `centers`, however that is rounded.
         """
-        largest = np.square(self.codebooks).sum(axis=2).max(axis=1).sum()
-        limits = limits + ROUNDING * (limits + np.square(embeddings).sum(axis=1) + largest)
+        counts = [can.sum(axis=1) for can in self._can_have(embeddings, limits)]
+        return np.maximum(np.concatenate(counts), 1)
+
+    def codes_within(self, embeddings: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        """How many codes these leaves have, [Q] int64."""
+        sizes = np.diff(self.starts)
+        return np.concatenate([can @ sizes for can in self._can_have(embeddings, limits)])
+
+    def _can_have(self, embeddings, limits):
+        """Yields for some queries after the other which leaves can: bool [n, L]."""
+        sizes = np.square(embeddings).sum(axis=1) + self.largest
+        limits = limits + ROUNDING * (limits + sizes)
         step = max(1, CHUNK_ELEMENTS // len(self.words))
-        leaves, codes = (np.empty(len(limits), np.int64) for _ in range(2))
         for start in range(0, len(limits), step):
             part = slice(start, start + step)
             tables = ranking.distance_tables(embeddings[part], self.codebooks)
-            can = self.bounds(tables) <= limits[part, None]
-            leaves[part] = np.maximum(can.sum(axis=1), 1)
-            codes[part] = can @ np.diff(self.starts)
-        return leaves, codes
+            yield self.bounds(tables) <= limits[part, None]
 
 
 def depth_of(num_codes: int, num_words: int) -> int:
@@ -96,4 +101,6 @@ def find(codebooks: np.ndarray, codes: np.ndarray, depth: int) -> Prefixes:
         low, high = np.where(less, middle + 1, low), np.where(less, high, np.minimum(middle, high))
     has_codes = np.diff(low) > 0
     words = wanted[:-1][has_codes, None] // weights % num_words
-    return Prefixes(codebooks, words.astype(np.uint8), np.append(low[:-1][has_codes], len(codes)))
+    starts = np.append(low[:-1][has_codes], len(codes))
+    largest = np.square(codebooks).sum(axis=2).max(axis=1).sum()
+    return Prefixes(codebooks, words.astype(np.uint8), starts, largest)

@@ -124,34 +124,37 @@ def load(
     folder: pathlib.Path, manifest: dict[str, Any], codebooks: np.ndarray, codes: np.ndarray
 ) -> Scann:
     """The proposer of an index in `folder`, an absolute path, wherever it was written."""
-    from scann.scann_ops.py import scann_ops_pybind
-
     num_leaves = manifest["num_leaves"]
     if depth := manifest.get("prefix_books"):
         # Without a temporary folder all codes are scanned, which finds the same.
         with contextlib.suppress(OSError):
             return _load_prefixes(folder, codebooks, find(codebooks, codes, depth))
+    return Scann(_searcher(folder, _assets(folder, num_leaves)), num_leaves)
+
+
+def _searcher(folder, assets):
+    """ScaNN's own, with the configuration in `folder`."""
+    from scann.scann_ops.py import scann_ops_pybind
+
     # Not its load_searcher, whose absolute paths in scann_assets.pbtxt a move makes wrong.
-    searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), _assets(folder, num_leaves))
-    return Scann(scann_ops_pybind.ScannSearcher(searcher), num_leaves)
+    searcher = scann_ops_pybind.scann_pybind.ScannNumpy(str(folder), assets)
+    return scann_ops_pybind.ScannSearcher(searcher)
 
 
 def _load_prefixes(folder, codebooks, prefixes):
     """The codes of `folder` under a tree whose leaves are `prefixes`, which takes no disk."""
-    from scann.scann_ops.py import scann_ops_pybind
-
     num_leaves = len(prefixes.words)
     with tempfile.TemporaryDirectory() as made, os.fdopen(os.memfd_create("leaves"), "wb") as file:
         np.save(file, prefixes.leaves())
         file.flush()
         write_config(pathlib.Path(made), codebooks, num_leaves, 1)
-        pathlib.Path(made, _LEAVES["PARTITIONER"]).write_bytes(_tree_of(prefixes.centers()))
+        tree = pathlib.Path(made, _LEAVES["PARTITIONER"])
+        tree.write_bytes(_tree_of(prefixes.centers()))
         paths = {kind: folder / name for kind, name in _FLAT.items()} | {
-            "PARTITIONER": pathlib.Path(made, _LEAVES["PARTITIONER"]),
+            "PARTITIONER": tree,
             "TOKENIZATION_NPY": f"/proc/self/fd/{file.fileno()}",
         }
-        searcher = scann_ops_pybind.scann_pybind.ScannNumpy(made, _assets_at(paths))
-    return Scann(scann_ops_pybind.ScannSearcher(searcher), num_leaves, prefixes)
+        return Scann(_searcher(made, _assets_at(paths)), num_leaves, prefixes)
 
 
 def _tree_of(centers):

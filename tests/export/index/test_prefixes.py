@@ -44,8 +44,9 @@ def test_leaves_of_codes_made_by_hand():
         bounds, [[1 + 64 + 1, 1 + 4 + 1, 4 + 64 + 1, 4 + 22**2 + 1]], rtol=1e-6
     )
     for limit, count, num_codes in [(5, 1, 0), (6, 1, 2), (66, 2, 3), (69, 3, 4), (np.inf, 4, 5)]:
-        within = found.within(queries, np.float32([limit]))
-        assert (int(within[0][0]), int(within[1][0])) == (count, num_codes)
+        given = queries, np.float32([limit])
+        assert int(found.leaves_within(*given)[0]) == count
+        assert int(found.codes_within(*given)[0]) == num_codes
 
 
 @pytest.mark.parametrize(("num_books", "depth"), [(2, 1), (4, 2), (5, 3)])
@@ -67,7 +68,7 @@ def test_search_is_exact(tmp_path, small_leaves):
     assert index.manifest["prefix_books"] == 2
     found = index.proposer.prefixes
     limits = full_scan(codebooks, codes, queries, 10)[1][:, -1]
-    assert 0 < found.within(queries, limits)[1].mean() < len(index.distinct_codes) / 2
+    assert 0 < found.codes_within(queries, limits).mean() < len(index.distinct_codes) / 2
     for k in (1, 10, 300):
         assert_equals_full_scan(index, codebooks, codes, queries, k)
     for query in queries[:20]:
